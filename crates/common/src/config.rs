@@ -1,0 +1,377 @@
+//! Settings: each named once, with its environment variable, flag, default and unit.
+//!
+//! A value comes from the flag, else the environment, else `.env`, else the default. A secret may also come from the
+//! file that `NAME_FILE` names. Every mistake is reported, not only the first.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command};
+use url::Url;
+
+/// One setting, as `--help` shows it.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// The environment variable; the flag is the same in lower case with dashes.
+    pub env: &'static str,
+    /// The value if none is given.
+    pub default: Option<&'static str>,
+    /// What it is, and its unit.
+    pub help: &'static str,
+    /// Whether `<env>_FILE` may name a file that holds the value.
+    pub secret: bool,
+}
+
+/// A setting with a default.
+#[must_use]
+pub const fn setting(env: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { env, default: Some(default), help, secret: false }
+}
+
+const fn secret(env: &'static str, default: Option<&'static str>, help: &'static str) -> Setting {
+    Setting { env, default, help, secret: true }
+}
+
+/// Settings that both services have; `port` and `metrics_port` are the defaults that differ.
+#[must_use]
+pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
+    vec![
+        setting(
+            "HOST",
+            "127.0.0.1",
+            "Address to listen on; there is no authentication, so think before you open it",
+        ),
+        setting("PORT", port, "Port of the API; 0 takes any free one"),
+        setting("METRICS_PORT", metrics_port, "Port of /metrics, not to be published; 0 takes any free one"),
+        setting("WORKERS", "0", "HTTP worker threads; 0 is one a core"),
+        setting("MAX_CONNECTIONS", "10000", "Client connections open at once"),
+        setting("DRAIN_DELAY", "0s", "How long to go on accepting after SIGTERM, with /readyz already 503"),
+        setting("GRACE_PERIOD", "10s", "How long requests may take to finish after that"),
+        setting("LOG_FORMAT", "human", "human, or json: one object a line"),
+        setting(
+            "RUST_LOG",
+            "info,actix_server=warn",
+            "Log levels, as env_logger reads them, e.g. info,access=debug",
+        ),
+        secret(
+            "DATABASE_URL",
+            Some("postgres://postgres@127.0.0.1:5432/users"),
+            "PostgreSQL, with any libpq parameter, e.g. ?sslmode=verify-full&sslrootcert=/ca.pem",
+        ),
+        secret("DATABASE_PASSWORD", None, "Its password, if not in the URL"),
+        setting("DATABASE_CONNECTIONS", "10", "Connections to PostgreSQL, beside one that watches it"),
+        setting(
+            "DATABASE_QUEUE",
+            "4096",
+            "Queries that may wait for a connection; beyond it the answer is 503 at once",
+        ),
+        setting("DATABASE_DEADLINE", "2s", "How long a request may wait for its query, queue included"),
+        setting("DATABASE_STATEMENT_TIMEOUT", "1s", "How long PostgreSQL may work on one statement"),
+        setting("DATABASE_LOCK_TIMEOUT", "500ms", "How long a statement may wait for a lock"),
+        secret(
+            "REDIS_URL",
+            Some("redis://127.0.0.1:6379/0"),
+            "Redis 7.0 or newer; rediss:// for TLS, its CA in SSL_CERT_FILE",
+        ),
+        secret("REDIS_PASSWORD", None, "Its password, if not in the URL"),
+        setting("CACHE_TIMEOUT", "50ms", "How long one step with Redis may take"),
+        setting("CACHE_TTL", "300s", "How long a user stays cached at most"),
+        setting("CACHE_ABSENT_TTL", "10s", "How long it stays cached that a user does not exist"),
+    ]
+}
+
+/// How the HTTP server listens and stops.
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port of the API.
+    pub port: u16,
+    /// Port of `/metrics`.
+    pub metrics_port: u16,
+    /// Worker threads; 0 is one a core.
+    pub workers: usize,
+    /// Client connections open at once.
+    pub max_connections: usize,
+    /// From SIGTERM to the end of accepting.
+    pub drain_delay: Duration,
+    /// From there to the end of the process at the latest.
+    pub grace_period: Duration,
+}
+
+/// How PostgreSQL is used.
+#[derive(Debug, Clone)]
+pub struct DatabaseSettings {
+    /// Where it is, password included.
+    pub url: Secret,
+    /// Connections, and database threads.
+    pub connections: usize,
+    /// Queries that may wait for one.
+    pub queue: usize,
+    /// From the request's side: waiting and working together.
+    pub deadline: Duration,
+    /// On the server's side.
+    pub statement_timeout: Duration,
+    /// On the server's side.
+    pub lock_timeout: Duration,
+}
+
+/// How Redis is used.
+#[derive(Debug, Clone)]
+pub struct CacheSettings {
+    /// Where it is, password included.
+    pub url: Secret,
+    /// The bound of one step.
+    pub timeout: Duration,
+    /// The bound of an entry's life.
+    pub ttl: Duration,
+    /// The bound of a cached absence.
+    pub absent_ttl: Duration,
+}
+
+/// A text that no log shows.
+#[derive(Clone, Default)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// Every mistake in the settings, one a line.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Mistakes(Vec<String>);
+
+impl Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the settings are wrong:")?;
+        self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
+    }
+}
+
+/// Reads settings one by one, and collects what is wrong with them.
+#[derive(Debug)]
+pub struct Reader {
+    values: BTreeMap<&'static str, String>,
+    mistakes: Vec<String>,
+}
+
+impl Reader {
+    /// Adds `settings` to `command`, as flags and environment variables.
+    #[must_use]
+    pub fn describe(command: Command, settings: &[Setting]) -> Command {
+        command.args(settings.iter().map(|s| {
+            let arg = Arg::new(s.env).long(flag(s.env)).env(s.env).help(s.help).global(true);
+            let arg = arg.hide_env_values(true);
+            s.default.map_or(arg.clone(), |default| arg.default_value(default))
+        }))
+    }
+
+    /// Takes the values that `matches` holds for `settings`, and the files that `*_FILE` variables name.
+    #[must_use]
+    pub fn new(matches: &ArgMatches, settings: &[Setting]) -> Self {
+        let mut reader = Self { values: BTreeMap::new(), mistakes: Vec::new() };
+        for s in settings {
+            // Empty is unset: what a compose file makes of a variable that nobody gave.
+            let value = matches.get_one::<String>(s.env).filter(|value| !value.is_empty());
+            let given = value.is_some() && matches.value_source(s.env) != Some(ValueSource::DefaultValue);
+            let value = value.cloned().or_else(|| s.default.map(str::to_owned));
+            let file = s
+                .secret
+                .then(|| std::env::var(format!("{}_FILE", s.env)).ok())
+                .flatten()
+                .filter(|f| !f.is_empty());
+            let value = match file {
+                Some(_) if given => {
+                    reader.wrong(s.env, "is set, and so is its _FILE: keep one");
+                    None
+                }
+                Some(path) => reader.file(s.env, &path),
+                None => value,
+            };
+            if let Some(value) = value {
+                reader.values.insert(s.env, value);
+            }
+        }
+        reader
+    }
+
+    fn file(&mut self, env: &str, path: &str) -> Option<String> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
+            Err(error) => {
+                self.mistakes.push(format!("{env}_FILE: cannot read {path}: {error}"));
+                None
+            }
+        }
+    }
+
+    fn wrong(&mut self, env: &str, what: impl Display) {
+        self.mistakes.push(format!("{env} {what}"));
+    }
+
+    /// The value of `env` through `parse`; a mistake is noted and answered with the type's default.
+    pub fn get<T: Default>(&mut self, env: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+        let Some(value) = self.values.get(env) else { return T::default() };
+        parse(value).unwrap_or_else(|expected| {
+            self.wrong(env, expected);
+            T::default()
+        })
+    }
+
+    /// The HTTP server's part of [`shared`].
+    pub fn http(&mut self) -> HttpSettings {
+        let host = self.get("HOST", |v| v.parse().map(Some).map_err(|_| "must be an IP address".to_owned()));
+        HttpSettings {
+            host: host.unwrap_or(Ipv4Addr::LOCALHOST.into()),
+            port: self.get("PORT", number(0..=65535)),
+            metrics_port: self.get("METRICS_PORT", number(0..=65535)),
+            workers: self.get("WORKERS", number(0..=512)),
+            max_connections: self.get("MAX_CONNECTIONS", number(1..=1_000_000)),
+            drain_delay: self.get("DRAIN_DELAY", duration),
+            grace_period: self.get("GRACE_PERIOD", positive_duration),
+        }
+    }
+
+    /// PostgreSQL's part of [`shared`].
+    pub fn database(&mut self) -> DatabaseSettings {
+        DatabaseSettings {
+            url: self.store_url("DATABASE_URL", "DATABASE_PASSWORD", &["postgres", "postgresql"]),
+            connections: self.get("DATABASE_CONNECTIONS", number(1..=1_000)),
+            queue: self.get("DATABASE_QUEUE", number(1..=1_000_000)),
+            deadline: self.get("DATABASE_DEADLINE", positive_duration),
+            statement_timeout: self.get("DATABASE_STATEMENT_TIMEOUT", positive_duration),
+            lock_timeout: self.get("DATABASE_LOCK_TIMEOUT", positive_duration),
+        }
+    }
+
+    /// Redis' part of [`shared`].
+    pub fn cache(&mut self) -> CacheSettings {
+        CacheSettings {
+            url: self.store_url("REDIS_URL", "REDIS_PASSWORD", &["redis", "rediss"]),
+            timeout: self.get("CACHE_TIMEOUT", positive_duration),
+            ttl: self.get("CACHE_TTL", positive_duration),
+            absent_ttl: self.get("CACHE_ABSENT_TTL", positive_duration),
+        }
+    }
+
+    fn store_url(&mut self, env: &'static str, password: &'static str, schemes: &[&str]) -> Secret {
+        let password = self.values.get(password).cloned();
+        let url = self.get(env, |value| {
+            // What the parser says may quote the value, which may hold a password: say less.
+            let mut url = Url::parse(value).map_err(|_| "is not a URL".to_owned())?;
+            if !schemes.contains(&url.scheme()) {
+                return Err(format!(
+                    "must start with {}",
+                    schemes.iter().map(|s| format!("{s}://")).collect::<Vec<_>>().join(" or ")
+                ));
+            }
+            if password.is_some() {
+                url.set_password(password.as_deref()).map_err(|()| "cannot take a password".to_owned())?;
+            }
+            Ok(url.to_string())
+        });
+        Secret(url)
+    }
+
+    /// Ends the reading.
+    ///
+    /// # Errors
+    /// [`Mistakes`], all of them, if there was one.
+    pub fn finish(self) -> Result<(), Mistakes> {
+        if self.mistakes.is_empty() { Ok(()) } else { Err(Mistakes(self.mistakes)) }
+    }
+}
+
+fn flag(env: &str) -> String {
+    env.to_lowercase().replace('_', "-")
+}
+
+/// A whole number within `range`.
+pub fn number<T: FromStr + PartialOrd + Display>(
+    range: std::ops::RangeInclusive<T>,
+) -> impl Fn(&str) -> Result<T, String> {
+    move |value| {
+        let number = value.parse().ok().filter(|n| range.contains(n));
+        number.ok_or_else(|| format!("must be a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// A duration such as `50ms`, `2s` or `5m`, zero included.
+pub fn duration(value: &str) -> Result<Duration, String> {
+    humantime::parse_duration(value)
+        .map_err(|_| "must be a duration with its unit, such as 50ms, 2s or 5m".to_owned())
+}
+
+/// A duration of at least a millisecond.
+pub fn positive_duration(value: &str) -> Result<Duration, String> {
+    duration(value)
+        .and_then(|d| if d.as_millis() == 0 { Err("must be at least 1ms".to_owned()) } else { Ok(d) })
+}
+
+/// One of `choices`.
+pub fn one_of(choices: &'static [&'static str]) -> impl Fn(&str) -> Result<&'static str, String> {
+    move |value| {
+        let choice = choices.iter().find(|choice| **choice == value);
+        choice.copied().ok_or_else(|| format!("must be one of: {}", choices.join(", ")))
+    }
+}
+
+/// An `http://` or `https://` URL without its trailing slash.
+pub fn http_url(value: &str) -> Result<String, String> {
+    let url = Url::parse(value).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    url.map(|url| url.as_str().trim_end_matches('/').to_owned())
+        .ok_or_else(|| "must be an http:// or https:// URL".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(arguments: &[&str]) -> Result<(HttpSettings, DatabaseSettings, CacheSettings), Mistakes> {
+        let settings = shared("8080", "9080");
+        let command = Reader::describe(Command::new("test"), &settings);
+        let matches = command.get_matches_from([&["test"], arguments].concat());
+        let mut reader = Reader::new(&matches, &settings);
+        let read = (reader.http(), reader.database(), reader.cache());
+        reader.finish().map(|()| read)
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once_and_names_its_variable() {
+        let wrong = ["--port=70000", "--cache-ttl=300", "--redis-url=http://x", "--database-connections=0"];
+        let Err(mistakes) = read(&wrong) else { panic!("accepted") };
+        let text = mistakes.to_string();
+        for name in ["PORT", "CACHE_TTL", "REDIS_URL", "DATABASE_CONNECTIONS"] {
+            assert!(text.contains(name), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_password_of_its_own_is_put_into_the_url() {
+        let (_, database, cache) =
+            read(&["--database-password=a/b@c", "--redis-password=x y"]).expect("valid");
+        assert_eq!(database.url.expose(), "postgres://postgres:a%2Fb%40c@127.0.0.1:5432/users");
+        assert_eq!(cache.url.expose(), "redis://:x%20y@127.0.0.1:6379/0");
+        assert!(!format!("{database:?}").contains("a%2Fb"));
+    }
+}

@@ -1,0 +1,170 @@
+//! What a key holds in Redis, byte for byte.
+//!
+//! | kind | first byte | then |
+//! |---|---|---|
+//! | value | `V` | format (1), fill id (16), load time in µs (8), expiry in Unix ms (8), ETag (16), body |
+//! | absent | `A` | format (1), fill id (16), load time in µs (8), expiry in Unix ms (8) |
+//! | lease | `L` | token (16) |
+//! | barrier | `B` | token (16) |
+//!
+//! Numbers are big-endian. The format is in the value and not in the key: services are deployed one at a time, and
+//! with a new key prefix writers would invalidate one key while readers fill another.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use actix_web::web::Bytes;
+
+const FORMAT: u8 = 1;
+const TOKEN_BYTES: usize = 16;
+const HEAD_BYTES: usize = 2 + TOKEN_BYTES + 8 + 8;
+const ETAG_BYTES: usize = 16;
+
+/// 128 random bits that tell one fill, lease or barrier from every other.
+pub type Token = [u8; TOKEN_BYTES];
+
+/// A new token.
+#[must_use]
+pub fn token() -> Token {
+    rand::random()
+}
+
+/// A user as it is answered: opaque bytes and what tells them from other versions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The opaque part of the entity tag.
+    pub etag: [u8; ETAG_BYTES],
+    /// The body.
+    pub body: Bytes,
+}
+
+/// What was found at a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Slot {
+    /// Nothing.
+    Empty,
+    /// An answer, or that there is none, from a load.
+    Filled(Filled),
+    /// A reader is loading.
+    Lease,
+    /// A writer is writing.
+    Barrier,
+    /// Something that a newer or older version of ours wrote, and alone may change.
+    OtherFormat,
+    /// Nothing of ours; the bytes, if it is a string at all.
+    Garbage(Bytes),
+}
+
+/// The result of a load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filled {
+    /// The answer; none for a cached absence.
+    pub answer: Option<Answer>,
+    /// When the entry ends, in Unix milliseconds: only for `ttl=`, correctness does not hang on a clock.
+    expiry: u64,
+    /// The bytes it was read from, to compare with.
+    pub bytes: Bytes,
+}
+
+impl Filled {
+    /// How long the entry will live.
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        Duration::from_millis(self.expiry.saturating_sub(unix_ms()))
+    }
+}
+
+/// The bytes of a lease.
+#[must_use]
+pub fn lease(token: &Token) -> Bytes {
+    [b"L".as_slice(), token].concat().into()
+}
+
+/// The bytes of an entry with `answer`, or its absence, that took `load_time` to load and lives for `ttl`.
+#[must_use]
+pub fn encode(answer: Option<&Answer>, load_time: Duration, ttl: Duration) -> Bytes {
+    let load_time = u64::try_from(load_time.as_micros()).unwrap_or(u64::MAX);
+    let expiry = unix_ms() + u64::try_from(ttl.as_millis()).unwrap_or(0);
+    let mut bytes =
+        Vec::with_capacity(HEAD_BYTES + ETAG_BYTES + answer.map_or(0, |answer| answer.body.len()));
+    bytes.extend_from_slice(&[if answer.is_some() { b'V' } else { b'A' }, FORMAT]);
+    bytes.extend_from_slice(&token());
+    bytes.extend_from_slice(&load_time.to_be_bytes());
+    bytes.extend_from_slice(&expiry.to_be_bytes());
+    if let Some(answer) = answer {
+        bytes.extend_from_slice(&answer.etag);
+        bytes.extend_from_slice(&answer.body);
+    }
+    bytes.into()
+}
+
+/// Reads what a key holds. The body is not copied and not looked into.
+#[must_use]
+pub fn decode(bytes: Option<Bytes>) -> Slot {
+    let Some(bytes) = bytes else { return Slot::Empty };
+    match (bytes.first(), bytes.len()) {
+        (Some(b'L'), len) if len == 1 + TOKEN_BYTES => Slot::Lease,
+        (Some(b'B'), len) if len == 1 + TOKEN_BYTES => Slot::Barrier,
+        (Some(b'V' | b'A'), 2..) if bytes[1] != FORMAT => Slot::OtherFormat,
+        (Some(b'V'), len) if len > HEAD_BYTES + ETAG_BYTES => {
+            let mut etag = [0; ETAG_BYTES];
+            etag.copy_from_slice(&bytes[HEAD_BYTES..HEAD_BYTES + ETAG_BYTES]);
+            let answer = Answer { etag, body: bytes.slice(HEAD_BYTES + ETAG_BYTES..) };
+            Slot::Filled(Filled { answer: Some(answer), expiry: expiry(&bytes), bytes })
+        }
+        (Some(b'A'), HEAD_BYTES) => Slot::Filled(Filled { answer: None, expiry: expiry(&bytes), bytes }),
+        _ => Slot::Garbage(bytes),
+    }
+}
+
+fn expiry(bytes: &Bytes) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[HEAD_BYTES - 8..HEAD_BYTES]);
+    u64::from_be_bytes(number)
+}
+
+fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn answer() -> Answer {
+        Answer { etag: [7; ETAG_BYTES], body: Bytes::from_static(b"{}") }
+    }
+
+    #[test]
+    fn what_was_encoded_is_read_back() {
+        for expected in [Some(answer()), None] {
+            let bytes = encode(expected.as_ref(), Duration::from_micros(3), Duration::from_secs(60));
+            let Slot::Filled(filled) = decode(Some(bytes.clone())) else { panic!("{bytes:?}") };
+            assert_eq!((filled.answer.clone(), filled.bytes.clone()), (expected, bytes));
+            assert!(filled.ttl() <= Duration::from_secs(60) && filled.ttl() > Duration::from_secs(50));
+        }
+        assert_eq!(decode(Some(lease(&token()))), Slot::Lease);
+        assert_eq!(decode(None), Slot::Empty);
+    }
+
+    #[test]
+    fn two_fills_of_the_same_answer_differ() {
+        let fill = || encode(Some(&answer()), Duration::ZERO, Duration::from_secs(60));
+        assert_ne!(fill(), fill());
+    }
+
+    #[test]
+    fn another_format_is_not_garbage() {
+        let mut bytes = encode(Some(&answer()), Duration::ZERO, Duration::from_secs(60)).to_vec();
+        bytes[1] = FORMAT + 1;
+        assert_eq!(decode(Some(bytes.into())), Slot::OtherFormat);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_can_be_read(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let _no_panic = decode(Some(bytes.into()));
+        }
+    }
+}

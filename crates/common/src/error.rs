@@ -1,0 +1,245 @@
+//! Everything that can go wrong with a request, as one enum; what HTTP makes of it is its last part.
+//!
+//! The message that goes out is never the message that is logged: a [`Problem`] says what the client can do,
+//! [`Error::cause`] tells whoever runs the service what happened.
+
+use std::borrow::Cow;
+use std::fmt::{self, Display};
+
+use actix_web::http::StatusCode;
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Why a request was not served.
+#[derive(Debug)]
+pub enum Error {
+    /// Members of the body are missing or wrong: all of them.
+    InvalidMembers(Vec<MemberError>),
+    /// The body is no JSON object.
+    MalformedBody(String),
+    /// No user can have the name in the path.
+    InvalidName(&'static str),
+    /// There is no such user.
+    UnknownUser,
+    /// The name belongs to a user already.
+    NameTaken,
+    /// The body did not arrive within its time.
+    BodyTimeout,
+    /// The body is larger than allowed.
+    BodyTooLarge,
+    /// The body is not `application/json`, or compressed.
+    UnsupportedMediaType(&'static str),
+    /// PostgreSQL cannot serve the request now: away, starting, read-only, out of connections, too slow.
+    Unavailable(String),
+    /// The service is starting or stopping, or without what it needs: what `/readyz` says.
+    NotReady(&'static str),
+    /// More requests wait for PostgreSQL than the queue holds.
+    Overloaded,
+    /// The write was on its way when PostgreSQL was lost: it may have happened, or not.
+    OutcomeUnknown(String),
+    /// A mistake of ours.
+    Internal(String),
+}
+
+impl Error {
+    /// What happened, for the log; only where the service or its stores are to blame.
+    #[must_use]
+    pub fn cause(&self) -> Option<&str> {
+        match self {
+            Self::Unavailable(cause) | Self::OutcomeUnknown(cause) | Self::Internal(cause) => Some(cause),
+            _ => None,
+        }
+    }
+}
+
+/// The only place where a database error gets its meaning.
+impl From<DieselError> for Error {
+    fn from(error: DieselError) -> Self {
+        use DatabaseErrorKind as Kind;
+        match &error {
+            DieselError::NotFound => Self::UnknownUser,
+            DieselError::DatabaseError(Kind::UniqueViolation, _) => Self::NameTaken,
+            // What a valid request cannot cause.
+            DieselError::DatabaseError(Kind::CheckViolation | Kind::NotNullViolation, _)
+            | DieselError::QueryBuilderError(_)
+            | DieselError::DeserializationError(_)
+            | DieselError::SerializationError(_) => Self::Internal(error.to_string()),
+            // Diesel does not tell the SQLSTATE, and messages come in the server's language. Our statements are few
+            // and tested, so what is left is the server's state: no connection, time-out, lock, disk, shutdown, role.
+            _ => Self::Unavailable(error.to_string()),
+        }
+    }
+}
+
+impl Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind().title)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// One wrong member of a request body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct MemberError {
+    /// What is wrong with it.
+    #[schema(example = "must not be empty")]
+    pub detail: Cow<'static, str>,
+    /// Where it is: a JSON Pointer as a URI fragment (RFC 6901, section 6).
+    #[schema(example = "#/info")]
+    pub pointer: Cow<'static, str>,
+}
+
+/// The body of every error answer: problem details (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Problem<'a> {
+    /// A path that the service answers with an explanation.
+    #[serde(rename = "type")]
+    #[schema(example = "/problems/unknown-user")]
+    pub type_: String,
+    /// The kind of problem; the same each time.
+    pub title: &'static str,
+    /// The HTTP status once more.
+    pub status: u16,
+    /// What is wrong with this request.
+    pub detail: Cow<'a, str>,
+    /// The path that was asked for.
+    pub instance: &'a str,
+    /// The members that are wrong.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(nullable = false)]
+    pub errors: &'a [MemberError],
+}
+
+/// A kind of problem: what `/problems/<slug>` explains.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// The last segment of its `type`.
+    pub slug: &'static str,
+    /// Its status.
+    pub status: StatusCode,
+    /// Its title.
+    pub title: &'static str,
+    /// What to know about it; also the `detail` where there is no closer one.
+    pub explanation: &'static str,
+}
+
+macro_rules! kinds {
+    ($($name:ident = $status:ident $slug:literal $title:literal: $explanation:literal;)*) => {
+        $(const $name: Kind = Kind { slug: $slug, status: StatusCode::$status, title: $title, explanation: $explanation };)*
+        /// Every kind of problem.
+        pub const KINDS: &[Kind] = &[$($name),*];
+    };
+}
+
+kinds! {
+    INVALID_MEMBERS = BAD_REQUEST "invalid-members" "Members of the body are missing or wrong":
+        "The list `errors` names each wrong member and what is wrong with it.";
+    MALFORMED_BODY = BAD_REQUEST "malformed-body" "The body is not a JSON object":
+        "The body must be one JSON object (RFC 8259) in UTF-8, each member given once.";
+    INVALID_NAME = BAD_REQUEST "invalid-name" "No user can have this name":
+        "A name is 1 to 128 bytes of UTF-8 after NFC, without control, format, private-use or unassigned characters, without white space at its ends, and not `.` or `..`. In a path it is percent-encoded.";
+    BAD_REQUEST = BAD_REQUEST "bad-request" "The request is malformed":
+        "The service could not make sense of the request.";
+    UNKNOWN_USER = NOT_FOUND "unknown-user" "There is no such user":
+        "No user has this name. Names are compared exactly; case matters.";
+    NO_SUCH_PATH = NOT_FOUND "no-such-path" "There is nothing at this path":
+        "The paths of this service are listed in /openapi.json and shown at /docs/.";
+    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED "method-not-allowed" "The path does not have this method":
+        "The header Allow lists the methods that the path has.";
+    BODY_TIMEOUT = REQUEST_TIMEOUT "body-timeout" "The body took too long to arrive":
+        "A request's body must arrive within 5 seconds. Send it again.";
+    NAME_TAKEN = CONFLICT "name-taken" "The name is taken":
+        "A user with this name is registered already. The request changed nothing.";
+    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE "body-too-large" "The body is too large":
+        "A body may have 128 KiB at most.";
+    UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" "The body's media type is not supported":
+        "Send `Content-Type: application/json`, without a Content-Encoding.";
+    UNAVAILABLE = SERVICE_UNAVAILABLE "unavailable" "The service cannot answer now":
+        "The database is away or too slow. The request changed nothing. Try again after the seconds in Retry-After.";
+    NOT_READY = SERVICE_UNAVAILABLE "not-ready" "The service is not ready":
+        "It is starting or stopping, or its database is away.";
+    OVERLOADED = SERVICE_UNAVAILABLE "overloaded" "Too many requests are waiting":
+        "The request was refused before any work was done. Try again after the seconds in Retry-After.";
+    OUTCOME_UNKNOWN = SERVICE_UNAVAILABLE "outcome-unknown" "The outcome of the write is unknown":
+        "The database was lost, or too slow, while the write was on its way: it may have happened, or not. A retry is safe: a registration that did happen is then answered with 409.";
+    INTERNAL = INTERNAL_SERVER_ERROR "internal" "The service made a mistake":
+        "It was logged under the request's X-Request-Id.";
+}
+
+impl Error {
+    /// The kind of problem that a client sees.
+    #[must_use]
+    pub const fn kind(&self) -> &'static Kind {
+        match self {
+            Self::InvalidMembers(_) => &INVALID_MEMBERS,
+            Self::MalformedBody(_) => &MALFORMED_BODY,
+            Self::InvalidName(_) => &INVALID_NAME,
+            Self::UnknownUser => &UNKNOWN_USER,
+            Self::NameTaken => &NAME_TAKEN,
+            Self::BodyTimeout => &BODY_TIMEOUT,
+            Self::BodyTooLarge => &BODY_TOO_LARGE,
+            Self::UnsupportedMediaType(_) => &UNSUPPORTED_MEDIA_TYPE,
+            Self::Unavailable(_) => &UNAVAILABLE,
+            Self::NotReady(_) => &NOT_READY,
+            Self::Overloaded => &OVERLOADED,
+            Self::OutcomeUnknown(_) => &OUTCOME_UNKNOWN,
+            Self::Internal(_) => &INTERNAL,
+        }
+    }
+
+    /// The problem details of this error for a request to the path `instance`.
+    #[must_use]
+    pub fn problem<'a>(&'a self, instance: &'a str) -> Problem<'a> {
+        let mut problem = self.kind().problem(instance);
+        match self {
+            Self::InvalidMembers(errors) => problem.errors = errors,
+            Self::MalformedBody(detail) => problem.detail = detail.into(),
+            Self::InvalidName(what) => problem.detail = format!("The name {what}.").into(),
+            Self::NotReady(detail) | Self::UnsupportedMediaType(detail) => problem.detail = (*detail).into(),
+            _ => {}
+        }
+        problem
+    }
+}
+
+impl Kind {
+    /// The kind for an error that actix-web answered by itself, known by its status alone.
+    #[must_use]
+    pub fn of_status(status: StatusCode) -> Option<&'static Self> {
+        match status {
+            StatusCode::BAD_REQUEST => Some(&BAD_REQUEST),
+            StatusCode::NOT_FOUND => Some(&NO_SUCH_PATH),
+            StatusCode::METHOD_NOT_ALLOWED => Some(&METHOD_NOT_ALLOWED),
+            StatusCode::REQUEST_TIMEOUT => Some(&BODY_TIMEOUT),
+            StatusCode::PAYLOAD_TOO_LARGE => Some(&BODY_TOO_LARGE),
+            _ if status.is_server_error() => Some(&INTERNAL),
+            _ => None,
+        }
+    }
+
+    /// The problem details of this kind for a request to the path `instance`.
+    #[must_use]
+    pub fn problem<'a>(&self, instance: &'a str) -> Problem<'a> {
+        Problem {
+            type_: format!("/problems/{}", self.slug),
+            title: self.title,
+            status: self.status.as_u16(),
+            detail: self.explanation.into(),
+            instance,
+            errors: &[],
+        }
+    }
+}
+
+/// Only the status: `request.rs` writes the body, which needs the request.
+impl actix_web::ResponseError for Error {
+    fn status_code(&self) -> StatusCode {
+        self.kind().status
+    }
+
+    fn error_response(&self) -> actix_web::HttpResponse {
+        actix_web::HttpResponse::new(self.status_code())
+    }
+}

@@ -1,0 +1,28 @@
+//! What `user-svc` and `data-svc` share.
+//!
+//! Start with [`repository`]: cache-aside, written once. Then
+//!
+//! - what is kept: [`models`], [`schema`], [`migrations`], [`users`];
+//! - where: [`database`] (PostgreSQL), [`cache`] and [`entry`] (Redis);
+//! - the service around it: [`start`], [`config`], [`logging`], [`server`], [`health`], [`docs`], [`metrics`];
+//! - a request's way in and out: [`request`], [`extract`], [`error`].
+
+pub mod cache;
+pub mod config;
+pub mod database;
+pub mod docs;
+pub mod entry;
+pub mod error;
+pub mod extract;
+pub mod health;
+pub mod logging;
+pub mod metrics;
+pub mod migrations;
+pub mod models;
+pub mod repository;
+pub mod request;
+#[expect(missing_docs, reason = "printed by the Diesel CLI")]
+pub mod schema;
+pub mod server;
+pub mod start;
+pub mod users;

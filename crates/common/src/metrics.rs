@@ -1,0 +1,100 @@
+//! What `/metrics` shows, in the Prometheus text format.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+/// The metrics of one service.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: HistogramVec,
+    /// Database threads, and what waits for them.
+    pub database: DatabaseMetrics,
+    /// Cache requests by result.
+    pub cache: IntCounterVec,
+}
+
+/// How busy the database pool is.
+#[derive(Clone, Debug)]
+pub struct DatabaseMetrics {
+    /// Connections that are working.
+    pub in_use: IntGauge,
+    /// Queries that wait for one.
+    pub waiting: IntGauge,
+    /// Queries that took longer than their deadline.
+    pub timeouts: IntCounter,
+    /// Queries refused because the queue was full.
+    pub refused: IntCounter,
+}
+
+impl Metrics {
+    /// Makes the metrics of the service `name`.
+    ///
+    /// # Errors
+    /// A name that is no valid metric's, or taken: a mistake of ours.
+    pub fn new(name: &str) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+
+        let requests =
+            HistogramOpts::new("http_request_duration_seconds", "Time to answer, by route and status.")
+                .buckets(vec![
+                    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+                ]);
+        let requests = HistogramVec::new(requests, &["method", "route", "status"])?;
+        registry.register(Box::new(requests.clone()))?;
+
+        let cache = Opts::new("cache_requests_total", "What asking the cache came to.");
+        let cache = IntCounterVec::new(cache, &["result"])?;
+        registry.register(Box::new(cache.clone()))?;
+
+        let build =
+            IntGaugeVec::new(Opts::new("build_info", "Always 1."), &["service", "version", "revision"])?;
+        build.with_label_values(&[name, env!("CARGO_PKG_VERSION"), REVISION]).set(1);
+        registry.register(Box::new(build))?;
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+
+        let database = DatabaseMetrics {
+            in_use: gauge("database_connections_in_use", "Database connections that are working.")?,
+            waiting: gauge("database_queries_waiting", "Queries that wait for a connection.")?,
+            timeouts: counter("database_timeouts_total", "Queries that took longer than their deadline.")?,
+            refused: counter("database_refused_total", "Queries refused because the queue was full.")?,
+        };
+        Ok(Self { registry, requests, database, cache })
+    }
+
+    /// Counts one answered request; `route` is the template, never the path, so that labels stay few.
+    pub fn observe_request(&self, method: &str, route: &str, status: &str, took: Duration) {
+        self.requests.with_label_values(&[method, route, status]).observe(took.as_secs_f64());
+    }
+
+    /// The text that `/metrics` answers.
+    ///
+    /// # Errors
+    /// A metric that cannot be written: a mistake of ours.
+    pub fn text(&self) -> prometheus::Result<String> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+/// The commit that was built, if the build was told (`GIT_REVISION`).
+pub const REVISION: &str = match option_env!("GIT_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};

@@ -1,0 +1,159 @@
+//! The HTTP server around a service's routes: it binds, listens, reports, drains and stops.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use actix_web::http::KeepAlive;
+use actix_web::middleware::from_fn;
+use actix_web::rt::time::sleep;
+use actix_web::web::{self, Data, ServiceConfig};
+use actix_web::{App, HttpResponse, HttpServer, rt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use utoipa::openapi::OpenApi;
+
+use crate::config::HttpSettings;
+use crate::docs::{self, Docs};
+use crate::health::{self, Health, Readiness};
+use crate::metrics::Metrics;
+use crate::request::{Refusals, Watch, watch};
+
+/// How long the head of a connection's first request may take to arrive.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an idle connection is kept: longer than the minute that most balancers keep theirs.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Connections that the kernel may hold until they are accepted.
+const BACKLOG: u32 = 1024;
+
+/// Whether the service was told to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Draining(Arc<AtomicBool>);
+
+impl Draining {
+    /// True from SIGTERM on.
+    #[must_use]
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A service, ready to be served.
+pub struct Service {
+    /// Its name, for `/version` and the logs.
+    pub name: &'static str,
+    /// Where and how to listen.
+    pub http: HttpSettings,
+    /// Its metrics.
+    pub metrics: Metrics,
+    /// Tells whether it can do its work now.
+    pub readiness: Readiness,
+    /// Its API description.
+    pub api: OpenApi,
+}
+
+impl Service {
+    /// Listens, and serves `routes` and what every service has beside them until SIGTERM or SIGINT.
+    ///
+    /// Then `/readyz` is 503 and answers say `Connection: close`; after the drain delay no connection is accepted;
+    /// after the grace period, or when the last request is answered, it returns.
+    ///
+    /// # Errors
+    /// A port that cannot be bound.
+    pub async fn serve(self, routes: impl Fn(&mut ServiceConfig) + Clone + Send + 'static) -> io::Result<()> {
+        raise_open_files();
+        let draining = Draining::default();
+        let refusals = Refusals::default();
+        rt::spawn(refusals.clone().report());
+        let health = Data::new(Health::new(self.name, self.readiness, draining.clone()));
+        let docs = Data::new(Docs::new(&self.api)?);
+        let watch_data =
+            Data::new(Watch { metrics: self.metrics.clone(), draining: draining.clone(), refusals });
+
+        let api = HttpServer::new(move || {
+            App::new()
+                .app_data(health.clone())
+                .app_data(docs.clone())
+                .app_data(watch_data.clone())
+                .wrap(from_fn(watch))
+                .configure(routes.clone())
+                .configure(health::routes)
+                .configure(docs::routes)
+                .default_service(web::to(HttpResponse::NotFound))
+        });
+        let workers = match self.http.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        };
+        let api = api
+            .workers(workers)
+            .max_connections(self.http.max_connections.div_ceil(workers))
+            .backlog(BACKLOG)
+            .client_request_timeout(HEAD_TIMEOUT)
+            .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
+            .shutdown_timeout(self.http.grace_period.as_secs_f64().ceil() as u64)
+            .disable_signals()
+            .bind((self.http.host, self.http.port))?;
+
+        let metrics = self.metrics;
+        let metrics = HttpServer::new(move || {
+            App::new()
+                .app_data(Data::new(metrics.clone()))
+                .service(web::resource("/metrics").get(metrics_text))
+        });
+        let metrics = metrics
+            .workers(1)
+            .max_connections(64)
+            .shutdown_timeout(0)
+            .disable_signals()
+            .bind((self.http.host, self.http.metrics_port))?;
+
+        let (api_at, metrics_at) = (api.addrs()[0], metrics.addrs()[0]);
+        let (api, metrics) = (api.run(), metrics.run());
+        let (api_handle, metrics_handle) = (api.handle(), metrics.handle());
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        log::info!("{} listening on http://{api_at}, metrics on http://{metrics_at}", self.name);
+
+        let metrics = rt::spawn(metrics);
+        let api = rt::spawn(api);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        log::info!("{} stopping", self.name);
+        draining.set();
+        sleep(self.http.drain_delay).await;
+        api_handle.stop(true).await;
+        metrics_handle.stop(false).await;
+        for server in [api, metrics] {
+            server.await.map_err(io::Error::other)??;
+        }
+        log::info!("{} stopped", self.name);
+        Ok(())
+    }
+}
+
+async fn metrics_text(metrics: Data<Metrics>) -> HttpResponse {
+    match metrics.text() {
+        Ok(text) => HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text),
+        Err(error) => {
+            log::error!("metrics cannot be written: {error}");
+            HttpResponse::InternalServerError().finish()
+        }
+    }
+}
+
+/// Shells start processes with 1,024 open files; the hard limit is there to be used.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        log::warn!("the limit of open files stays at {:?}: {error}", limit.current);
+    }
+}

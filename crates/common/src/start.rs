@@ -1,0 +1,48 @@
+//! From the command line to a running command: `.env`, settings, logs, exit code.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::Command;
+
+use crate::config::{Reader, Setting, one_of};
+use crate::logging::{self, Format};
+
+/// What a command ends with; an error is printed and becomes exit code 1.
+pub type Outcome = Result<(), Box<dyn Error>>;
+
+/// Reads the arguments of `command` and its `settings`, then does `run` with the name of the sub-command, if one was
+/// given, and what `read` made of the settings.
+///
+/// Exit code 2 means that the settings are wrong, and nothing was started.
+pub fn main<C>(
+    command: Command,
+    settings: &[Setting],
+    read: impl FnOnce(&mut Reader) -> C,
+    run: impl FnOnce(Option<&str>, C) -> Outcome,
+) -> ExitCode {
+    if let Err(error) = dotenvy::dotenv()
+        && !error.not_found()
+    {
+        // The error may quote the line, which may hold a password.
+        eprintln!(".env cannot be read: a line of it is not NAME=value");
+        return ExitCode::from(2);
+    }
+    let matches = Reader::describe(command, settings).get_matches();
+    let mut reader = Reader::new(&matches, settings);
+    let filter = reader.get("RUST_LOG", |value| Ok(value.to_owned()));
+    let format = reader.get("LOG_FORMAT", one_of(&["human", "json"]));
+    let config = read(&mut reader);
+    if let Err(mistakes) = reader.finish() {
+        eprintln!("{mistakes}");
+        return ExitCode::from(2);
+    }
+    logging::start(&filter, if format == "json" { Format::Json } else { Format::Human });
+    match run(matches.subcommand_name(), config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! `data-svc`: serves users from PostgreSQL through a Redis cache-aside.
+
+use std::process::ExitCode;
+
+use common::{health, start};
+use data_svc::Config;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    start::main(data_svc::command(), &data_svc::settings(), Config::read, |command, config| match command {
+        Some("health") => health::check(&config.http),
+        _ => actix_web::rt::System::new().block_on(data_svc::serve(config)),
+    })
+}

@@ -1,0 +1,119 @@
+//! The routes of `data-svc`.
+
+use actix_web::http::header::{
+    CACHE_CONTROL, CACHE_STATUS, CONTENT_TYPE, CacheControl, CacheDirective, ETAG, EntityTag, Header as _,
+    HeaderValue, IfNoneMatch,
+};
+use actix_web::web::{Data, ServiceConfig};
+use actix_web::{HttpRequest, HttpResponse};
+use common::error::{Error, Problem};
+use common::extract::PathName;
+use common::health::{self, readable};
+use common::repository::{Found, Source};
+use common::users::{Users, entity_tag, not_from_cache};
+use utoipa::{OpenApi, ToSchema};
+
+/// Adds the routes.
+pub fn routes(config: &mut ServiceConfig) {
+    config.service(readable("/user/{name}", get_user));
+}
+
+/// The API, described.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "data-svc", description = "Serves users."),
+    paths(get_user, health::livez, health::readyz, health::version),
+    components(schemas(FoundUser))
+)]
+pub struct Api;
+
+/// A user, and whether it came from the cache. Only for the description: the bytes are sent as they were stored.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "read by utoipa alone")]
+struct FoundUser {
+    /// The name.
+    #[schema(example = "john_doe")]
+    name: String,
+    /// The info.
+    #[schema(example = "Likes long walks")]
+    info: String,
+    /// Whether this answer came from the cache.
+    cache_hit: bool,
+}
+
+/// Get a user.
+///
+/// The first GET of a name reads PostgreSQL and fills the cache; those that follow are hits.
+#[utoipa::path(get, path = "/user/{name}", tag = "users", params(
+    ("name" = inline(common::models::UserName), Path, description = "The name, percent-encoded"),
+    ("If-None-Match" = Option<String>, Header, description = "Entity tags that the client holds: 304 if one is current"),
+    ("Cache-Control" = Option<String>, Header, description = "`no-cache` reads PostgreSQL, and fills the cache anew"),
+), responses(
+    (status = 200, body = FoundUser, description = "The user", headers(
+        ("ETag" = String, description = "Changes with name and info; weak, since `cache_hit` differs between equal users"),
+        ("Cache-Status" = String, description = "How the cache took part (RFC 9211)"),
+    )),
+    (status = 304, description = "The client's copy is current"),
+    (status = 400, body = Problem, content_type = "application/problem+json", description = "No user can have this name"),
+    (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such user"),
+    (status = 503, body = Problem, content_type = "application/problem+json", description = "Try again later"),
+))]
+async fn get_user(users: Data<Users>, name: PathName, request: HttpRequest) -> Result<HttpResponse, Error> {
+    let found = users.find(&name.0, wants_fresh(&request)).await?;
+    let status = cache_status(&found);
+    let Some(answer) = &found.answer else {
+        let mut response = HttpResponse::from_error(Error::UnknownUser);
+        response.headers_mut().insert(CACHE_STATUS, status);
+        return Ok(response);
+    };
+    let tag = entity_tag(&answer.etag);
+    let mut response = match is_current(&request, &tag) {
+        true => HttpResponse::NotModified(),
+        false => HttpResponse::Ok(),
+    };
+    response.insert_header((CACHE_STATUS, status));
+    response.insert_header((CACHE_CONTROL, HeaderValue::from_static("private, no-cache")));
+    response.insert_header((ETAG, tag.clone()));
+    if is_current(&request, &tag) {
+        return Ok(response.finish());
+    }
+    response.insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")));
+    Ok(match found.source {
+        Source::Hit(_) => response.body(answer.body.clone()),
+        _ => response.body(not_from_cache(answer)),
+    })
+}
+
+fn wants_fresh(request: &HttpRequest) -> bool {
+    request.headers().contains_key(CACHE_CONTROL)
+        && CacheControl::parse(request).is_ok_and(|control| control.contains(&CacheDirective::NoCache))
+}
+
+/// Whether `If-None-Match` names `tag`, by weak comparison (RFC 9110, section 13.1.2).
+fn is_current(request: &HttpRequest, tag: &EntityTag) -> bool {
+    match IfNoneMatch::parse(request) {
+        Ok(IfNoneMatch::Any) => true,
+        Ok(IfNoneMatch::Items(items)) => items.iter().any(|item| item.weak_eq(tag)),
+        Err(_) => false,
+    }
+}
+
+/// `Cache-Status` (RFC 9211). Never with `key=`: it would tell the name to whoever reads headers.
+fn cache_status(found: &Found) -> HeaderValue {
+    let fixed = HeaderValue::from_static;
+    match (found.source, &found.answer) {
+        (Source::Hit(ttl), answer) => {
+            let detail = if answer.is_none() { "; detail=negative" } else { "" };
+            let text = format!("data-svc; hit; ttl={}{detail}", ttl.as_secs());
+            HeaderValue::try_from(text).unwrap_or_else(|_| fixed("data-svc; hit"))
+        }
+        (Source::Miss { stored: true }, _) => fixed("data-svc; fwd=uri-miss; stored"),
+        (Source::Miss { stored: false }, _) => fixed("data-svc; fwd=uri-miss"),
+        (Source::Forced { stored: true }, _) => fixed("data-svc; fwd=request; stored"),
+        (Source::Forced { stored: false }, _) => fixed("data-svc; fwd=request"),
+        (Source::WriteInProgress, _) => fixed("data-svc; fwd=bypass; detail=write-in-progress"),
+        (Source::CacheTimeout, _) => fixed("data-svc; fwd=miss; detail=redis-timeout"),
+        (Source::CacheError, _) => fixed("data-svc; fwd=miss; detail=redis-error"),
+        (Source::BreakerOpen, _) => fixed("data-svc; fwd=bypass; detail=breaker-open"),
+    }
+}

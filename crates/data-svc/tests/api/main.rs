@@ -1,0 +1,51 @@
+//! What `data-svc` promises over HTTP, and what both services promise alike: docs/http.md, row by row.
+
+mod every_service;
+mod get_user;
+mod names;
+
+use std::sync::OnceLock;
+
+use devstack::{Service, Stack, http};
+use serde_json::{Value, json};
+
+/// Both services over one database and one key space, for all tests that keep to names of their own.
+struct Running {
+    user_svc: Service,
+    data_svc: Service,
+    stack: Stack,
+}
+
+fn running() -> &'static Running {
+    static RUNNING: OnceLock<Running> = OnceLock::new();
+    RUNNING.get_or_init(|| {
+        let stack = Stack::shared();
+        let data_svc = stack.data_svc().start();
+        let user_svc = stack.user_svc().env("PUBLIC_DATA_URL", data_svc.url()).start();
+        Running { user_svc, data_svc, stack }
+    })
+}
+
+fn register(name: &str, info: &str) -> http::Response {
+    let body = json!({"name": name, "info": info}).to_string();
+    let url = running().user_svc.url_of("/register");
+    http::send("POST", &url, &[("Content-Type", "application/json")], body)
+}
+
+/// GET of a name that needs no encoding.
+fn get(name: &str, headers: &[(&str, &str)]) -> http::Response {
+    http::send("GET", &running().data_svc.url_of(&format!("/user/{name}")), headers, "")
+}
+
+fn cache_status(response: &http::Response) -> &str {
+    response.header("cache-status").unwrap_or_default()
+}
+
+fn is_problem(response: &http::Response, status: u16, kind: &str) -> Value {
+    let problem = response.json();
+    assert_eq!((response.status, &problem["status"]), (status, &json!(status)), "{problem}");
+    assert_eq!(problem["type"], format!("/problems/{kind}"), "{problem}");
+    assert_eq!(response.header("content-type"), Some("application/problem+json"));
+    assert_eq!(response.header("cache-control"), Some("no-store"));
+    problem
+}

@@ -1,0 +1,277 @@
+//! A TCP proxy that cuts, delays, stalls and garbles what passes between a service and a store.
+//!
+//! A connection has two threads, one for each direction. Every piece of data goes through [`Shared::pass`], which holds
+//! or changes it as the faults of the moment say; a new kind of fault belongs there.
+
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::net::sockopt::set_socket_linger;
+
+/// A proxy on a port of its own on 127.0.0.1. Dropping it resets its connections.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+/// The two ways through the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    ToUpstream,
+    FromUpstream,
+}
+
+#[derive(Debug)]
+struct Shared {
+    upstream: SocketAddr,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ended: bool,
+    cut: bool,
+    stalled: bool,
+    garbled: bool,
+    delay: Duration,
+    connections: HashMap<u64, Arc<Connection>>,
+    accepted: u64,
+}
+
+#[derive(Debug)]
+struct Connection {
+    client: TcpStream,
+    upstream: TcpStream,
+}
+
+impl Proxy {
+    /// Starts a proxy in front of `upstream`, which need not be there yet.
+    pub fn start(upstream: impl ToSocketAddrs) -> Proxy {
+        let upstream =
+            upstream.to_socket_addrs().ok().and_then(|mut found| found.next()).expect("an address");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("some port is free");
+        let address = listener.local_addr().expect("it is bound");
+        let shared = Arc::new(Shared { upstream, state: Mutex::default(), changed: Condvar::new() });
+        let copy = Arc::clone(&shared);
+        std::thread::spawn(move || copy.accept(&listener));
+        Proxy { address, shared }
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// How many connections are open now.
+    pub fn connections(&self) -> usize {
+        self.shared.lock().connections.len()
+    }
+
+    /// How many connections were accepted so far, those of a cut proxy not counted.
+    pub fn accepted(&self) -> u64 {
+        self.shared.lock().accepted
+    }
+
+    /// Resets all connections, and new ones as they come. Returns when the old ones are gone.
+    pub fn cut(&self) {
+        self.change(|state| state.cut = true);
+        self.shared.reset_all();
+    }
+
+    /// Resets all connections once; new ones pass.
+    pub fn reset(&self) {
+        self.shared.reset_all();
+    }
+
+    /// Holds each piece of data this long, in both directions, so that a round trip takes twice as long.
+    /// Data that come meanwhile wait for their turn, so one may be late by two delays.
+    pub fn delay(&self, delay: Duration) {
+        self.change(|state| state.delay = delay);
+    }
+
+    /// Replaces every byte from upstream by another.
+    pub fn garble(&self) {
+        self.change(|state| state.garbled = true);
+    }
+
+    /// Accepts connections and data, and forwards nothing. What is held goes on after [`Proxy::restore`].
+    pub fn stall(&self) {
+        self.change(|state| state.stalled = true);
+    }
+
+    /// Ends all faults. Connections that were cut stay so.
+    pub fn restore(&self) {
+        self.change(|state| {
+            (state.cut, state.stalled, state.garbled, state.delay) = (false, false, false, Duration::ZERO);
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.shared.lock());
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.change(|state| (state.ended, state.cut) = (true, true));
+        self.shared.reset_all();
+        // Wakes the thread that accepts, so that it sees the end and closes the port.
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        for client in listener.incoming() {
+            if self.lock().ended {
+                return;
+            }
+            let Ok(client) = client else { continue };
+            let shared = Arc::clone(self);
+            std::thread::spawn(move || shared.serve(client));
+        }
+    }
+
+    /// One connection, from its begin to its end.
+    fn serve(&self, client: TcpStream) {
+        let Some((number, connection)) = self.open(client) else { return };
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.pump(&connection, Direction::FromUpstream));
+            self.pump(&connection, Direction::ToUpstream);
+        });
+        drop(connection);
+        // The last handle goes here, which closes both sockets: whoever waits for that finds it done.
+        self.lock().connections.remove(&number);
+        self.changed.notify_all();
+    }
+
+    /// Connects to upstream; if that fails, or the proxy is cut, the client is reset.
+    fn open(&self, client: TcpStream) -> Option<(u64, Arc<Connection>)> {
+        close_by_reset(&client);
+        if self.lock().cut {
+            return None;
+        }
+        let upstream = TcpStream::connect(self.upstream).ok()?;
+        for stream in [&client, &upstream] {
+            // A blocked write must notice a cut. Small messages go at once, as they would without us.
+            stream.set_write_timeout(Some(Duration::from_millis(50))).ok()?;
+            stream.set_nodelay(true).ok()?;
+        }
+        let mut state = self.lock();
+        if state.cut {
+            return None;
+        }
+        state.accepted += 1;
+        let number = state.accepted;
+        close_in_order(&client);
+        let connection = Arc::new(Connection { client, upstream });
+        state.connections.insert(number, Arc::clone(&connection));
+        Some((number, connection))
+    }
+
+    /// Carries one direction until its source ends.
+    fn pump(&self, connection: &Connection, direction: Direction) {
+        let (mut source, target) = match direction {
+            Direction::ToUpstream => (&connection.client, &connection.upstream),
+            Direction::FromUpstream => (&connection.upstream, &connection.client),
+        };
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match source.read(&mut buffer) {
+                Ok(0) => {
+                    // If it was our own reset that ended it, the other side must see no end in good order.
+                    if !self.lock().cut {
+                        drop(target.shutdown(Shutdown::Write));
+                    }
+                    return;
+                }
+                Ok(read) => {
+                    if !(self.pass(direction, &mut buffer[..read]) && self.write(target, &buffer[..read])) {
+                        return connection.reset();
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // One side was reset, so the other one is.
+                Err(_) => return connection.reset(),
+            }
+        }
+    }
+
+    /// Holds or changes a piece of data; returns false if it must not go on, because the proxy is cut.
+    fn pass(&self, direction: Direction, data: &mut [u8]) -> bool {
+        let delay = self.lock().delay;
+        let state = self.lock();
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, delay, |state| !state.cut && !state.delay.is_zero())
+            .unwrap_or_else(PoisonError::into_inner);
+        let state = self
+            .changed
+            .wait_while(state, |state| state.stalled && !state.cut)
+            .unwrap_or_else(PoisonError::into_inner);
+        if state.garbled && direction == Direction::FromUpstream {
+            data.iter_mut().for_each(|byte| *byte ^= 0xA5);
+        }
+        !state.cut
+    }
+
+    fn write(&self, mut target: &TcpStream, mut data: &[u8]) -> bool {
+        while !data.is_empty() {
+            match target.write(data) {
+                Ok(written) => data = &data[written..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    if self.lock().cut {
+                        return false;
+                    }
+                }
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// Resets what is open now, and waits until it is closed.
+    fn reset_all(&self) {
+        let state = self.lock();
+        let open: Vec<u64> = state.connections.keys().copied().collect();
+        state.connections.values().for_each(|connection| connection.reset());
+        let any_left = |state: &mut State| open.iter().any(|number| state.connections.contains_key(number));
+        drop(self.changed.wait_timeout_while(state, Duration::from_secs(5), any_left));
+    }
+}
+
+impl Connection {
+    /// Lets both sides see a reset once both threads have let go: reading ends now, closing sends RST.
+    fn reset(&self) {
+        for stream in [&self.client, &self.upstream] {
+            close_by_reset(stream);
+            // Fails if the other side was faster.
+            drop(stream.shutdown(Shutdown::Read));
+        }
+    }
+}
+
+/// Closing without lingering sends RST rather than FIN.
+fn close_by_reset(stream: &TcpStream) {
+    let _ = set_socket_linger(stream, Some(Duration::ZERO));
+}
+
+fn close_in_order(stream: &TcpStream) {
+    let _ = set_socket_linger(stream, None);
+}

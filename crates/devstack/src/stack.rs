@@ -1,0 +1,189 @@
+//! What one test works on: a fresh database, a fresh Redis key space, and the services on them.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::postgres::Postgres;
+use crate::proxy::Proxy;
+use crate::redis::Redis;
+use crate::service::ServiceBuilder;
+
+/// The database that is migrated once, and that each test gets a copy of.
+const TEMPLATE: &str = "template_users";
+
+/// A Postgres and a Redis server.
+#[derive(Debug)]
+pub struct Stores {
+    postgres: Postgres,
+    redis: Redis,
+    migrated: OnceLock<()>,
+    stacks: AtomicU32,
+}
+
+impl Stores {
+    /// The servers that all tests of this test binary share, started with the first: for tests that neither hurt a
+    /// server nor flush it.
+    pub fn shared() -> Arc<Stores> {
+        static SHARED: OnceLock<Arc<Stores>> = OnceLock::new();
+        Arc::clone(SHARED.get_or_init(Stores::private))
+    }
+
+    /// Servers of the test's own, to kill, freeze or flush.
+    pub fn private() -> Arc<Stores> {
+        std::thread::scope(|scope| {
+            let redis = scope.spawn(Redis::start);
+            let postgres = Postgres::start();
+            let redis = redis.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Stores::of(postgres, redis)
+        })
+    }
+
+    /// Servers that you started, with TLS or settings of their own.
+    pub fn of(postgres: Postgres, redis: Redis) -> Arc<Stores> {
+        Arc::new(Stores { postgres, redis, migrated: OnceLock::new(), stacks: AtomicU32::new(0) })
+    }
+
+    /// The Postgres server.
+    pub fn postgres(&self) -> &Postgres {
+        &self.postgres
+    }
+
+    /// The Redis server.
+    pub fn redis(&self) -> &Redis {
+        &self.redis
+    }
+
+    /// Makes the template once, by `user-svc migrate`, as a deployment would.
+    fn migrate(&self) {
+        self.migrated.get_or_init(|| {
+            self.postgres.create_database(TEMPLATE, None);
+            let migrate = ServiceBuilder::new("user-svc")
+                .env("DATABASE_URL", self.postgres.url(TEMPLATE))
+                .env("REDIS_URL", self.redis.url(0))
+                .run(&["migrate"]);
+            assert!(
+                migrate.status.success(),
+                "user-svc migrate: {}",
+                String::from_utf8_lossy(&migrate.stderr)
+            );
+        });
+    }
+}
+
+/// A database and a Redis key space that no other test uses. Its services are started by the test.
+#[derive(Debug)]
+pub struct Stack {
+    stores: Arc<Stores>,
+    database: String,
+    redis_database: u32,
+}
+
+impl Stack {
+    /// On the servers that this test binary shares.
+    pub fn shared() -> Stack {
+        Stack::on(Stores::shared())
+    }
+
+    /// On servers of its own.
+    pub fn private() -> Stack {
+        Stack::on(Stores::private())
+    }
+
+    /// On these servers, with a migrated database.
+    pub fn on(stores: Arc<Stores>) -> Stack {
+        stores.migrate();
+        Stack::with_database(stores, Some(TEMPLATE))
+    }
+
+    /// On these servers, with a database that has no tables yet.
+    pub fn unmigrated(stores: Arc<Stores>) -> Stack {
+        Stack::with_database(stores, None)
+    }
+
+    fn with_database(stores: Arc<Stores>, template: Option<&str>) -> Stack {
+        let number = stores.stacks.fetch_add(1, Ordering::Relaxed);
+        let database = format!("test_{number}");
+        stores.postgres.create_database(&database, template);
+        Stack { stores, database, redis_database: number }
+    }
+
+    /// The servers below.
+    pub fn stores(&self) -> &Arc<Stores> {
+        &self.stores
+    }
+
+    /// The Postgres server below; hurt it only if the stack is private.
+    pub fn postgres(&self) -> &Postgres {
+        &self.stores.postgres
+    }
+
+    /// The Redis server below; hurt or flush it only if the stack is private.
+    pub fn redis(&self) -> &Redis {
+        &self.stores.redis
+    }
+
+    /// The database's name.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// The database's number in Redis, which is also good as a part of channel names.
+    pub fn redis_database(&self) -> u32 {
+        self.redis_database
+    }
+
+    /// The database's URL, as superuser.
+    pub fn database_url(&self) -> String {
+        self.stores.postgres.url(&self.database)
+    }
+
+    /// The URL of the Redis database.
+    pub fn redis_url(&self) -> String {
+        self.stores.redis.url(self.redis_database)
+    }
+
+    /// Runs a statement in the database and returns its rows, columns divided by `|`.
+    pub fn sql(&self, statement: &str) -> String {
+        self.stores.postgres.sql(&self.database, statement)
+    }
+
+    /// Runs a Redis command in the key space and returns what `redis-cli` prints.
+    pub fn redis_cli(&self, arguments: &[&str]) -> String {
+        self.stores.redis.cli(self.redis_database, arguments)
+    }
+
+    /// A proxy in front of Postgres, for [`ServiceBuilder::postgres_through`].
+    pub fn postgres_proxy(&self) -> Proxy {
+        Proxy::start(("127.0.0.1", self.stores.postgres.port()))
+    }
+
+    /// A proxy in front of Redis, for [`ServiceBuilder::redis_through`].
+    pub fn redis_proxy(&self) -> Proxy {
+        Proxy::start(("127.0.0.1", self.stores.redis.port()))
+    }
+
+    /// A user-svc on this database and key space, to be started. Several may run.
+    pub fn user_svc(&self) -> ServiceBuilder {
+        self.service("user-svc").env("PUBLIC_DATA_URL", "http://data.test")
+    }
+
+    /// A data-svc on this database and key space, to be started. Several may run.
+    pub fn data_svc(&self) -> ServiceBuilder {
+        self.service("data-svc")
+    }
+
+    fn service(&self, name: &str) -> ServiceBuilder {
+        ServiceBuilder::new(name).env("DATABASE_URL", self.database_url()).env("REDIS_URL", self.redis_url())
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // A long suite's databases would fill the disk, at 7 MB each. Servers of its own go as a whole.
+        if Arc::strong_count(&self.stores) > 1 {
+            let statement = format!(r#"DROP DATABASE "{}" WITH (FORCE)"#, self.database);
+            // A test may have left the server unable to: the rest of the suite tells.
+            drop(self.stores.postgres.try_sql("postgres", &statement));
+        }
+    }
+}

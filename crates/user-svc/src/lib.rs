@@ -1,0 +1,98 @@
+//! `user-svc` registers users in PostgreSQL, and tells the cache.
+
+pub mod routes;
+
+use std::sync::Arc;
+
+use actix_web::web::Data;
+use clap::Command;
+use common::cache::Cache;
+use common::config::{
+    CacheSettings, DatabaseSettings, HttpSettings, Reader, Setting, http_url, setting, shared,
+};
+use common::database::{Database, Status};
+use common::metrics::Metrics;
+use common::migrations::Schema;
+use common::server::Service;
+use common::start::Outcome;
+use common::users::Users;
+use utoipa::OpenApi as _;
+
+const NAME: &str = "user-svc";
+
+/// The command line.
+#[must_use]
+pub fn command() -> Command {
+    Command::new(NAME)
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Registers users in PostgreSQL. Without a sub-command it serves HTTP.")
+        .subcommand(Command::new("health").about("Ask the service that runs here whether it is ready"))
+        .subcommand(Command::new("migrate").about("Bring the database's schema up to date, and end"))
+}
+
+/// The settings.
+#[must_use]
+pub fn settings() -> Vec<Setting> {
+    let mut settings = shared("8080", "9080");
+    settings.push(setting(
+        "PUBLIC_DATA_URL",
+        "http://127.0.0.1:8081",
+        "Where clients reach data-svc: what Location starts with",
+    ));
+    settings
+}
+
+/// The settings, read.
+#[derive(Debug)]
+pub struct Config {
+    /// The HTTP server's.
+    pub http: HttpSettings,
+    /// PostgreSQL's.
+    pub database: DatabaseSettings,
+    /// Redis'.
+    pub cache: CacheSettings,
+    /// Where clients reach `data-svc`.
+    pub public_data_url: String,
+}
+
+impl Config {
+    /// Takes the settings out of `reader`.
+    pub fn read(reader: &mut Reader) -> Self {
+        Self {
+            http: reader.http(),
+            database: reader.database(),
+            cache: reader.cache(),
+            public_data_url: reader.get("PUBLIC_DATA_URL", http_url),
+        }
+    }
+}
+
+/// Serves until the process is told to stop.
+///
+/// # Errors
+/// A port that cannot be bound, a URL that cannot be used.
+pub async fn serve(config: Config) -> Outcome {
+    let metrics = Metrics::new(NAME)?;
+    let database = Database::start(&config.database, Schema::Migrate, metrics.database.clone())?;
+    let cache = Cache::start(&config.cache)?;
+    let users = Users::new(database.clone(), cache, &config.cache, metrics.cache.clone());
+    let users = Data::new(users);
+    let links = Data::new(routes::Links { data_url: config.public_data_url });
+    let service = Service {
+        name: NAME,
+        http: config.http,
+        metrics,
+        readiness: Arc::new(move || match database.status() {
+            Status::Ready => Ok(()),
+            Status::Starting => Err("The service waits for PostgreSQL."),
+            Status::Away => Err("PostgreSQL is away."),
+        }),
+        api: routes::Api::openapi(),
+    };
+    service
+        .serve(move |config| {
+            config.app_data(users.clone()).app_data(links.clone()).configure(routes::routes);
+        })
+        .await?;
+    Ok(())
+}

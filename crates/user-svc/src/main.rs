@@ -1,0 +1,17 @@
+//! `user-svc`: registers users in PostgreSQL.
+
+use std::process::ExitCode;
+
+use common::{health, migrations, start};
+use user_svc::Config;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    start::main(user_svc::command(), &user_svc::settings(), Config::read, |command, config| match command {
+        Some("health") => health::check(&config.http),
+        Some("migrate") => migrations::run_once(&config.database),
+        _ => actix_web::rt::System::new().block_on(user_svc::serve(config)),
+    })
+}

@@ -1,0 +1,139 @@
+//! `POST /register`
+
+use devstack::http;
+use serde_json::{Value, json};
+
+use crate::{JSON, post, service};
+
+/// The pointers of the members that a 400 names.
+fn wrong_members(response: &http::Response) -> Vec<String> {
+    assert_eq!(response.status, 400);
+    assert_eq!(response.header("content-type"), Some("application/problem+json"));
+    let problem = response.json();
+    assert_eq!(problem["type"], "/problems/invalid-members", "{problem}");
+    let errors = problem["errors"].as_array().cloned().unwrap_or_default();
+    errors.iter().map(|error| error["pointer"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+fn refused(response: &http::Response, status: u16, kind: &str) -> Value {
+    let problem = response.json();
+    assert_eq!((response.status, &problem["status"]), (status, &json!(status)), "{problem}");
+    assert_eq!(problem["type"], format!("/problems/{kind}"), "{problem}");
+    assert_eq!(problem["instance"], "/register");
+    assert_eq!(response.header("content-type"), Some("application/problem+json"));
+    assert_eq!(response.header("cache-control"), Some("no-store"));
+    problem
+}
+
+#[test]
+fn a_valid_pair_is_stored_and_answered_with_201_location_and_etag() {
+    let response = post(r#"{"name":"a/b \u00fc","info":"i"}"#);
+    assert_eq!(response.status, 201);
+    assert_eq!(response.json(), json!({"name": "a/b \u{fc}", "info": "i"}));
+    assert_eq!(response.header("location"), Some("https://data.example/user/a%2Fb%20%C3%BC"));
+    assert_eq!(response.header("content-type"), Some("application/json"));
+    assert!(response.header("etag").is_some_and(|etag| etag.starts_with("W/\"")));
+}
+
+#[test]
+fn the_name_is_answered_as_stored_in_normal_form_c() {
+    let response = post(r#"{"name":"Zoe\u0308","info":"i"}"#);
+    assert_eq!(response.json()["name"], "Zo\u{eb}");
+    refused(&post(r#"{"name":"Zo\u00eb","info":"i"}"#), 409, "name-taken");
+}
+
+#[test]
+fn a_name_that_is_taken_is_409_and_changes_nothing() {
+    assert_eq!(post(r#"{"name":"taken","info":"first"}"#).status, 201);
+    refused(&post(r#"{"name":"taken","info":"second"}"#), 409, "name-taken");
+    assert_eq!(post(r#"{"name":"Taken","info":"case matters"}"#).status, 201);
+}
+
+#[test]
+fn every_wrong_member_is_named_at_once() {
+    assert_eq!(wrong_members(&post("{}")), ["#/name", "#/info"]);
+    assert_eq!(wrong_members(&post(r#"{"name":"x"}"#)), ["#/info"]);
+    assert_eq!(wrong_members(&post(r#"{"name":7,"info":["x"]}"#)), ["#/name", "#/info"]);
+    assert_eq!(wrong_members(&post(r#"{"name":"","info":""}"#)), ["#/name", "#/info"]);
+    assert_eq!(wrong_members(&post(r#"{"name":"a\u0007","info":"a\u0000"}"#)), ["#/name", "#/info"]);
+    assert_eq!(wrong_members(&post(r#"{"name":"\udc00","info":"x\ud800"}"#)), ["#/name", "#/info"]);
+    let long = json!({"name": "n".repeat(129), "info": "i".repeat(16 * 1024 + 1)});
+    assert_eq!(wrong_members(&post(long.to_string())), ["#/name", "#/info"]);
+}
+
+#[test]
+fn the_longest_pair_fits_however_it_is_escaped() {
+    let escaped = |text: &str, times| text.repeat(times);
+    let body =
+        format!(r#"{{"name":"{}","info":"{}"}}"#, escaped(r"\u00fc", 64), escaped(r"\u0001", 16 * 1024),);
+    assert!(body.len() > 98_000);
+    assert_eq!(post(body).status, 201);
+}
+
+#[test]
+fn a_body_that_is_no_json_object_is_400() {
+    let bodies: [&[u8]; 9] = [
+        b"",
+        b"{",
+        b"[\"a\",\"b\"]",
+        b"\"x\"",
+        b"null",
+        b"{\"name\":\"a\",\"info\":\"\xff\"}",
+        b"{\"name\":\"a\",\"name\":\"b\",\"info\":\"i\"}",
+        b"{\"name\":\"a\",\"info\":\"i\"} x",
+        b"\xef\xbb\xbf{}",
+    ];
+    for body in bodies {
+        refused(&post(body), 400, "malformed-body");
+    }
+}
+
+#[test]
+fn members_that_are_not_known_are_ignored() {
+    let body = r#"{"id":[[[{}]]],"name":"extra","info":"i","admin":true}"#;
+    assert_eq!(post(body).status, 201);
+}
+
+#[test]
+fn only_plain_application_json_is_taken() {
+    let url = service().url_of("/register");
+    let send = |headers: &[(&str, &str)]| http::send("POST", &url, headers, r#"{"name":"","info":"i"}"#);
+    for accepted in ["application/json", "application/json; charset=utf-8", "Application/JSON"] {
+        assert_eq!(send(&[("Content-Type", accepted)]).status, 400, "{accepted}");
+    }
+    for other in ["text/plain", "application/jsonx", "application/problem+json", "multipart/form-data"] {
+        refused(&send(&[("Content-Type", other)]), 415, "unsupported-media-type");
+    }
+    refused(&send(&[]), 415, "unsupported-media-type");
+    refused(&send(&[JSON, ("Content-Encoding", "gzip")]), 415, "unsupported-media-type");
+    refused(&send(&[JSON, ("Content-Encoding", "identity")]), 415, "unsupported-media-type");
+}
+
+#[test]
+fn a_body_over_128_kib_is_413_with_a_length_and_chunked() {
+    let huge = format!(r#"{{"name":"huge","info":"i","x":"{}"}}"#, "x".repeat(128 * 1024));
+    refused(&post(&huge), 413, "body-too-large");
+    let head = "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+                Transfer-Encoding: chunked\r\n\r\n";
+    let chunked = format!("{head}{:x}\r\n{huge}\r\n0\r\n\r\n", huge.len());
+    refused(&http::raw(service().address(), chunked), 413, "body-too-large");
+}
+
+#[test]
+fn a_body_sent_in_chunks_is_read_whole() {
+    let head = "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+                Transfer-Encoding: chunked\r\n\r\n";
+    let body = "8\r\n{\"name\":\r\n14\r\n\"chunked\",\"info\":\"i\"\r\n1\r\n}\r\n0\r\n\r\n";
+    assert_eq!(http::raw(service().address(), format!("{head}{body}")).status, 201);
+}
+
+#[test]
+fn other_methods_are_405_with_allow() {
+    for method in ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "FROB"] {
+        let response = http::send(method, &service().url_of("/register"), &[], "");
+        assert_eq!((response.status, response.header("allow")), (405, Some("POST")), "{method}");
+        if method != "HEAD" {
+            refused(&response, 405, "method-not-allowed");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! That `schema.rs` and the CHECKs say what the database says.
+
+use devstack::Stack;
+
+/// What the Diesel CLI prints for the migrated database: the part of it that our types need.
+fn printed(stack: &Stack) -> String {
+    let columns = stack.sql(
+        "SELECT attname || ' ' || format_type(atttypid, atttypmod) || ' ' || attnotnull FROM pg_attribute
+         WHERE attrelid = 'users'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+    );
+    let key = stack.sql(
+        "SELECT string_agg(attname, ', ') FROM pg_index JOIN pg_attribute
+         ON attrelid = indrelid AND attnum = ANY (indkey) WHERE indrelid = 'users'::regclass AND indisprimary",
+    );
+    let mut text = format!("diesel::table! {{\n    users ({}) {{\n", key.trim());
+    for column in columns.lines() {
+        let (name, rest) = column.split_once(' ').expect("a name and a type");
+        let (kind, not_null) = rest.rsplit_once(' ').expect("a type and whether it may be null");
+        let kind = match kind {
+            "text" => "Text",
+            "timestamp with time zone" => "Timestamptz",
+            other => panic!("a type that this test does not know: {other}"),
+        };
+        let kind = if not_null == "true" { kind.to_owned() } else { format!("Nullable<{kind}>") };
+        text += &format!("        {name} -> {kind},\n");
+    }
+    text + "    }\n}\n"
+}
+
+#[test]
+fn schema_rs_is_what_the_migrated_database_holds() {
+    let committed = include_str!("../../../common/src/schema.rs");
+    let (_, committed) = committed.split_once("\n\n").expect("a head and the table");
+    assert_eq!(committed, printed(&Stack::shared()));
+}
+
+#[test]
+fn tables_are_as_many_as_schema_rs_knows() {
+    let tables = Stack::shared().sql("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1");
+    assert_eq!(tables.trim(), "__diesel_schema_migrations\nusers");
+}
+
+#[test]
+fn the_table_repeats_the_limits_of_names_and_info() {
+    let stack = Stack::shared();
+    let refused = |name: &str, info: &str| {
+        let insert = format!("INSERT INTO users (name, info) VALUES ({name}, {info})");
+        stack.postgres().try_sql(stack.database(), &insert).expect_err("refused")
+    };
+    assert!(refused("''", "'i'").contains("users_name_length"));
+    assert!(refused("repeat('n', 129)", "'i'").contains("users_name_length"));
+    assert!(refused("'n'", "''").contains("users_info_length"));
+    assert!(refused("'n'", "repeat('i', 16385)").contains("users_info_length"));
+    stack.sql("INSERT INTO users (name, info) VALUES (repeat('n', 128), repeat('i', 16384)), ('n', 'i')");
+    assert!(refused("'n'", "'i'").contains("users_pkey"));
+}
+
+#[test]
+fn names_are_compared_byte_by_byte_whatever_the_locale() {
+    let collation = "SELECT collname FROM pg_collation JOIN pg_attribute ON attcollation = pg_collation.oid
+                     WHERE attrelid = 'users'::regclass AND attname = 'name'";
+    assert_eq!(Stack::shared().sql(collation).trim(), "C");
+}

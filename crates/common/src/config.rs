@@ -13,6 +13,9 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use url::Url;
 
+/// The longest that PostgreSQL takes for a time-out, whose milliseconds are an `int`.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 24 * 60 * 60);
+
 /// One setting, as `--help` shows it.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
@@ -84,6 +87,17 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
     ]
 }
 
+/// The setting of who writes: what to do when Redis cannot be told.
+pub const CACHE_STRICT: Setting = setting(
+    "CACHE_STRICT",
+    "false",
+    "true: refuse a write that Redis cannot be told of, rather than let copies of it live to their TTL",
+);
+
+/// The setting of who reads: how much to keep in the process' own memory.
+pub const NEAR_CACHE_MIB: Setting =
+    setting("NEAR_CACHE_MIB", "64", "Memory for the near cache, in MiB; 0 is none. Not for Redis Cluster");
+
 /// How the HTTP server listens and stops.
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
@@ -131,6 +145,10 @@ pub struct CacheSettings {
     pub ttl: Duration,
     /// The bound of a cached absence.
     pub absent_ttl: Duration,
+    /// Whether a write that Redis cannot be told of is refused. [`CACHE_STRICT`]
+    pub strict: bool,
+    /// The bound of the near cache, in bytes; 0 is none. [`NEAR_CACHE_MIB`]
+    pub near_bytes: u64,
 }
 
 /// A text that no log shows.
@@ -271,6 +289,8 @@ impl Reader {
             timeout: self.get("CACHE_TIMEOUT", positive_duration),
             ttl: self.get("CACHE_TTL", positive_duration),
             absent_ttl: self.get("CACHE_ABSENT_TTL", positive_duration),
+            strict: self.get(CACHE_STRICT.env, one_of(&["true", "false"])) == "true",
+            near_bytes: self.get(NEAR_CACHE_MIB.env, number(0..=1 << 20)) << 20,
         }
     }
 
@@ -284,6 +304,10 @@ impl Reader {
                     "must start with {}",
                     schemes.iter().map(|s| format!("{s}://")).collect::<Vec<_>>().join(" or ")
                 ));
+            }
+            // libpq quotes what it cannot decode in its complaint, and that would be logged.
+            if !escapes_are_whole(url.as_str()) {
+                return Err("holds a % that begins no escape; write %25 for the character itself".to_owned());
             }
             if password.is_some() {
                 url.set_password(password.as_deref()).map_err(|()| "cannot take a password".to_owned())?;
@@ -316,10 +340,19 @@ pub fn number<T: FromStr + PartialOrd + Display>(
     }
 }
 
+/// Whether each `%` begins two hexadecimal digits, other than those of NUL.
+fn escapes_are_whole(url: &str) -> bool {
+    url.split('%').skip(1).all(|rest| {
+        let digits = rest.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits != b"00" && digits.iter().all(u8::is_ascii_hexdigit))
+    })
+}
+
 /// A duration such as `50ms`, `2s` or `5m`, zero included.
 pub fn duration(value: &str) -> Result<Duration, String> {
-    humantime::parse_duration(value)
-        .map_err(|_| "must be a duration with its unit, such as 50ms, 2s or 5m".to_owned())
+    let duration = humantime::parse_duration(value)
+        .map_err(|_| "must be a duration with its unit, such as 50ms, 2s or 5m".to_owned())?;
+    if duration > DURATION_MAX { Err("must be at most 24days".to_owned()) } else { Ok(duration) }
 }
 
 /// A duration of at least a millisecond.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 /// Why a request was not served.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
     /// Members of the body are missing or wrong: all of them.
     InvalidMembers(Vec<MemberError>),
@@ -24,6 +24,8 @@ pub enum Error {
     UnknownUser,
     /// The name belongs to a user already.
     NameTaken,
+    /// The user is not, or no longer, as `If-Match` wants it.
+    PreconditionFailed,
     /// The body did not arrive within its time.
     BodyTimeout,
     /// The body is larger than allowed.
@@ -152,6 +154,8 @@ kinds! {
         "A request's body must arrive within 5 seconds. Send it again.";
     NAME_TAKEN = CONFLICT "name-taken" "The name is taken":
         "A user with this name is registered already. The request changed nothing.";
+    PRECONDITION_FAILED = PRECONDITION_FAILED "precondition-failed" "The user is not as If-Match wants it":
+        "Somebody has changed the user since its ETag was read. The request changed nothing. Read the user again, and decide anew.";
     BODY_TOO_LARGE = PAYLOAD_TOO_LARGE "body-too-large" "The body is too large":
         "A body may have 128 KiB at most.";
     UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" "The body's media type is not supported":
@@ -163,7 +167,7 @@ kinds! {
     OVERLOADED = SERVICE_UNAVAILABLE "overloaded" "Too many requests are waiting":
         "The request was refused before any work was done. Try again after the seconds in Retry-After.";
     OUTCOME_UNKNOWN = SERVICE_UNAVAILABLE "outcome-unknown" "The outcome of the write is unknown":
-        "The database was lost, or too slow, while the write was on its way: it may have happened, or not. A retry is safe: a registration that did happen is then answered with 409.";
+        "The database was lost, or too slow, while the write was on its way: it may have happened, or not. A retry is safe: what did happen is then answered with 409 (register), 404 (delete) or 412 (If-Match), or done once more.";
     INTERNAL = INTERNAL_SERVER_ERROR "internal" "The service made a mistake":
         "It was logged under the request's X-Request-Id.";
 }
@@ -178,6 +182,7 @@ impl Error {
             Self::InvalidName(_) => &INVALID_NAME,
             Self::UnknownUser => &UNKNOWN_USER,
             Self::NameTaken => &NAME_TAKEN,
+            Self::PreconditionFailed => &PRECONDITION_FAILED,
             Self::BodyTimeout => &BODY_TIMEOUT,
             Self::BodyTooLarge => &BODY_TOO_LARGE,
             Self::UnsupportedMediaType(_) => &UNSUPPORTED_MEDIA_TYPE,

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use actix_web::dev::Payload;
-use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use actix_web::http::header::{self, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, Header as _, HeaderMap};
 use actix_web::rt::time::timeout;
 use actix_web::web::BytesMut;
 use actix_web::{FromRequest, HttpRequest};
@@ -16,7 +16,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, MemberError};
-use crate::models::{Info, Invalid, NewUser, UserName};
+use crate::models::{Info, Invalid, NewInfo, NewUser, UserName};
+use crate::users::IfMatch;
 
 /// The largest body: every valid pair fits, however it is escaped.
 pub const BODY_MAX_BYTES: usize = 128 * 1024;
@@ -95,10 +96,16 @@ struct RawUser<'a> {
     info: Option<&'a RawValue>,
 }
 
+impl<'a> RawUser<'a> {
+    fn read(text: &'a str) -> Result<Self, Error> {
+        serde_json::from_str(text)
+            .map_err(|error| Error::MalformedBody(format!("The body cannot be read: {error}.")))
+    }
+}
+
 impl FromObject for NewUser {
     fn from_object(text: &str) -> Result<Self, Error> {
-        let raw: RawUser = serde_json::from_str(text)
-            .map_err(|error| Error::MalformedBody(format!("The body cannot be read: {error}.")))?;
+        let raw = RawUser::read(text)?;
         let mut errors = Vec::new();
         let name = member(&mut errors, "#/name", raw.name, |text| UserName::parse(&text));
         let info = member(&mut errors, "#/info", raw.info, Info::parse);
@@ -106,6 +113,15 @@ impl FromObject for NewUser {
             (Some(name), Some(info)) => Ok(Self { name, info }),
             _ => Err(Error::InvalidMembers(errors)),
         }
+    }
+}
+
+impl FromObject for NewInfo {
+    fn from_object(text: &str) -> Result<Self, Error> {
+        let raw = RawUser::read(text)?;
+        let mut errors = Vec::new();
+        let info = member(&mut errors, "#/info", raw.info, Info::parse);
+        info.map(|info| Self { info }).ok_or(Error::InvalidMembers(errors))
     }
 }
 
@@ -147,6 +163,22 @@ impl FromRequest for PathName {
             Err(_) => Err(Error::InvalidName("is not valid UTF-8")),
         };
         std::future::ready(name.map(Self))
+    }
+}
+
+impl FromRequest for IfMatch {
+    type Error = Error;
+    type Future = std::future::Ready<Result<Self, Error>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let condition = match header::IfMatch::parse(request) {
+            _ if !request.headers().contains_key(header::IF_MATCH) => Self::Any,
+            Ok(header::IfMatch::Any) => Self::Any,
+            Ok(header::IfMatch::Items(tags)) => Self::Tags(tags),
+            // What cannot be read is no tag of ours: to ignore it would be to lose another's change.
+            Err(_) => Self::Tags(Vec::new()),
+        };
+        std::future::ready(Ok(condition))
     }
 }
 

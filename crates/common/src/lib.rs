@@ -3,7 +3,7 @@
 //! Start with [`repository`]: cache-aside, written once. Then
 //!
 //! - what is kept: [`models`], [`schema`], [`migrations`], [`users`];
-//! - where: [`database`] (PostgreSQL), [`cache`] and [`entry`] (Redis);
+//! - where: [`database`] (PostgreSQL), [`cache`] (Redis, and the near cache); [`flights`] are loads that are shared;
 //! - the service around it: [`start`], [`config`], [`logging`], [`server`], [`health`], [`docs`], [`metrics`];
 //! - a request's way in and out: [`request`], [`extract`], [`error`].
 
@@ -11,9 +11,9 @@ pub mod cache;
 pub mod config;
 pub mod database;
 pub mod docs;
-pub mod entry;
 pub mod error;
 pub mod extract;
+pub mod flights;
 pub mod health;
 pub mod logging;
 pub mod metrics;

@@ -23,7 +23,7 @@ pub struct Invalid(pub &'static str);
 
 /// A user's name: 1 to 128 bytes of UTF-8 in Unicode normal form C, compared exactly.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, ToSchema)]
-#[schema(value_type = String, min_length = 1, max_length = 128, example = "john_doe")]
+#[schema(value_type = String, min_length = 1, max_length = 128, pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$", example = "john_doe")]
 pub struct UserName(String);
 
 impl UserName {
@@ -107,6 +107,13 @@ impl Info {
 pub struct NewUser {
     /// The name to register.
     pub name: UserName,
+    /// The info to keep.
+    pub info: Info,
+}
+
+/// What is to replace a user's info.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct NewInfo {
     /// The info to keep.
     pub info: Info,
 }

@@ -1,43 +1,60 @@
-//! The heart: cache-aside, written once.
+//! The heart: cache-aside, written once, and coherent.
 //!
 //! What is cached says, as [`CacheAside`], what its key is, how it is loaded and how it is encoded. [`Repository`]
-//! does the rest. It knows nothing of users or HTTP.
+//! does the rest. It knows nothing of users or HTTP. docs/cache-protocol.md tells why it is right, with a diagram of
+//! each flow; this is the protocol itself.
 //!
-//! PostgreSQL is the truth; Redis holds copies. The rule that keeps a copy from being older than the truth is the
-//! *lease* (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013): a reader that finds nothing puts a random
-//! token at the key before it loads, and its copy goes in only if the token is still there. A writer deletes the key
-//! after COMMIT and before it acknowledges, token and all. So a copy that was loaded before the COMMIT either goes in
-//! before the deletion and is deleted, or comes after it and is refused.
+//! PostgreSQL is the truth; Redis holds copies, and so does the near cache. The promise: once a write is acknowledged,
+//! no read that starts later returns what was before it. Three things keep it:
+//!
+//! - a **lease** (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013): a reader that finds nothing puts a
+//!   random token at the key before it loads, and its copy goes in only if the token is still there;
+//! - a **barrier**: a writer puts another mark over whatever is at the key, after it has the row's lock and before
+//!   COMMIT, and takes it away before it acknowledges. While it stands, readers use PostgreSQL and keep nothing. If
+//!   the writer dies, the barrier outlives its transaction;
+//! - a **wait**: near copies may be used for [`near::LEASE`] after a proof that nothing was missed. A writer that
+//!   changes what others may hold waits as long between publishing the key and COMMIT.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use actix_web::web::Bytes;
 use diesel::{PgConnection, QueryResult};
 use prometheus::IntCounterVec;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{sleep, timeout_at};
 
-use crate::cache::{Cache, CacheError};
+use crate::cache::entry::{self, Answer, Filled, Slot};
+use crate::cache::near::{self, Near};
+use crate::cache::{BARRIER, Barriers, Cache, CacheError};
 use crate::config::CacheSettings;
-use crate::database::Database;
-use crate::entry::{self, Answer, Slot};
+use crate::database::{Database, Late, Pending, Seen, Written, waited_too_long};
 use crate::error::Error;
+use crate::flights::{Flights, Landed, Seat};
 
-/// How long to wait for another reader's load, at least; at most twice as long.
+/// How long to wait for another replica's load, at least; at most twice as long.
 const LEASE_WAIT: Duration = Duration::from_millis(20);
 /// The share of a TTL that may be taken off at random, so that what was filled together does not end together.
 const JITTER: f64 = 0.1;
+/// A barrier must have this much life left when COMMIT is sent.
+const COMMIT_RESERVE: Duration = Duration::from_secs(5);
+/// How long to wait between attempts to take a barrier down.
+const UNBARRIER_PAUSE: Duration = Duration::from_millis(20);
 
 /// What can be kept in a [`Repository`].
 pub trait CacheAside: Send + Sync + 'static {
     /// What it is found by.
-    type Key: Clone + PartialEq + Send + Sync + 'static;
+    type Key: Clone + Send + Sync + 'static;
     /// A row.
     type Record: Send + 'static;
 
     /// The Redis key of `key`: a prefix, and the key within braces (a cluster hash tag).
     fn cache_key(key: &Self::Key) -> String;
 
-    /// Loads those of `keys` that exist, in any order.
+    /// Loads those of `keys` that exist, in any order. Only from the primary, and outside of any older snapshot.
     ///
     /// # Errors
     /// The database's.
@@ -50,13 +67,17 @@ pub trait CacheAside: Send + Sync + 'static {
 /// How an answer was come by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// From the cache, where it will live for this long.
+    /// From Redis, where it will live for this long.
     Hit(Duration),
+    /// From this process' memory; Redis has it for this long.
+    NearHit(Duration),
     /// Loaded.
     Miss {
         /// Whether the copy went in: the lease held.
         stored: bool,
     },
+    /// Loaded by another request that came at the same time.
+    Collapsed,
     /// Loaded, since the client wanted it fresh.
     Forced {
         /// Whether the copy went in: nobody came in between.
@@ -78,7 +99,9 @@ impl Source {
     pub fn label(self) -> &'static str {
         match self {
             Self::Hit(_) => "hit",
+            Self::NearHit(_) => "near_hit",
             Self::Miss { .. } => "miss",
+            Self::Collapsed => "collapsed",
             Self::Forced { .. } => "forced",
             Self::WriteInProgress => "bypass",
             Self::CacheTimeout => "timeout",
@@ -107,157 +130,368 @@ pub struct Found {
     pub source: Source,
 }
 
-/// Finds and changes what is kept as `T`.
-pub struct Repository<T> {
+/// What a write does to copies that others may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It creates: nobody holds an absence near, and nobody need be waited for.
+    Create,
+    /// It replaces or deletes: near copies must have run out before COMMIT.
+    Replace,
+}
+
+/// Finds and changes what is kept as `T`; clones share everything.
+pub struct Repository<T>(Arc<Parts>, PhantomData<fn() -> T>);
+
+struct Parts {
     database: Database,
     cache: Cache,
-    ttl: Duration,
-    absent_ttl: Duration,
+    near: Option<Arc<Near>>,
+    flights: Flights<Found>,
+    refreshes: Flights<Found>,
+    /// Writes that may be in a near wait at once: each holds a connection meanwhile.
+    near_waits: Arc<Semaphore>,
+    settings: CacheSettings,
     requests: IntCounterVec,
-    kept: PhantomData<fn() -> T>,
+    runtime: Handle,
 }
 
 // Derived, it would ask `T: Clone`.
 impl<T> Clone for Repository<T> {
     fn clone(&self) -> Self {
-        Self {
-            database: self.database.clone(),
-            cache: self.cache.clone(),
-            requests: self.requests.clone(),
-            ..*self
-        }
+        Self(self.0.clone(), PhantomData)
     }
 }
 
 impl<T: CacheAside> Repository<T> {
-    /// A repository over `database` and `cache`; `requests` counts finds by their [`Source::label`].
+    /// A repository over `database`, which has `connections`, `cache` and perhaps a near cache; `requests` counts
+    /// finds by their [`Source::label`]. Must be called within a runtime.
     #[must_use]
-    pub fn new(database: Database, cache: Cache, settings: &CacheSettings, requests: IntCounterVec) -> Self {
-        Self {
+    pub fn new(
+        (database, connections): (Database, usize),
+        cache: Cache,
+        near: Option<Arc<Near>>,
+        settings: &CacheSettings,
+        requests: IntCounterVec,
+    ) -> Self {
+        let parts = Parts {
             database,
             cache,
-            ttl: settings.ttl,
-            absent_ttl: settings.absent_ttl,
+            near,
+            flights: Flights::default(),
+            refreshes: Flights::default(),
+            near_waits: Arc::new(Semaphore::new((connections / 4).max(1))),
+            settings: settings.clone(),
             requests,
-            kept: PhantomData,
-        }
+            runtime: Handle::current(),
+        };
+        Self(Arc::new(parts), PhantomData)
     }
+
+    // ---------------------------------------------------------------- reading
 
     /// Finds what `key` names: a copy, or with `fresh` the row itself.
     ///
     /// # Errors
     /// Only the database's: a cache that fails makes this slower, by one time-out at most.
     pub async fn find(&self, key: &T::Key, fresh: bool) -> Result<Found, Error> {
-        let found = self.look_up(key, fresh).await?;
-        self.requests.with_label_values(&[found.source.label()]).inc();
+        let found = if fresh { self.find_fresh(key).await } else { self.find_copy(key).await }?;
+        self.0.requests.with_label_values(&[found.source.label()]).inc();
         Ok(found)
     }
 
-    async fn look_up(&self, key: &T::Key, fresh: bool) -> Result<Found, Error> {
+    /// The near cache, else Redis, else a load that all who came before it share.
+    async fn find_copy(&self, key: &T::Key) -> Result<Found, Error> {
+        let arrival = Instant::now();
         let cache_key = T::cache_key(key);
-        let mut waited = false;
-        let mut slot = self.cache.get(&cache_key).await;
+        if let Some(filled) = self.0.near.as_ref().and_then(|near| near.get(&cache_key)) {
+            self.refresh_if_due(key, &cache_key, &filled);
+            return Ok(Found { source: Source::NearHit(filled.ttl()), answer: filled.answer });
+        }
         loop {
-            match slot {
-                Ok(Slot::Filled(filled)) if !fresh => {
-                    let source = Source::Hit(filled.ttl());
-                    return Ok(Found { answer: filled.answer, source });
+            // Noted before the GET is sent: an invalidation that comes after it makes what is read not worth keeping.
+            let note = self.note(&cache_key);
+            let slot = self.0.cache.get(&cache_key).await;
+            if let Ok(Slot::Filled(filled)) = slot {
+                self.keep_near(&cache_key, note, &filled);
+                self.refresh_if_due(key, &cache_key, &filled);
+                return Ok(Found { source: Source::Hit(filled.ttl()), answer: filled.answer });
+            }
+            let load = || self.clone().load_shared(key.clone(), cache_key.clone(), slot);
+            let (seat, landed) = self.0.flights.board(&cache_key, load).await;
+            let mut found = landed.result?;
+            if seat == Seat::Pilot {
+                return Ok(found);
+            }
+            // A load that had read before this request came may have missed a write that was acknowledged by then.
+            if landed.as_of >= arrival {
+                if let Source::Miss { .. } = found.source {
+                    found.source = Source::Collapsed;
                 }
-                // The row is read after the copy was seen, and goes in only over that very copy.
-                Ok(Slot::Filled(filled)) => return self.load_into(key, cache_key, filled.bytes, fresh).await,
-                Ok(Slot::Empty) => {
-                    let lease = entry::lease(&entry::token());
-                    match self.cache.take_lease(&cache_key, &lease).await {
-                        Ok(Slot::Empty) => return self.load_into(key, cache_key, lease, fresh).await,
-                        found_instead => slot = found_instead,
-                    }
-                }
-                Ok(Slot::Garbage(bytes)) => {
-                    slot = match self.cache.remove(&cache_key, &bytes).await {
-                        Ok(true) => Ok(Slot::Empty),
-                        Ok(false) => return self.load_only(key, Source::WriteInProgress).await,
-                        Err(error) => Err(error),
-                    };
-                }
-                // One wait: a load takes a few milliseconds, and a lease whose owner died is not worth more.
-                Ok(Slot::Lease) if !waited && !fresh => {
-                    waited = true;
-                    tokio::time::sleep(LEASE_WAIT.mul_f64(rand::random_range(1.0..2.0))).await;
-                    slot = self.cache.get(&cache_key).await;
-                }
-                Ok(Slot::Lease | Slot::Barrier | Slot::OtherFormat) => {
-                    return self.load_only(key, Source::WriteInProgress).await;
-                }
-                Err(error) => return self.load_only(key, error.into()).await,
+                return Ok(found);
             }
         }
     }
 
+    /// What a reader does that finds no copy: takes the lease, loads, fills. If somebody else is at it, it waits a
+    /// little for their copy, and loads without filling if there is none. `slot` is what its GET has found.
+    async fn load_shared(
+        self,
+        key: T::Key,
+        cache_key: String,
+        mut slot: Result<Slot, CacheError>,
+    ) -> Landed<Found> {
+        let mut waited = false;
+        loop {
+            let as_of = Instant::now();
+            match slot {
+                Ok(Slot::Empty) => {
+                    let lease = entry::lease(&entry::token());
+                    slot = self.0.cache.take_lease(&cache_key, &lease).await;
+                    if slot == Ok(Slot::Empty) {
+                        return self.load_and_fill(&key, &cache_key, &lease, false).await;
+                    }
+                    if let Ok(Slot::Filled(filled)) = slot {
+                        let found = Found { source: Source::Hit(filled.ttl()), answer: filled.answer };
+                        return Landed { result: Ok(found), as_of };
+                    }
+                }
+                Ok(Slot::Garbage(bytes)) => {
+                    slot = match self.0.cache.remove(&cache_key, &bytes).await {
+                        Ok(true) => Ok(Slot::Empty),
+                        Ok(false) => return self.load_only(&key, Source::WriteInProgress).await,
+                        Err(error) => Err(error),
+                    };
+                }
+                // One wait: a load takes a few milliseconds, and a lease whose owner died is not worth more.
+                Ok(Slot::Lease) if !waited => {
+                    waited = true;
+                    sleep(LEASE_WAIT.mul_f64(rand::random_range(1.0..2.0))).await;
+                    let as_of = Instant::now();
+                    slot = self.0.cache.get(&cache_key).await;
+                    if let Ok(Slot::Filled(filled)) = slot {
+                        let found = Found { source: Source::Hit(filled.ttl()), answer: filled.answer };
+                        return Landed { result: Ok(found), as_of };
+                    }
+                }
+                Ok(Slot::Filled(_) | Slot::Lease | Slot::Barrier | Slot::OtherFormat) => {
+                    return self.load_only(&key, Source::WriteInProgress).await;
+                }
+                Err(error) => return self.load_only(&key, error.into()).await,
+            }
+        }
+    }
+
+    /// Reads the row, whatever copies there are, and refills the cache.
+    async fn find_fresh(&self, key: &T::Key) -> Result<Found, Error> {
+        let (this, key, cache_key) = (self.clone(), key.clone(), T::cache_key(key));
+        // A task of its own: a client that hangs up leaves no lease behind.
+        let task = tokio::spawn(async move {
+            // The row is read only after this GET was answered: what is there now and still there then was not
+            // overtaken by a write in between.
+            let mut slot = this.0.cache.get(&cache_key).await;
+            if let Ok(Slot::Garbage(bytes)) = &slot {
+                slot = this.0.cache.remove(&cache_key, bytes).await.map(|_| Slot::Empty);
+            }
+            if slot == Ok(Slot::Empty) {
+                let lease = entry::lease(&entry::token());
+                slot = this.0.cache.take_lease(&cache_key, &lease).await;
+                if slot == Ok(Slot::Empty) {
+                    return this.load_and_fill(&key, &cache_key, &lease, true).await;
+                }
+            }
+            match slot {
+                Ok(Slot::Filled(filled)) => this.load_and_fill(&key, &cache_key, &filled.head(), true).await,
+                Ok(_) => this.load_only(&key, Source::WriteInProgress).await,
+                Err(error) => this.load_only(&key, error.into()).await,
+            }
+        });
+        task.await.map_err(|panic| Error::Internal(panic.to_string()))?.result
+    }
+
+    /// Early refresh: near its end, an entry is loaded anew by one of those who read it. It stays visible meanwhile,
+    /// so that a key that is read often never misses.
+    fn refresh_if_due(&self, key: &T::Key, cache_key: &str, filled: &Filled) {
+        if !filled.is_due() {
+            return;
+        }
+        let (this, key, cache_key, head) = (self.clone(), key.clone(), cache_key.to_owned(), filled.head());
+        tokio::spawn(async move {
+            let load = || {
+                let (this, cache_key) = (this.clone(), cache_key.clone());
+                async move { this.load_and_fill(&key, &cache_key, &head, true).await }
+            };
+            // Nobody waits for it, but two at a time would be one too many.
+            this.0.refreshes.board(&cache_key, load).await;
+        });
+    }
+
     /// Loads, and answers whatever becomes of the copy: it goes in where `expected` is, if it still is.
-    ///
-    /// A task of its own: a client that hangs up must not leave its lease behind.
-    async fn load_into(
+    async fn load_and_fill(
         &self,
         key: &T::Key,
-        cache_key: String,
-        expected: Bytes,
+        cache_key: &str,
+        expected: &Bytes,
         fresh: bool,
-    ) -> Result<Found, Error> {
-        let (this, key) = (self.clone(), key.clone());
-        let task = tokio::spawn(async move {
-            let start = Instant::now();
-            let answer = match this.load(&key).await {
-                Ok(answer) => answer,
-                Err(error) => {
-                    // Whatever Redis says, the lease ends by itself.
-                    drop(this.cache.remove(&cache_key, &expected).await);
-                    return Err(error);
-                }
-            };
-            let ttl = if answer.is_some() { this.ttl } else { this.absent_ttl };
-            let ttl = ttl.mul_f64(1.0 - rand::random_range(0.0..JITTER));
-            let copy = entry::encode(answer.as_ref(), start.elapsed(), ttl);
-            let stored = this.cache.replace(&cache_key, &expected, &copy, ttl).await;
-            let stored = stored.unwrap_or(false);
-            let source = if fresh { Source::Forced { stored } } else { Source::Miss { stored } };
-            Ok(Found { answer, source })
-        });
-        task.await.map_err(|panic| Error::Internal(panic.to_string()))?
+    ) -> Landed<Found> {
+        let start = Instant::now();
+        let Seen { value: answer, as_of } = match self.load(key).await {
+            Ok(seen) => seen,
+            Err(error) => {
+                // A lease ends by itself if Redis does not hear of it; a copy is not the whole of its bytes and stays.
+                drop(self.0.cache.remove(cache_key, expected).await);
+                return Landed { result: Err(error), as_of: start };
+            }
+        };
+        let ttl = if answer.is_some() { self.0.settings.ttl } else { self.0.settings.absent_ttl };
+        let ttl = ttl.mul_f64(1.0 - rand::random_range(0.0..JITTER));
+        let copy = entry::encode(answer.as_ref(), start.elapsed(), ttl);
+        let note = self.note(cache_key);
+        let stored = self.0.cache.replace(cache_key, expected, &copy, ttl).await.unwrap_or(false);
+        if stored && let Slot::Filled(filled) = entry::decode(Some(copy)) {
+            self.keep_near(cache_key, note, &filled);
+        }
+        let source = if fresh { Source::Forced { stored } } else { Source::Miss { stored } };
+        Landed { result: Ok(Found { answer, source }), as_of }
     }
 
-    async fn load_only(&self, key: &T::Key, source: Source) -> Result<Found, Error> {
-        Ok(Found { answer: self.load(key).await?, source })
+    async fn load_only(&self, key: &T::Key, source: Source) -> Landed<Found> {
+        match self.load(key).await {
+            Ok(Seen { value: answer, as_of }) => Landed { result: Ok(Found { answer, source }), as_of },
+            Err(error) => Landed { result: Err(error), as_of: Instant::now() },
+        }
     }
 
-    async fn load(&self, key: &T::Key) -> Result<Option<Answer>, Error> {
+    async fn load(&self, key: &T::Key) -> Result<Seen<Option<Answer>>, Error> {
         let key = key.clone();
         let query = move |connection: &mut PgConnection| T::load(connection, std::slice::from_ref(&key));
-        let records = self.database.read(query).await?;
-        Ok(records.first().map(T::encode))
+        let Seen { value: records, as_of } = self.0.database.read(query).await?;
+        Ok(Seen { value: records.first().map(T::encode), as_of })
     }
 
-    /// Runs `change` in a transaction; when this returns, it is committed, and no copy of the `keys` that it changed
-    /// is left in the cache.
-    ///
-    /// A task of its own: a client that hangs up must not leave copies behind.
+    fn note(&self, cache_key: &str) -> Option<near::Note> {
+        self.0.near.as_ref().and_then(|near| near.note(cache_key))
+    }
+
+    fn keep_near(&self, cache_key: &str, note: Option<near::Note>, filled: &Filled) {
+        if let Some(near) = &self.0.near {
+            near.put(cache_key, note, filled);
+        }
+    }
+
+    // ---------------------------------------------------------------- writing
+
+    /// Runs `change` in a transaction, with the keys that it returns guarded. When this returns `Ok`, it is committed,
+    /// and no read that starts from now on sees what was before.
     ///
     /// # Errors
-    /// The database's, and what `change` fails with: nothing has happened then, except after
-    /// [`Error::OutcomeUnknown`]. A cache that fails is no error: copies then live to the end of their TTL.
-    pub async fn write(
+    /// The database's, and what `change` refuses with: nothing has happened then. [`Error::OutcomeUnknown`]: it may
+    /// have happened, or may still.
+    pub async fn write<R: Send + Sync + 'static>(
         &self,
-        keys: Vec<T::Key>,
-        change: impl Fn(&mut PgConnection) -> QueryResult<()> + Send + 'static,
-    ) -> Result<(), Error> {
+        effect: Effect,
+        change: impl Fn(&mut PgConnection) -> QueryResult<Result<(R, Vec<T::Key>), Error>> + Send + 'static,
+    ) -> Result<R, Error> {
+        let give_up = self.0.database.give_up();
+        let turn = self.wait_for_turn(effect, give_up).await?;
         let this = self.clone();
-        let task = tokio::spawn(async move {
-            this.database.write(change).await?;
-            let keys: Vec<String> = keys.iter().map(T::cache_key).collect();
-            if let Err(error) = this.cache.delete(&keys).await {
-                log::warn!("a write could not be told to Redis, copies may live to their TTL: {error:?}");
+        let before_commit = move |(_, keys): &(R, Vec<T::Key>)| {
+            let _held_until_the_wait_is_over = turn;
+            this.guard(effect, keys)
+        };
+        let pending = self.0.database.write(give_up, change, before_commit)?;
+        // A task of its own: it goes on when the client hangs up, and when the client was told that the outcome is
+        // unknown.
+        let (tell, told) = oneshot::channel();
+        tokio::spawn(self.clone().see_through(pending, give_up, tell));
+        told.await.unwrap_or_else(|_| Err(Error::Internal("a write's task panicked".into())))
+    }
+
+    /// Step 2, on the database's thread, with the rows locked: raises barriers, and lets near copies run out.
+    fn guard(&self, effect: Effect, keys: &[T::Key]) -> Result<Barriers, Error> {
+        let keys = keys.iter().map(T::cache_key).collect();
+        let barriers = self.0.runtime.block_on(self.0.cache.raise_barriers(keys));
+        if barriers.raised.is_none() && self.0.settings.strict {
+            return Err(Error::Unavailable(
+                "Redis cannot be told of the write, and CACHE_STRICT is set".into(),
+            ));
+        }
+        if effect == Effect::Replace {
+            // Counted from the reply: by now the keys are published. If they could not be, the proofs of those who
+            // hold copies run out all the same, as far as their Redis is ours.
+            thread::sleep(near::LEASE + near::LEASE_MARGIN);
+        }
+        if barriers.raised.is_some_and(|raised| raised.elapsed() > BARRIER - COMMIT_RESERVE) {
+            return Err(Error::Unavailable("the barrier has become too old to commit under".into()));
+        }
+        Ok(barriers)
+    }
+
+    /// Steps 4 and 5: after COMMIT takes the barriers down, and only then tells the client.
+    async fn see_through<R>(
+        self,
+        mut pending: Pending<Written<(R, Vec<T::Key>), Barriers>>,
+        give_up: Instant,
+        tell: oneshot::Sender<Result<R, Error>>,
+    ) {
+        let result = match pending.by_deadline().await {
+            Ok(Ok(written)) => {
+                self.settle(&written.result, written.before_commit, give_up).await;
+                written.result.map(|(value, _)| value)
             }
-            Ok(())
-        });
-        task.await.map_err(|panic| Error::Internal(panic.to_string()))?
+            Ok(Err(panic)) => Err(panic),
+            Err(late) => {
+                let error = match late {
+                    Late::Undone => waited_too_long(),
+                    Late::Committing => Error::OutcomeUnknown("COMMIT was under way at the deadline".into()),
+                };
+                // The client is told now; the barriers come down when the thread knows more.
+                drop(tell.send(Err(error)));
+                if let Ok(written) = pending.at_last().await {
+                    self.settle(&written.result, written.before_commit, give_up).await;
+                }
+                return;
+            }
+        };
+        // Whoever asked may be gone: then nobody is left to tell.
+        drop(tell.send(result));
+    }
+
+    /// Takes the barriers of a transaction down that has ended, for all that is known.
+    async fn settle<R>(&self, result: &Result<R, Error>, barriers: Option<Barriers>, give_up: Instant) {
+        let Some(barriers) = barriers else { return };
+        if let Err(Error::OutcomeUnknown(_)) = result {
+            return; // it may still happen: the barriers stand until they expire, which is later
+        }
+        loop {
+            match self.0.cache.lower_barriers(&barriers).await {
+                Ok(true) => return,
+                Ok(false) => {
+                    // A barrier was lost, and an old copy may have been taken meanwhile. The keys have been published
+                    // once more: when the wait is over, no near copy is left.
+                    return sleep(near::LEASE + near::LEASE_MARGIN).await;
+                }
+                // If it stands, it is worth the rest of the request's time. It also ends by itself.
+                Err(_) if barriers.raised.is_some() && Instant::now() < give_up => {
+                    sleep(UNBARRIER_PAUSE).await
+                }
+                Err(error) => {
+                    log::warn!("a write could not be told to Redis, trying again when it answers: {error:?}");
+                    return self.0.cache.remember_untold(barriers);
+                }
+            }
+        }
+    }
+
+    /// At most a quarter of the connections may be in a near wait; the others must be free to read and to register.
+    async fn wait_for_turn(
+        &self,
+        effect: Effect,
+        give_up: Instant,
+    ) -> Result<Option<OwnedSemaphorePermit>, Error> {
+        if effect == Effect::Create {
+            return Ok(None);
+        }
+        let turn = timeout_at(give_up.into(), self.0.near_waits.clone().acquire_owned()).await;
+        turn.map(Result::ok).map_err(|_| waited_too_long())
     }
 }

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use clap::Command;
+use clap::{ArgMatches, Command};
 
 use crate::config::{Reader, Setting, one_of};
 use crate::logging::{self, Format};
@@ -11,15 +11,14 @@ use crate::logging::{self, Format};
 /// What a command ends with; an error is printed and becomes exit code 1.
 pub type Outcome = Result<(), Box<dyn Error>>;
 
-/// Reads the arguments of `command` and its `settings`, then does `run` with the name of the sub-command, if one was
-/// given, and what `read` made of the settings.
+/// Reads the arguments of `command` and its `settings`, then does `run` with the sub-command, if one was given, and what `read` made of the settings.
 ///
 /// Exit code 2 means that the settings are wrong, and nothing was started.
 pub fn main<C>(
     command: Command,
     settings: &[Setting],
     read: impl FnOnce(&mut Reader) -> C,
-    run: impl FnOnce(Option<&str>, C) -> Outcome,
+    run: impl FnOnce(Option<(&str, &ArgMatches)>, C) -> Outcome,
 ) -> ExitCode {
     if let Err(error) = dotenvy::dotenv()
         && !error.not_found()
@@ -38,7 +37,7 @@ pub fn main<C>(
         return ExitCode::from(2);
     }
     logging::start(&filter, if format == "json" { Format::Json } else { Format::Human });
-    match run(matches.subcommand_name(), config) {
+    match run(matches.subcommand(), config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");

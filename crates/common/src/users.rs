@@ -5,12 +5,13 @@ use actix_web::web::Bytes;
 use diesel::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::entry::Answer;
-use crate::models::{NewUser, User, UserName};
+use crate::cache::entry::Answer;
+use crate::error::Error;
+use crate::models::{Info, NewUser, User, UserName};
 use crate::repository::{CacheAside, Repository};
 use crate::schema::users;
 
-/// The users.
+/// The users, cached.
 pub type Users = Repository<User>;
 
 /// Ends a body that comes from the cache, and one that does not.
@@ -61,11 +62,72 @@ pub fn entity_tag(etag: &[u8; 16]) -> EntityTag {
     EntityTag::new_weak(format!("{:032x}", u128::from_be_bytes(*etag)))
 }
 
+/// What a write returns to the repository: the keys that it has changed; or why it refuses.
+pub type Changed = QueryResult<Result<((), Vec<UserName>), Error>>;
+
 /// Inserts `user`. The table's key decides who comes first.
 ///
 /// # Errors
 /// A unique violation for a name that is taken, and the database's.
-pub fn insert(connection: &mut PgConnection, user: &NewUser) -> QueryResult<()> {
+pub fn insert(connection: &mut PgConnection, user: &NewUser) -> Changed {
     let row = (users::name.eq(user.name.as_str()), users::info.eq(user.info.as_str()));
-    diesel::insert_into(users::table).values(row).execute(connection).map(drop)
+    diesel::insert_into(users::table).values(row).execute(connection)?;
+    Ok(Ok(((), vec![user.name.clone()])))
+}
+
+/// Replaces the info of the user `name`, if it is as `condition` wants it.
+///
+/// # Errors
+/// That there is no such user, and the database's.
+pub fn replace(connection: &mut PgConnection, name: &UserName, info: &Info, condition: &IfMatch) -> Changed {
+    if let Err(error) = check(connection, name, condition)? {
+        return Ok(Err(error));
+    }
+    let change = (users::info.eq(info.as_str()), users::updated_at.eq(diesel::dsl::now));
+    diesel::update(users::table.find(name.as_str())).set(change).execute(connection)?;
+    Ok(Ok(((), vec![name.clone()])))
+}
+
+/// Deletes the user `name`, if it is as `condition` wants it.
+///
+/// # Errors
+/// As [`replace`].
+pub fn delete(connection: &mut PgConnection, name: &UserName, condition: &IfMatch) -> Changed {
+    if let Err(error) = check(connection, name, condition)? {
+        return Ok(Err(error));
+    }
+    diesel::delete(users::table.find(name.as_str())).execute(connection)?;
+    Ok(Ok(((), vec![name.clone()])))
+}
+
+/// Locks the user's row, and compares.
+fn check(
+    connection: &mut PgConnection,
+    name: &UserName,
+    condition: &IfMatch,
+) -> QueryResult<Result<(), Error>> {
+    let row = users::table.find(name.as_str()).select(User::as_select()).for_update();
+    let user = row.first(connection)?;
+    Ok(if condition.holds(&etag(&user.name, &user.info)) { Ok(()) } else { Err(Error::PreconditionFailed) })
+}
+
+/// What `If-Match` asks for.
+///
+/// RFC 9110 (section 13.1.1) wants strong comparison, and ours are weak tags: they are compared by their opaque part.
+/// That is sound here, since a tag covers name and info, which is all that a PUT replaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IfMatch {
+    /// Nothing, or that there is a user at all.
+    Any,
+    /// One of these.
+    Tags(Vec<EntityTag>),
+}
+
+impl IfMatch {
+    fn holds(&self, current: &[u8; 16]) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Tags(tags) => tags.iter().any(|tag| tag.weak_eq(&entity_tag(current))),
+        }
+    }
 }

@@ -3,20 +3,29 @@
 pub mod routes;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use actix_web::rt::time::sleep;
 use actix_web::web::Data;
-use clap::Command;
+use clap::{Arg, ArgMatches, Command};
 use common::cache::Cache;
-use common::config::{CacheSettings, DatabaseSettings, HttpSettings, Reader, Setting, shared};
+use common::cache::near::Near;
+use common::config::{
+    CacheSettings, DatabaseSettings, HttpSettings, NEAR_CACHE_MIB, Reader, Setting, shared,
+};
 use common::database::{Database, Status};
 use common::metrics::Metrics;
 use common::migrations::Schema;
+use common::models::{Invalid, User, UserName};
+use common::repository::CacheAside as _;
 use common::server::Service;
 use common::start::Outcome;
 use common::users::Users;
 use utoipa::OpenApi as _;
 
 const NAME: &str = "data-svc";
+/// How long `purge` tries to reach Redis.
+const PURGE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The command line.
 #[must_use]
@@ -25,12 +34,19 @@ pub fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about("Serves users from PostgreSQL through Redis. Without a sub-command it serves HTTP.")
         .subcommand(Command::new("health").about("Ask the service that runs here whether it is ready"))
+        .subcommand(
+            Command::new("purge")
+                .about("Tell the caches of users that were changed by hand in SQL")
+                .arg(Arg::new("NAME").required(true).num_args(1..).help("A user's name")),
+        )
 }
 
 /// The settings.
 #[must_use]
 pub fn settings() -> Vec<Setting> {
-    shared("8081", "9081")
+    let mut settings = shared("8081", "9081");
+    settings.push(NEAR_CACHE_MIB);
+    settings
 }
 
 /// The settings, read.
@@ -51,6 +67,28 @@ impl Config {
     }
 }
 
+/// The `purge` sub-command: deletes the copies of users that were changed by other means than user-svc, and tells the
+/// near caches.
+///
+/// # Errors
+/// A name that no user can have; Redis does not answer within five seconds.
+pub async fn purge(settings: &CacheSettings, arguments: &ArgMatches) -> Outcome {
+    let mut keys = Vec::new();
+    for name in arguments.get_many::<String>("NAME").into_iter().flatten() {
+        let name = UserName::parse(name).map_err(|Invalid(what)| format!("{name:?}: a name {what}"))?;
+        keys.push(User::cache_key(&name));
+    }
+    let cache = Cache::start(settings)?;
+    let give_up = Instant::now() + PURGE_PATIENCE;
+    while let Err(error) = cache.purge(&keys).await {
+        if Instant::now() > give_up {
+            return Err(format!("Redis cannot be told: {error:?}").into());
+        }
+        sleep(settings.timeout).await;
+    }
+    Ok(())
+}
+
 /// Serves until the process is told to stop.
 ///
 /// # Errors
@@ -59,7 +97,12 @@ pub async fn serve(config: Config) -> Outcome {
     let metrics = Metrics::new(NAME)?;
     let database = Database::start(&config.database, Schema::Await, metrics.database.clone())?;
     let cache = Cache::start(&config.cache)?;
-    let users = Users::new(database.clone(), cache, &config.cache, metrics.cache.clone());
+    let near = match config.cache.near_bytes {
+        0 => None,
+        bytes => Some(Near::start(&config.cache, bytes)?),
+    };
+    let database_and_size = (database.clone(), config.database.connections);
+    let users = Users::new(database_and_size, cache, near, &config.cache, metrics.cache.clone());
     let users = Data::new(users);
     let service = Service {
         name: NAME,

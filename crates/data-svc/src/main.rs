@@ -10,7 +10,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     start::main(data_svc::command(), &data_svc::settings(), Config::read, |command, config| match command {
-        Some("health") => health::check(&config.http),
+        Some(("health", _)) => health::check(&config.http),
+        Some(("purge", arguments)) => {
+            actix_web::rt::System::new().block_on(data_svc::purge(&config.cache, arguments))
+        }
         _ => actix_web::rt::System::new().block_on(data_svc::serve(config)),
     })
 }

@@ -27,7 +27,8 @@ pub fn routes(config: &mut ServiceConfig) {
 )]
 pub struct Api;
 
-/// A user, and whether it came from the cache. Only for the description: the bytes are sent as they were stored.
+// Only for the description: the bytes are sent as they were stored.
+/// A user, and whether it came from the cache.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "read by utoipa alone")]
 struct FoundUser {
@@ -79,7 +80,7 @@ async fn get_user(users: Data<Users>, name: PathName, request: HttpRequest) -> R
     }
     response.insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")));
     Ok(match found.source {
-        Source::Hit(_) => response.body(answer.body.clone()),
+        Source::Hit(_) | Source::NearHit(_) => response.body(answer.body.clone()),
         _ => response.body(not_from_cache(answer)),
     })
 }
@@ -102,13 +103,18 @@ fn is_current(request: &HttpRequest, tag: &EntityTag) -> bool {
 fn cache_status(found: &Found) -> HeaderValue {
     let fixed = HeaderValue::from_static;
     match (found.source, &found.answer) {
-        (Source::Hit(ttl), answer) => {
-            let detail = if answer.is_none() { "; detail=negative" } else { "" };
+        (source @ (Source::Hit(ttl) | Source::NearHit(ttl)), answer) => {
+            let detail = match (source, answer) {
+                (Source::NearHit(_), _) => "; detail=near",
+                (_, None) => "; detail=negative",
+                _ => "",
+            };
             let text = format!("data-svc; hit; ttl={}{detail}", ttl.as_secs());
             HeaderValue::try_from(text).unwrap_or_else(|_| fixed("data-svc; hit"))
         }
         (Source::Miss { stored: true }, _) => fixed("data-svc; fwd=uri-miss; stored"),
         (Source::Miss { stored: false }, _) => fixed("data-svc; fwd=uri-miss"),
+        (Source::Collapsed, _) => fixed("data-svc; fwd=uri-miss; collapsed"),
         (Source::Forced { stored: true }, _) => fixed("data-svc; fwd=request; stored"),
         (Source::Forced { stored: false }, _) => fixed("data-svc; fwd=request"),
         (Source::WriteInProgress, _) => fixed("data-svc; fwd=bypass; detail=write-in-progress"),

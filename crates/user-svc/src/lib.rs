@@ -8,7 +8,7 @@ use actix_web::web::Data;
 use clap::Command;
 use common::cache::Cache;
 use common::config::{
-    CacheSettings, DatabaseSettings, HttpSettings, Reader, Setting, http_url, setting, shared,
+    CACHE_STRICT, CacheSettings, DatabaseSettings, HttpSettings, Reader, Setting, http_url, setting, shared,
 };
 use common::database::{Database, Status};
 use common::metrics::Metrics;
@@ -34,6 +34,7 @@ pub fn command() -> Command {
 #[must_use]
 pub fn settings() -> Vec<Setting> {
     let mut settings = shared("8080", "9080");
+    settings.push(CACHE_STRICT);
     settings.push(setting(
         "PUBLIC_DATA_URL",
         "http://127.0.0.1:8081",
@@ -75,7 +76,13 @@ pub async fn serve(config: Config) -> Outcome {
     let metrics = Metrics::new(NAME)?;
     let database = Database::start(&config.database, Schema::Migrate, metrics.database.clone())?;
     let cache = Cache::start(&config.cache)?;
-    let users = Users::new(database.clone(), cache, &config.cache, metrics.cache.clone());
+    let users = Users::new(
+        (database.clone(), config.database.connections),
+        cache,
+        None,
+        &config.cache,
+        metrics.cache.clone(),
+    );
     let users = Data::new(users);
     let links = Data::new(routes::Links { data_url: config.public_data_url });
     let service = Service {

@@ -10,8 +10,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     start::main(user_svc::command(), &user_svc::settings(), Config::read, |command, config| match command {
-        Some("health") => health::check(&config.http),
-        Some("migrate") => migrations::run_once(&config.database),
+        Some(("health", _)) => health::check(&config.http),
+        Some(("migrate", _)) => migrations::run_once(&config.database),
         _ => actix_web::rt::System::new().block_on(user_svc::serve(config)),
     })
 }

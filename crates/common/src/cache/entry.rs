@@ -18,6 +18,7 @@ const FORMAT: u8 = 1;
 const TOKEN_BYTES: usize = 16;
 const HEAD_BYTES: usize = 2 + TOKEN_BYTES + 8 + 8;
 const ETAG_BYTES: usize = 16;
+const LOAD_TIME_FLOOR: Duration = Duration::from_millis(500);
 
 /// 128 random bits that tell one fill, lease or barrier from every other.
 pub type Token = [u8; TOKEN_BYTES];
@@ -59,7 +60,10 @@ pub enum Slot {
 pub struct Filled {
     /// The answer; none for a cached absence.
     pub answer: Option<Answer>,
-    /// When the entry ends, in Unix milliseconds: only for `ttl=`, correctness does not hang on a clock.
+    /// How long the load took, in microseconds.
+    load_time: u64,
+    /// When the entry ends, in Unix milliseconds: only for `ttl=` and early refresh, correctness does not hang on a
+    /// clock.
     expiry: u64,
     /// The bytes it was read from, to compare with.
     pub bytes: Bytes,
@@ -71,12 +75,37 @@ impl Filled {
     pub fn ttl(&self) -> Duration {
         Duration::from_millis(self.expiry.saturating_sub(unix_ms()))
     }
+
+    /// What tells the entry from every other: its head, with the id of its fill.
+    #[must_use]
+    pub fn head(&self) -> Bytes {
+        self.bytes.slice(..HEAD_BYTES)
+    }
+
+    /// Whether this reader should load the entry anew before it ends: XFetch (Vattani, Chierichetti, Lowenstein,
+    /// "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015) with beta = 1.
+    ///
+    /// The load time has a floor: it makes a key that is read ten times a second sure to be refreshed in time, at
+    /// the cost of a refresh some seconds early.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        let load_time = (self.load_time as f64 / 1e6).max(LOAD_TIME_FLOOR.as_secs_f64());
+        // 1 - x is in (0, 1], of which there is a logarithm.
+        let early = -load_time * (1.0 - rand::random::<f64>()).ln();
+        self.answer.is_some() && early >= self.ttl().as_secs_f64()
+    }
 }
 
 /// The bytes of a lease.
 #[must_use]
 pub fn lease(token: &Token) -> Bytes {
     [b"L".as_slice(), token].concat().into()
+}
+
+/// The bytes of a barrier.
+#[must_use]
+pub fn barrier(token: &Token) -> Bytes {
+    [b"B".as_slice(), token].concat().into()
 }
 
 /// The bytes of an entry with `answer`, or its absence, that took `load_time` to load and lives for `ttl`.
@@ -109,17 +138,21 @@ pub fn decode(bytes: Option<Bytes>) -> Slot {
             let mut etag = [0; ETAG_BYTES];
             etag.copy_from_slice(&bytes[HEAD_BYTES..HEAD_BYTES + ETAG_BYTES]);
             let answer = Answer { etag, body: bytes.slice(HEAD_BYTES + ETAG_BYTES..) };
-            Slot::Filled(Filled { answer: Some(answer), expiry: expiry(&bytes), bytes })
+            Slot::Filled(filled(Some(answer), bytes))
         }
-        (Some(b'A'), HEAD_BYTES) => Slot::Filled(Filled { answer: None, expiry: expiry(&bytes), bytes }),
+        (Some(b'A'), HEAD_BYTES) => Slot::Filled(filled(None, bytes)),
         _ => Slot::Garbage(bytes),
     }
 }
 
-fn expiry(bytes: &Bytes) -> u64 {
-    let mut number = [0; 8];
-    number.copy_from_slice(&bytes[HEAD_BYTES - 8..HEAD_BYTES]);
-    u64::from_be_bytes(number)
+fn filled(answer: Option<Answer>, bytes: Bytes) -> Filled {
+    let number = |at: usize| {
+        let mut number = [0; 8];
+        number.copy_from_slice(&bytes[at..at + 8]);
+        u64::from_be_bytes(number)
+    };
+    let (load_time, expiry) = (number(HEAD_BYTES - 16), number(HEAD_BYTES - 8));
+    Filled { answer, load_time, expiry, bytes }
 }
 
 fn unix_ms() -> u64 {

@@ -1,0 +1,193 @@
+//! The shared connection to Redis, its time-out and its breaker.
+//!
+//! A task keeps the connection. While there is none the breaker is open: readers do not try, and lose no time. It
+//! opens on a connection error, or when *no* reply at all came for a whole time-out: a few late replies under load
+//! are no outage. The task then tries to connect again and again, on its own time: that is the half-open state, and
+//! no request pays for it.
+
+use std::fmt::Display;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use deadpool_redis::{Connection, Manager, Pool, Runtime, Timeouts};
+use redis::aio::MultiplexedConnection;
+use redis::{ErrorKind, InfoDict, RedisError, ServerErrorKind, cmd};
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use super::CacheError;
+use crate::config::CacheSettings;
+
+/// How often an open breaker tries to connect.
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+/// How long an attempt to connect may take, TLS included. No request waits for it.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Connections at most: one that is shared, and a few for writers while there is none.
+const CONNECTIONS: usize = 4;
+
+/// The way to Redis.
+pub struct Redis {
+    pool: Pool,
+    timeout: Duration,
+    link: RwLock<Option<Arc<Link>>>,
+    lost: Notify,
+    start: Instant,
+}
+
+/// The shared connection, and when it last replied, in microseconds since the start.
+struct Link {
+    connection: MultiplexedConnection,
+    last_reply: AtomicU64,
+}
+
+impl Redis {
+    /// Prepares to connect.
+    ///
+    /// # Errors
+    /// A URL that Redis' client cannot use.
+    pub fn new(settings: &CacheSettings) -> Result<Self, Box<dyn std::error::Error>> {
+        if settings.url.expose().starts_with("rediss:") {
+            // An error says that a provider is installed already.
+            drop(rustls::crypto::ring::default_provider().install_default());
+        }
+        // What the client says about a bad URL may quote it, password included.
+        let manager = Manager::new(settings.url.expose()).map_err(|_| "REDIS_URL cannot be used")?;
+        let patience = Some(CONNECT_TIMEOUT);
+        let pool = Pool::builder(manager)
+            .max_size(CONNECTIONS)
+            .runtime(Runtime::Tokio1)
+            .timeouts(Timeouts { wait: patience, create: patience, recycle: patience })
+            .build()?;
+        Ok(Self {
+            pool,
+            timeout: settings.timeout,
+            link: RwLock::new(None),
+            lost: Notify::new(),
+            start: Instant::now(),
+        })
+    }
+
+    /// Does one step within the time-out, for a reader: not at all while the breaker is open.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn step<T, F: Future<Output = Result<T, RedisError>>>(
+        &self,
+        ask: impl FnOnce(MultiplexedConnection) -> F,
+    ) -> Result<T, CacheError> {
+        let Some(link) = self.link() else { return Err(CacheError::BreakerOpen) };
+        let sent = self.now();
+        match timeout(self.timeout, ask(link.connection.clone())).await {
+            Ok(Ok(reply)) => {
+                link.last_reply.store(self.now(), Ordering::Relaxed);
+                Ok(reply)
+            }
+            Ok(Err(error)) if is_reply(&error) => {
+                link.last_reply.store(self.now(), Ordering::Relaxed);
+                Err(CacheError::Failed(error.to_string()))
+            }
+            Ok(Err(error)) => {
+                self.open_breaker(&link, &error);
+                Err(CacheError::Failed(error.to_string()))
+            }
+            Err(late) => {
+                if link.last_reply.load(Ordering::Relaxed) < sent {
+                    self.open_breaker(&link, &late);
+                }
+                Err(CacheError::Timeout)
+            }
+        }
+    }
+
+    /// Does one step within the time-out, for a writer: while the breaker is open, or if the shared connection turns
+    /// out to be broken, on another one.
+    ///
+    /// # Errors
+    /// [`CacheError`], never [`CacheError::BreakerOpen`].
+    pub async fn insist<T, F: Future<Output = Result<T, RedisError>>>(
+        &self,
+        ask: impl Fn(MultiplexedConnection) -> F,
+    ) -> Result<T, CacheError> {
+        let start = Instant::now();
+        match self.step(&ask).await {
+            // That a connection is broken shows only when it is used, and says little about Redis.
+            Err(CacheError::Failed(_) | CacheError::BreakerOpen) => {}
+            done => return done,
+        }
+        let failed = |error: &dyn Display| CacheError::Failed(error.to_string());
+        let try_anyway = async {
+            let connection = self.pool.get().await.map_err(|error| failed(&error))?;
+            ask(connection.clone()).await.map_err(|error| failed(&error))
+        };
+        let left = self.timeout.saturating_sub(start.elapsed());
+        timeout(left, try_anyway).await.unwrap_or(Err(CacheError::Timeout))
+    }
+
+    /// Connects whenever there is no connection, and calls `connected` each time. Never returns.
+    pub async fn keep_connected(&self, connected: impl Fn()) {
+        let mut told = String::new();
+        loop {
+            match self.connect().await {
+                Ok(connection) => {
+                    let link = Link { connection, last_reply: AtomicU64::new(self.now()) };
+                    *self.link.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(link));
+                    told.clear();
+                    log::info!("Redis is there");
+                    connected();
+                    self.lost.notified().await;
+                }
+                Err(error) => {
+                    let why = error.to_string();
+                    if why != told {
+                        log::warn!("Redis cannot be used, going on without: {why}");
+                        told = why;
+                    }
+                    sleep(PROBE_INTERVAL).await;
+                }
+            }
+        }
+    }
+
+    /// Takes a connection out of the pool for good: the pool validates at each checkout, which a hit need not pay.
+    async fn connect(&self) -> Result<MultiplexedConnection, Box<dyn std::error::Error + Send + Sync>> {
+        let mut connection = self.pool.get().await?;
+        let info: InfoDict =
+            timeout(CONNECT_TIMEOUT, cmd("INFO").arg("server").query_async(&mut connection)).await??;
+        let version: String = info.get("redis_version").unwrap_or_default();
+        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        if major.is_none_or(|major| major < 7) {
+            return Err(format!("Redis 7.0 or newer is needed, this is {version}").into());
+        }
+        Ok(Connection::take(connection))
+    }
+
+    fn link(&self) -> Option<Arc<Link>> {
+        self.link.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Gives `broken` up, unless another has taken its place already.
+    fn open_breaker(&self, broken: &Arc<Link>, why: &dyn Display) {
+        let mut link = self.link.write().unwrap_or_else(PoisonError::into_inner);
+        if link.as_ref().is_some_and(|link| Arc::ptr_eq(link, broken)) {
+            *link = None;
+            self.lost.notify_one();
+            log::warn!("Redis is lost, going on without: {why}");
+        }
+    }
+}
+
+/// Whether Redis answered, if only with an error, and the connection can be used on.
+fn is_reply(error: &RedisError) -> bool {
+    use ServerErrorKind::{BusyLoading, MasterDown, ReadOnly};
+    match error.kind() {
+        // This server has stopped to be the one to ask.
+        ErrorKind::Server(BusyLoading | MasterDown | ReadOnly) => false,
+        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType => true,
+        _ => false,
+    }
+}

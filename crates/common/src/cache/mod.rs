@@ -1,0 +1,264 @@
+//! Redis, step by step: what a reader and a writer of `repository.rs` ask of it.
+//!
+//! [`entry`] has the bytes at a key, [`connection`] the time-out and the breaker, [`near`] the copies in this
+//! process' own memory.
+
+pub mod connection;
+pub mod entry;
+pub mod near;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use actix_web::web::Bytes;
+use redis::{IntoConnectionInfo, Script, cmd, pipe};
+
+use self::connection::Redis;
+use self::entry::{Slot, Token};
+use crate::config::CacheSettings;
+
+/// How long a lease holds: longer than a load may take.
+const LEASE: Duration = Duration::from_secs(3);
+/// How long a barrier stands: longer than any COMMIT may take.
+pub const BARRIER: Duration = Duration::from_secs(10);
+/// Keys to be remembered at most for writes that Redis could not be told of.
+const UNTOLD_MAX: usize = 100_000;
+
+/// Sets KEYS[1] to ARGV[2] for ARGV[3] ms, if what it holds begins with ARGV[1]: the head of an entry, or a whole
+/// lease, which tell it from every other.
+const REPLACE: &str = "\
+if redis.pcall('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) == ARGV[1] then
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+  return 1
+end
+return 0";
+
+/// Deletes KEYS[1], if it holds ARGV[1] or no string at all.
+const REMOVE: &str = "\
+if redis.call('TYPE', KEYS[1]).ok ~= 'string' or redis.call('GET', KEYS[1]) == ARGV[1] then
+  return redis.call('DEL', KEYS[1])
+end
+return 0";
+
+/// Takes the barrier ARGV[1] from KEYS[1], or whatever is there that is no barrier; another writer's stays. If ours
+/// was not there, copies may have been taken meanwhile: the name is published once more on the channel ARGV[2].
+const UNBARRIER: &str = "\
+local held = redis.pcall('GET', KEYS[1])
+if held == ARGV[1] then
+  redis.call('DEL', KEYS[1])
+  return 1
+end
+if type(held) ~= 'string' or #held ~= 17 or string.sub(held, 1, 1) ~= 'B' then
+  redis.call('DEL', KEYS[1])
+end
+redis.call('PUBLISH', ARGV[2], KEYS[1])
+return 0";
+
+/// Why a step with Redis came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheError {
+    /// No reply within the time-out.
+    Timeout,
+    /// An error, or the end of the connection.
+    Failed(String),
+    /// Not tried.
+    BreakerOpen,
+}
+
+/// A handle to Redis; clones share one connection.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    redis: Redis,
+    channel: String,
+    replace: Script,
+    remove: Script,
+    /// Keys that were written, and Redis could not be told.
+    untold: Mutex<HashSet<String>>,
+}
+
+/// A writer's marks at the keys that it changes, from before COMMIT until it is known.
+#[derive(Debug)]
+pub struct Barriers {
+    keys: Vec<String>,
+    token: Token,
+    /// When they were sent; none, if Redis did not confirm them.
+    pub raised: Option<Instant>,
+}
+
+impl Cache {
+    /// Starts to connect. Does not wait for Redis, which need not be there. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// A URL that Redis' client cannot use.
+    pub fn start(settings: &CacheSettings) -> Result<Self, Box<dyn std::error::Error>> {
+        let cache = Self(Arc::new(Inner {
+            redis: Redis::new(settings)?,
+            channel: channel(settings)?,
+            replace: Script::new(REPLACE),
+            remove: Script::new(REMOVE),
+            untold: Mutex::new(HashSet::new()),
+        }));
+        let keeper = cache.clone();
+        tokio::spawn(async move {
+            let telling = || {
+                tokio::spawn(keeper.clone().tell_what_is_untold());
+            };
+            keeper.0.redis.keep_connected(telling).await;
+        });
+        Ok(cache)
+    }
+
+    /// What `key` holds.
+    ///
+    /// # Errors
+    /// [`CacheError`]; a value of the wrong type is none, but garbage.
+    pub async fn get(&self, key: &str) -> Result<Slot, CacheError> {
+        slot(
+            self.0
+                .redis
+                .step(|mut link| async move { cmd("GET").arg(key).query_async(&mut link).await })
+                .await,
+        )
+    }
+
+    /// Puts `lease` at `key` if nothing is there. Returns what was.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn take_lease(&self, key: &str, lease: &Bytes) -> Result<Slot, CacheError> {
+        let mut command = cmd("SET");
+        command.arg(key).arg(lease.as_ref()).arg("NX").arg("GET").arg("PX").arg(LEASE.as_millis() as u64);
+        slot(self.0.redis.step(|mut link| async move { command.query_async(&mut link).await }).await)
+    }
+
+    /// Puts `new` at `key` for `ttl` if what is there begins with `expected`; tells whether it did.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn replace(
+        &self,
+        key: &str,
+        expected: &[u8],
+        new: &[u8],
+        ttl: Duration,
+    ) -> Result<bool, CacheError> {
+        let mut call = self.0.replace.key(key);
+        call.arg(expected).arg(new).arg(ttl.as_millis() as u64);
+        self.0.redis.step(|mut link| async move { call.invoke_async(&mut link).await }).await
+    }
+
+    /// Removes `key` if exactly `expected` is there, or something that is no string.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn remove(&self, key: &str, expected: &[u8]) -> Result<bool, CacheError> {
+        let mut call = self.0.remove.key(key);
+        call.arg(expected);
+        self.0.redis.step(|mut link| async move { call.invoke_async(&mut link).await }).await
+    }
+
+    /// Raises barriers at `keys`, over whatever is there, and then publishes the keys, in one round trip.
+    pub async fn raise_barriers(&self, keys: Vec<String>) -> Barriers {
+        let token = entry::token();
+        let barrier = entry::barrier(&token);
+        let mut steps = pipe();
+        for key in &keys {
+            steps
+                .cmd("SET")
+                .arg(key)
+                .arg(barrier.as_ref())
+                .arg("PX")
+                .arg(BARRIER.as_millis() as u64)
+                .ignore();
+        }
+        for key in &keys {
+            steps.cmd("PUBLISH").arg(&self.0.channel).arg(key).ignore();
+        }
+        let (sent, steps) = (Instant::now(), &steps);
+        let raised =
+            self.0.redis.insist(|mut link| async move { steps.query_async::<()>(&mut link).await }).await;
+        if let Err(error) = &raised {
+            log::warn!("barriers could not be raised: {error:?}");
+        }
+        Barriers { keys, token, raised: raised.ok().map(|()| sent) }
+    }
+
+    /// Takes `barriers` down, and copies that were taken in their stead; tells whether they had all stood.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn lower_barriers(&self, barriers: &Barriers) -> Result<bool, CacheError> {
+        self.unbarrier(&barriers.keys, &entry::barrier(&barriers.token)).await
+    }
+
+    /// Deletes what is cached at `keys`, but for barriers, and tells the near caches.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn purge(&self, keys: &[String]) -> Result<(), CacheError> {
+        self.unbarrier(keys, b"").await.map(drop)
+    }
+
+    async fn unbarrier(&self, keys: &[String], barrier: &[u8]) -> Result<bool, CacheError> {
+        let mut steps = pipe();
+        for key in keys {
+            steps.cmd("EVAL").arg(UNBARRIER).arg(1).arg(key).arg(barrier).arg(&self.0.channel);
+        }
+        let steps = &steps;
+        let stood: Vec<bool> =
+            self.0.redis.insist(|mut link| async move { steps.query_async(&mut link).await }).await?;
+        Ok(stood.into_iter().all(|stood| stood))
+    }
+
+    /// Remembers the keys of a write that Redis could not be told of, to purge them when it answers.
+    pub fn remember_untold(&self, barriers: Barriers) {
+        let mut untold = self.0.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        for key in barriers.keys {
+            if untold.len() >= UNTOLD_MAX {
+                log::error!(
+                    "too many writes that Redis was not told of: copies of some may live to their TTL"
+                );
+                return;
+            }
+            untold.insert(key);
+        }
+    }
+
+    async fn tell_what_is_untold(self) {
+        let keys: Vec<String> = {
+            let untold = self.0.untold.lock().unwrap_or_else(PoisonError::into_inner);
+            untold.iter().cloned().collect()
+        };
+        for some in keys.chunks(100).map(<[String]>::to_vec).collect::<Vec<_>>() {
+            // Those that fail stay, until the next connection.
+            if self.purge(&some).await.is_ok() {
+                let mut untold = self.0.untold.lock().unwrap_or_else(PoisonError::into_inner);
+                untold.retain(|key| !some.contains(key));
+            }
+        }
+        if !keys.is_empty() {
+            log::info!("Redis was told of {} write(s) that it had missed", keys.len());
+        }
+    }
+}
+
+/// Where invalidations are published. Pub/sub knows no database numbers: the name holds it.
+///
+/// # Errors
+/// A URL that Redis' client cannot use.
+pub fn channel(settings: &CacheSettings) -> Result<String, Box<dyn std::error::Error>> {
+    let info = settings.url.expose().into_connection_info().map_err(|_| "REDIS_URL cannot be used")?;
+    Ok(format!("invalidations:{}", info.redis_settings().db()))
+}
+
+fn slot(bytes: Result<Option<Vec<u8>>, CacheError>) -> Result<Slot, CacheError> {
+    match bytes {
+        Ok(bytes) => Ok(entry::decode(bytes.map(Bytes::from))),
+        // What Redis says when the key holds a list, a hash, ...
+        Err(CacheError::Failed(error)) if error.contains("WRONGTYPE") => Ok(Slot::Garbage(Bytes::new())),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,253 @@
+//! PostgreSQL: the r2d2 pool, and the only bridge from async code to Diesel.
+//!
+//! A crew of threads, one a connection, takes work from one bounded queue. A thread checks its connection out once
+//! and keeps it until it fails, so that the pool's validation query is paid after an error, not at each query.
+//!
+//! Every caller has a deadline of its own: when PostgreSQL is frozen a thread can be stuck in it for long, whatever
+//! time-outs are set, but no request waits with it, and no more threads than the crew get stuck.
+
+mod lane;
+mod monitor;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use diesel::r2d2::ConnectionManager;
+use diesel::{PgConnection, QueryResult};
+use tokio::sync::oneshot;
+use tokio::time::timeout_at;
+use url::Url;
+
+use self::lane::{Lane, TimeOuts};
+use self::monitor::Monitor;
+use crate::config::DatabaseSettings;
+use crate::error::Error;
+use crate::metrics::DatabaseMetrics;
+use crate::migrations::Schema;
+
+pub use self::lane::Written;
+
+/// A handle to PostgreSQL; clones share one crew.
+#[derive(Clone, Debug)]
+pub struct Database {
+    queue: Sender<Job>,
+    deadline: Duration,
+    monitor: Arc<Monitor>,
+    metrics: DatabaseMetrics,
+}
+
+/// Whether PostgreSQL can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// There was no contact yet, or the schema is not there.
+    Starting,
+    /// It answers.
+    Ready,
+    /// It answered once, and does not now.
+    Away,
+}
+
+type Job = Box<dyn FnOnce(&mut Lane) + Send>;
+
+/// What a query came to, and when it was sent: it has seen every transaction that was committed by then.
+#[derive(Debug)]
+pub struct Seen<T> {
+    /// The result.
+    pub value: T,
+    /// When the query was sent.
+    pub as_of: Instant,
+}
+
+impl Database {
+    /// Starts the crew and the monitor. Does not wait for PostgreSQL, which need not be there yet.
+    ///
+    /// # Errors
+    /// A thread that cannot be started.
+    pub fn start(settings: &DatabaseSettings, schema: Schema, metrics: DatabaseMetrics) -> io::Result<Self> {
+        let url = connection_url(settings);
+        let pool = r2d2::Pool::builder()
+            .max_size(u32::try_from(settings.connections).unwrap_or(u32::MAX))
+            .connection_timeout(settings.deadline)
+            .connection_customizer(Box::new(TimeOuts::of(settings)))
+            .error_handler(Box::new(r2d2::NopErrorHandler)) // the monitor tells, once
+            .build_unchecked(ConnectionManager::new(&url));
+        let (queue, jobs) = bounded(settings.queue);
+        for number in 0..settings.connections {
+            let (lane, jobs, metrics) = (Lane::new(pool.clone()), jobs.clone(), metrics.clone());
+            let thread = thread::Builder::new().name(format!("database-{number}"));
+            thread.spawn(move || work(lane, &jobs, &metrics))?;
+        }
+        let monitor = Arc::new(Monitor::new());
+        let watching = monitor.clone();
+        let thread = thread::Builder::new().name("database-monitor".into());
+        thread.spawn(move || watching.watch(&url, schema))?;
+        Ok(Self { queue, deadline: settings.deadline, monitor, metrics })
+    }
+
+    /// Whether PostgreSQL can be used now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.monitor.status()
+    }
+
+    /// When a request that has just arrived is to give up.
+    #[must_use]
+    pub fn give_up(&self) -> Instant {
+        Instant::now() + self.deadline
+    }
+
+    /// Runs `query`, which must only read: it is run once more if its connection turns out to be dead.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] at once when the queue is full, [`Error::Unavailable`] when PostgreSQL is away or the
+    /// deadline passes, and what `query` fails with.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        query: impl Fn(&mut PgConnection) -> QueryResult<T> + Send + 'static,
+    ) -> Result<Seen<T>, Error> {
+        let mut pending = self.enqueue(self.give_up(), move |lane, give_up, _| lane.read(give_up, query))?;
+        match pending.by_deadline().await {
+            Ok(result) => result?,
+            Err(_) => Err(waited_too_long()),
+        }
+    }
+
+    /// Queues a transaction: `change`, which may be run a second time if the connection was lost under it, then
+    /// `before_commit` with its result, which may still refuse, then COMMIT.
+    ///
+    /// Its result is [`Error::OutcomeUnknown`] when the connection is lost during COMMIT.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] when the queue is full, [`Error::Unavailable`] when PostgreSQL is away.
+    pub fn write<T: Send + 'static, B: Send + 'static>(
+        &self,
+        give_up: Instant,
+        change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>> + Send + 'static,
+        before_commit: impl FnOnce(&T) -> Result<B, Error> + Send + 'static,
+    ) -> Result<Pending<Written<T, B>>, Error> {
+        self.enqueue(give_up, move |lane, give_up, may_commit| {
+            lane.write(give_up, may_commit, change, before_commit)
+        })
+    }
+
+    fn enqueue<T: Send + 'static>(
+        &self,
+        give_up: Instant,
+        work: impl FnOnce(&mut Lane, Instant, &dyn Fn() -> bool) -> T + Send + 'static,
+    ) -> Result<Pending<T>, Error> {
+        if self.status() == Status::Away {
+            return Err(Error::Unavailable("PostgreSQL is away".into()));
+        }
+        let (reply, result) = oneshot::channel();
+        let decided = Arc::new(AtomicBool::new(false));
+        let job_decided = decided.clone();
+        let job: Job = Box::new(move |lane| {
+            if !reply.is_closed() && Instant::now() < give_up {
+                let may_commit = || !job_decided.swap(true, Ordering::AcqRel);
+                // The caller may be gone by now: nobody is left to tell.
+                drop(reply.send(work(lane, give_up, &may_commit)));
+            }
+        });
+        if self.queue.try_send(job).is_err() {
+            self.metrics.refused.inc();
+            return Err(Error::Overloaded);
+        }
+        self.metrics.waiting.set(self.queue.len().try_into().unwrap_or(i64::MAX));
+        Ok(Pending { result, decided, give_up, metrics: self.metrics.clone() })
+    }
+}
+
+/// Work that was queued.
+#[derive(Debug)]
+pub struct Pending<T> {
+    result: oneshot::Receiver<T>,
+    /// Whoever sets it first, the thread to commit or the caller to give up, has decided: what a caller was told has
+    /// not happened will not happen later.
+    decided: Arc<AtomicBool>,
+    give_up: Instant,
+    metrics: DatabaseMetrics,
+}
+
+/// Why there is no result at the deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Late {
+    /// Nothing has been changed, and never will be.
+    Undone,
+    /// COMMIT was under way; it may still end well.
+    Committing,
+}
+
+impl<T> Pending<T> {
+    /// The result, if it is there by the deadline; an error in it says that the thread panicked.
+    ///
+    /// # Errors
+    /// [`Late`]
+    pub async fn by_deadline(&mut self) -> Result<Result<T, Error>, Late> {
+        match timeout_at(self.give_up.into(), &mut self.result).await {
+            Ok(Ok(result)) => return Ok(Ok(result)),
+            // Dropped after the deadline, it was not begun.
+            Ok(Err(_)) if Instant::now() < self.give_up => return Ok(Err(panicked())),
+            Ok(Err(_)) | Err(_) => {}
+        }
+        self.metrics.timeouts.inc();
+        match self.decided.swap(true, Ordering::AcqRel) {
+            true => Err(Late::Committing),
+            false => Err(Late::Undone),
+        }
+    }
+
+    /// The result, whenever it is there.
+    ///
+    /// # Errors
+    /// The thread panicked.
+    pub async fn at_last(self) -> Result<T, Error> {
+        self.result.await.map_err(|_| panicked())
+    }
+}
+
+fn panicked() -> Error {
+    Error::Internal("a database thread panicked".into())
+}
+
+/// The error of a request whose work was not done by its deadline, and never will be.
+#[must_use]
+pub fn waited_too_long() -> Error {
+    Error::Unavailable("queue and query took longer than the deadline".into())
+}
+
+/// One thread of the crew: takes jobs until every handle is gone.
+fn work(mut lane: Lane, jobs: &Receiver<Job>, metrics: &DatabaseMetrics) {
+    for job in jobs {
+        metrics.waiting.set(jobs.len().try_into().unwrap_or(i64::MAX));
+        metrics.in_use.inc();
+        if catch_unwind(AssertUnwindSafe(|| job(&mut lane))).is_err() {
+            // The job's reply is dropped with it, which tells its caller. Its connection may be anywhere.
+            lane.discard();
+        }
+        metrics.in_use.dec();
+    }
+}
+
+/// The URL with what bounds a connection to a server that has vanished, unless it says so itself.
+#[must_use]
+pub fn connection_url(settings: &DatabaseSettings) -> String {
+    let Ok(mut url) = Url::parse(settings.url.expose()) else { return settings.url.expose().to_owned() };
+    let bounds = [
+        ("connect_timeout", "2"), // seconds, the least that libpq takes
+        ("keepalives_idle", "5"),
+        ("keepalives_interval", "2"),
+        ("keepalives_count", "3"),
+        ("tcp_user_timeout", "10000"),
+        ("fallback_application_name", "users"),
+    ];
+    for (name, value) in bounds {
+        if !url.query_pairs().any(|(given, _)| given == name) {
+            url.query_pairs_mut().append_pair(name, value);
+        }
+    }
+    url.into()
+}

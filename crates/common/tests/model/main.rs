@@ -1,0 +1,4 @@
+//! wip
+mod check;
+mod near;
+mod one_key;

@@ -1,0 +1,223 @@
+//! The replica's side of the invalidation channel, and what it proves.
+
+use super::{Action, LEASE, Near, Rule, State};
+use crate::check::Version;
+
+/// Messages on their way to the replica, at most.
+const INBOX: usize = 6;
+
+/// What the replica knows, and its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Replica {
+    entry: Option<Version>,
+    /// Ticks since the newest answered PING was sent.
+    proof: u8,
+    /// A PING was answered on this connection.
+    in_use: bool,
+    link: Link,
+    inbox: [Option<Message>; INBOX],
+    /// Only without [`Rule::RemoveWithCount`]: the entry is removed, the count has yet to move.
+    half_applied: bool,
+}
+
+/// The connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Link {
+    /// SUBSCRIBE is sent, and not there yet.
+    Fresh,
+    Subscribed,
+    /// Redis has dropped it; the replica does not know, and may still find messages in its buffer.
+    Cut,
+    Down,
+}
+
+/// What Redis sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Message {
+    Invalidation,
+    /// The answer to a PING that was sent so many ticks ago.
+    Pong(u8),
+}
+
+/// What happens to the replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Sends a PING, and Redis answers at once: a PING that is longer on its way proves less.
+    Ping,
+    /// Applies the next message.
+    Receive,
+    /// Only without [`Rule::RemoveWithCount`].
+    MoveCounts,
+    Break,
+    NoticeBreak,
+    Reconnect,
+    SubscribeArrives,
+}
+
+impl Replica {
+    pub const START: Self = Self {
+        entry: None,
+        proof: LEASE,
+        in_use: true,
+        link: Link::Subscribed,
+        inbox: [None; INBOX],
+        half_applied: false,
+    };
+
+    pub fn is_subscribed(&self) -> bool {
+        self.link == Link::Subscribed
+    }
+
+    pub fn is_in_use(&self) -> bool {
+        self.in_use
+    }
+
+    pub fn entry(&self) -> Option<Version> {
+        self.entry
+    }
+
+    pub fn put(&mut self, version: Version) {
+        self.entry = Some(version);
+    }
+
+    /// Redis publishes.
+    pub fn invalidate(&mut self) {
+        if self.is_subscribed() {
+            self.push(Message::Invalidation);
+        }
+    }
+
+    /// Adds to what is under way. Of two invalidations in a row the first only takes away what the second would; of
+    /// two PONGs the newer proves more: one is enough.
+    fn push(&mut self, message: Message) {
+        let len = self.inbox.iter().flatten().count();
+        let in_a_row = match (len.checked_sub(1).and_then(|last| self.inbox[last]), message) {
+            (Some(Message::Invalidation), Message::Invalidation) => true,
+            (Some(Message::Pong(_)), Message::Pong(_)) => true,
+            _ => false,
+        };
+        self.inbox[if in_a_row { len - 1 } else { len }] = Some(message);
+    }
+
+    fn pop(&mut self) -> Option<Message> {
+        let first = self.inbox[0].take();
+        self.inbox.rotate_left(1);
+        first
+    }
+
+    fn pongs(&self) -> usize {
+        self.inbox.iter().flatten().filter(|message| matches!(message, Message::Pong(_))).count()
+    }
+}
+
+impl Near {
+    /// What the near cache may answer with now.
+    pub(super) fn near_answer(&self, state: &State) -> Option<Version> {
+        state.replica.entry.filter(|_| self.lease_holds(&state.replica))
+    }
+
+    pub(super) fn lease_holds(&self, replica: &Replica) -> bool {
+        replica.proof < self.lease()
+    }
+
+    fn lease(&self) -> u8 {
+        if self.keeps(Rule::OneLength) { LEASE } else { LEASE + 1 }
+    }
+
+    pub(super) fn age_replica(&self, replica: &mut Replica) {
+        let older = |age: u8| (age + 1).min(self.lease());
+        replica.proof = older(replica.proof);
+        let messages = std::mem::take(&mut replica.inbox);
+        for message in messages.into_iter().flatten() {
+            match message {
+                Message::Pong(age) => {
+                    let age = older(age);
+                    // Proves nothing any more.
+                    if age < self.lease() || !replica.in_use || !self.keeps(Rule::LeaseFromSending) {
+                        replica.push(Message::Pong(age));
+                    }
+                }
+                Message::Invalidation => replica.push(message),
+            }
+        }
+    }
+
+    pub(super) fn replica_actions(&self, state: &State, actions: &mut Vec<Action>) {
+        let replica = &state.replica;
+        let mut may = |step| actions.push(Action::Replica(step));
+        let may_ping = match replica.link {
+            Link::Subscribed => true,
+            Link::Fresh => !self.keeps(Rule::SubscribeFirst),
+            Link::Cut => !self.keeps(Rule::SameConnection),
+            Link::Down => false,
+        };
+        if may_ping && replica.pongs() < 2 {
+            may(Step::Ping);
+        }
+        if replica.half_applied {
+            may(Step::MoveCounts);
+        } else if replica.inbox[0].is_some() {
+            may(Step::Receive);
+        }
+        match replica.link {
+            Link::Fresh => {
+                may(Step::SubscribeArrives);
+                may(Step::Break);
+            }
+            Link::Subscribed => may(Step::Break),
+            Link::Cut => may(Step::NoticeBreak),
+            Link::Down => may(Step::Reconnect),
+        }
+    }
+
+    pub(super) fn replica(&self, state: &mut State, step: Step) {
+        let replica = &mut state.replica;
+        match step {
+            Step::Ping if !self.keeps(Rule::SameConnection) => {
+                replica.proof = 0;
+                replica.in_use = true;
+            }
+            Step::Ping => replica.push(Message::Pong(0)),
+            Step::Receive => match replica.pop() {
+                Some(Message::Invalidation) => {
+                    replica.entry = None;
+                    if self.keeps(Rule::RemoveWithCount) {
+                        self.move_counts(state);
+                    } else {
+                        replica.half_applied = true;
+                    }
+                }
+                Some(Message::Pong(age)) => {
+                    replica.proof = if self.keeps(Rule::LeaseFromSending) { age } else { 0 };
+                    replica.in_use = true;
+                }
+                None => {}
+            },
+            Step::MoveCounts => {
+                replica.half_applied = false;
+                self.move_counts(state);
+            }
+            Step::Break => replica.link = Link::Cut,
+            Step::NoticeBreak => {
+                let entry = replica.entry.filter(|_| !self.keeps(Rule::BreakForgets));
+                *replica = Replica { entry, link: Link::Down, in_use: false, ..Replica::START };
+                if self.keeps(Rule::BreakMovesCounts) {
+                    self.move_counts(state);
+                }
+            }
+            Step::Reconnect => {
+                replica.link = Link::Fresh;
+                if self.keeps(Rule::BreakMovesCounts) {
+                    self.move_counts(state);
+                }
+            }
+            Step::SubscribeArrives => replica.link = Link::Subscribed,
+        }
+    }
+
+    fn move_counts(&self, state: &mut State) {
+        if self.keeps(Rule::CheckCount) {
+            state.move_counts();
+        }
+    }
+}

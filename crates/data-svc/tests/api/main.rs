@@ -1,5 +1,6 @@
 //! What `data-svc` promises over HTTP, and what both services promise alike: docs/http.md, row by row.
 
+mod coherence;
 mod every_service;
 mod get_user;
 mod names;

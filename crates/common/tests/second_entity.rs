@@ -1,0 +1,99 @@
+//! That the repository knows nothing of users: a second entity needs its key, its load and its codec, and no more.
+
+use std::time::Duration;
+
+use common::cache::Cache;
+use common::cache::entry::Answer;
+use common::cache::near::Near;
+use common::config::{CacheSettings, DatabaseSettings};
+use common::database::{Database, Status};
+use common::metrics::Metrics;
+use common::migrations::Schema;
+use common::repository::{CacheAside, Effect, Repository, Source};
+use devstack::Stack;
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{Array, Integer, Text};
+
+/// A country, found by its number.
+#[derive(QueryableByName)]
+struct Country {
+    #[diesel(sql_type = Integer)]
+    number: i32,
+    #[diesel(sql_type = Text)]
+    capital: String,
+}
+
+impl CacheAside for Country {
+    type Key = i32;
+    type Record = Self;
+
+    fn cache_key(number: &i32) -> String {
+        format!("country:{{{number}}}")
+    }
+
+    fn load(connection: &mut PgConnection, numbers: &[i32]) -> QueryResult<Vec<Self>> {
+        let query = sql_query("SELECT number, capital FROM countries WHERE number = ANY ($1)");
+        query.bind::<Array<Integer>, _>(numbers).load(connection)
+    }
+
+    fn encode(country: &Self) -> Answer {
+        Answer { etag: [country.number as u8; 16], body: country.capital.clone().into() }
+    }
+}
+
+fn settings(stack: &Stack) -> (DatabaseSettings, CacheSettings) {
+    let database = DatabaseSettings {
+        url: stack.database_url().into(),
+        connections: 4,
+        queue: 100,
+        deadline: Duration::from_secs(2),
+        statement_timeout: Duration::from_secs(1),
+        lock_timeout: Duration::from_millis(500),
+    };
+    let cache = CacheSettings {
+        url: stack.redis_url().into(),
+        timeout: Duration::from_millis(50),
+        ttl: Duration::from_secs(60),
+        absent_ttl: Duration::from_secs(10),
+        strict: false,
+        near_bytes: 1 << 20,
+    };
+    (database, cache)
+}
+
+#[tokio::test]
+async fn another_entity_is_found_cached_and_replaced_by_the_same_flows() {
+    let stack = Stack::shared();
+    stack.sql("CREATE TABLE countries (number int PRIMARY KEY, capital text NOT NULL)");
+    stack.sql("INSERT INTO countries VALUES (1, 'Bonn')");
+    let (database_settings, cache_settings) = settings(&stack);
+    let metrics = Metrics::new("test").expect("valid names");
+    let database =
+        Database::start(&database_settings, Schema::Await, metrics.database.clone()).expect("threads");
+    while database.status() != Status::Ready {
+        tokio::task::yield_now().await;
+    }
+    let cache = Cache::start(&cache_settings).expect("a valid URL");
+    let near = Near::start(&cache_settings, cache_settings.near_bytes).expect("a valid URL");
+    let countries: Repository<Country> =
+        Repository::new((database, 4), cache, Some(near), &cache_settings, metrics.cache);
+
+    // Until the cache is connected, loads are not stored.
+    let mut found = countries.find(&1, false).await.expect("found");
+    while found.source != (Source::Miss { stored: true }) {
+        found = countries.find(&1, false).await.expect("found");
+    }
+    let hit = countries.find(&1, false).await.expect("found");
+    assert!(matches!(hit.source, Source::Hit(_) | Source::NearHit(_)));
+    assert_eq!(hit.answer.expect("there").body, "Bonn");
+
+    let move_government = |connection: &mut PgConnection| {
+        sql_query("UPDATE countries SET capital = 'Berlin' WHERE number = 1").execute(connection)?;
+        Ok(Ok(((), vec![1])))
+    };
+    countries.write(Effect::Replace, move_government).await.expect("written");
+    let found = countries.find(&1, false).await.expect("found");
+    assert_eq!(found.answer.expect("there").body, "Berlin");
+    assert!(countries.find(&2, false).await.expect("asked").answer.is_none());
+}

@@ -1,0 +1,185 @@
+//! What is written by user-svc is what data-svc answers, at once: docs/cache-protocol.md, told by single requests.
+//! The histories in tests/history say it of many.
+
+use devstack::{Service, Stack, http};
+use serde_json::json;
+
+const JSON: (&str, &str) = ("Content-Type", "application/json");
+
+/// Two replicas that read, and one that writes.
+struct Fleet {
+    user_svc: Service,
+    data_svc: [Service; 2],
+    stack: Stack,
+}
+
+impl Fleet {
+    fn start() -> Self {
+        let stack = Stack::shared();
+        let user_svc = stack.user_svc().start();
+        let data_svc = [stack.data_svc().start(), stack.data_svc().start()];
+        Self { user_svc, data_svc, stack }
+    }
+
+    fn write(&self, method: &str, path: &str, body: serde_json::Value) -> u16 {
+        http::send(method, &self.user_svc.url_of(path), &[JSON], body.to_string()).status
+    }
+
+    fn register(&self, name: &str, info: &str) {
+        assert_eq!(self.write("POST", "/register", json!({"name": name, "info": info})), 201);
+    }
+
+    fn replace(&self, name: &str, info: &str) {
+        assert_eq!(self.write("PUT", &format!("/user/{name}"), json!({"info": info})), 200);
+    }
+
+    fn get(&self, replica: usize, name: &str) -> http::Response {
+        http::get(&self.data_svc[replica].url_of(&format!("/user/{name}")))
+    }
+
+    fn cache_status(&self, replica: usize, name: &str) -> String {
+        self.get(replica, name).header("cache-status").unwrap_or_default().to_owned()
+    }
+
+    /// Reads until the answer comes out of the replica's own memory.
+    fn warm_near(&self, replica: usize, name: &str) {
+        let near = (0..1000).any(|_| self.cache_status(replica, name).ends_with("; detail=near"));
+        assert!(near, "the near cache is never used");
+    }
+}
+
+#[test]
+fn a_replaced_user_is_seen_at_once_through_every_replica_and_tier() {
+    let fleet = Fleet::start();
+    fleet.register("ann", "0");
+    for round in 1..=20 {
+        (0..2).for_each(|replica| fleet.warm_near(replica, "ann"));
+        fleet.replace("ann", &round.to_string());
+        for replica in 0..2 {
+            assert_eq!(fleet.get(replica, "ann").json()["info"], round.to_string());
+        }
+    }
+}
+
+#[test]
+fn a_deleted_user_is_gone_at_once_through_every_replica_and_tier() {
+    let fleet = Fleet::start();
+    for round in 0..10 {
+        fleet.register("ann", &round.to_string());
+        (0..2).for_each(|replica| fleet.warm_near(replica, "ann"));
+        assert_eq!(fleet.write("DELETE", "/user/ann", json!(null)), 204);
+        (0..2).for_each(|replica| assert_eq!(fleet.get(replica, "ann").status, 404));
+    }
+}
+
+#[test]
+fn while_a_barrier_stands_reads_use_postgres_and_store_nothing() {
+    let fleet = Fleet::start();
+    fleet.register("ann", "i");
+    fleet.stack.redis_cli(&["SET", "user:{ann}", "B0123456789abcdef"]);
+    for _ in 0..3 {
+        let answer = fleet.get(0, "ann");
+        assert_eq!(answer.json(), json!({"name": "ann", "info": "i", "cache_hit": false}));
+        assert_eq!(answer.header("cache-status"), Some("data-svc; fwd=bypass; detail=write-in-progress"));
+    }
+    assert_eq!(fleet.stack.redis_cli(&["GET", "user:{ann}"]).trim(), "B0123456789abcdef");
+}
+
+#[test]
+fn purge_leaves_a_writers_barrier_where_it_is() {
+    let fleet = Fleet::start();
+    fleet.stack.redis_cli(&["SET", "user:{ann}", "B0123456789abcdef"]);
+    assert!(fleet.stack.data_svc().run(&["purge", "ann"]).status.success());
+    assert_eq!(fleet.stack.redis_cli(&["GET", "user:{ann}"]).trim(), "B0123456789abcdef");
+}
+
+#[test]
+fn a_lease_of_another_replica_is_waited_for_and_then_passed_by() {
+    let fleet = Fleet::start();
+    fleet.register("ann", "i");
+    fleet.stack.redis_cli(&["SET", "user:{ann}", "L0123456789abcdef"]);
+    assert_eq!(fleet.cache_status(0, "ann"), "data-svc; fwd=bypass; detail=write-in-progress");
+    assert_eq!(fleet.stack.redis_cli(&["GET", "user:{ann}"]).trim(), "L0123456789abcdef");
+}
+
+#[test]
+fn purge_tells_every_tier_of_a_user_that_was_changed_in_sql() {
+    let fleet = Fleet::start();
+    fleet.register("ann", "before");
+    (0..2).for_each(|replica| fleet.warm_near(replica, "ann"));
+    fleet.stack.sql("UPDATE users SET info = 'by hand' WHERE name = 'ann'");
+    assert_eq!(fleet.get(0, "ann").json()["info"], "before");
+    let purge = fleet.stack.data_svc().run(&["purge", "ann", "somebody else"]);
+    assert!(purge.status.success(), "{}", String::from_utf8_lossy(&purge.stderr));
+    // The near copies run out within their lease, unless the message is there first.
+    let seen = |replica| (0..1000).any(|_| fleet.get(replica, "ann").json()["info"] == "by hand");
+    assert!(seen(0) && seen(1));
+}
+
+#[test]
+fn purge_refuses_a_name_that_no_user_can_have() {
+    let purge = Stack::shared().data_svc().run(&["purge", "a\nb"]);
+    assert!(!purge.status.success());
+    assert!(String::from_utf8_lossy(&purge.stderr).contains("must not hold control"));
+}
+
+#[test]
+fn a_key_that_is_read_often_never_misses_at_the_end_of_its_ttl() {
+    let stack = Stack::shared();
+    let data_svc = stack.data_svc().env("CACHE_TTL", "2s").env("NEAR_CACHE_MIB", "0").start();
+    let user_svc = stack.user_svc().start();
+    let body = json!({"name": "hot", "info": "i"}).to_string();
+    assert_eq!(http::send("POST", &user_svc.url_of("/register"), &[JSON], body).status, 201);
+    let key = data_svc.url_of("/user/hot");
+    assert_eq!(http::get(&key).json()["cache_hit"], false);
+    let fill = || stack.redis_cli(&["GETRANGE", "user:{hot}", "2", "17"]);
+    let (first, start) = (fill(), std::time::Instant::now());
+    // Past two lives of the entry, every read is a hit, though the entry is another one by now.
+    while start.elapsed() < std::time::Duration::from_secs(4) {
+        assert_eq!(http::get(&key).json()["cache_hit"], true);
+    }
+    assert_ne!(fill(), first);
+}
+
+#[test]
+fn strict_writes_are_refused_while_redis_cannot_be_told() {
+    let stack = Stack::shared();
+    let proxy = stack.redis_proxy();
+    let strict = stack.user_svc().redis_through(&proxy).env("CACHE_STRICT", "true").start();
+    let register = |name: &str| {
+        let body = json!({"name": name, "info": "i"}).to_string();
+        http::send("POST", &strict.url_of("/register"), &[JSON], body)
+    };
+    strict.wait_for_log("Redis is there");
+    assert_eq!(register("before").status, 201);
+    proxy.cut();
+    let refused = register("during");
+    assert_eq!((refused.status, &refused.json()["type"]), (503, &json!("/problems/unavailable")));
+    assert_eq!(stack.sql("SELECT count(*) FROM users WHERE name = 'during'").trim(), "0");
+    proxy.restore();
+    strict.wait_for_log("Redis is there");
+    let again = (0..1000).any(|_| register("during").status == 201);
+    assert!(again);
+}
+
+#[test]
+fn what_was_written_while_redis_was_away_is_purged_when_it_answers() {
+    let stack = Stack::shared();
+    let proxy = stack.redis_proxy();
+    let user_svc = stack.user_svc().redis_through(&proxy).start();
+    let data_svc = stack.data_svc().start();
+    user_svc.wait_for_log("Redis is there");
+    let send = |method: &str, path: &str, body: &str| {
+        http::send(method, &user_svc.url_of(path), &[JSON], body).status
+    };
+    assert_eq!(send("POST", "/register", r#"{"name":"ann","info":"before"}"#), 201);
+    let info = || http::get(&data_svc.url_of("/user/ann")).json()["info"].clone();
+    assert_eq!(info(), "before");
+    proxy.cut();
+    assert_eq!(send("PUT", "/user/ann", r#"{"info":"after"}"#), 200);
+    // Only the writer cannot reach Redis: those who can still read the old copy from it.
+    assert_eq!(info(), "before");
+    proxy.restore();
+    user_svc.wait_for_log("Redis was told of 1 write(s) that it had missed");
+    assert!((0..1000).any(|_| info() == "after"));
+}

@@ -151,22 +151,27 @@ impl Cache {
         self.step(async |mut link| call.invoke_async(&mut link).await).await
     }
 
-    /// Deletes `keys`, whatever they hold. A writer's step: it is tried even while the breaker is open.
+    /// Deletes `keys`, whatever they hold. A writer's step: it is tried even while the breaker is open, and once more
+    /// on a new connection if the shared one is broken.
     ///
     /// # Errors
     /// [`CacheError`]
     pub async fn delete(&self, keys: &[String]) -> Result<(), CacheError> {
         let mut command = cmd("DEL");
         command.arg(keys);
-        if self.link().is_some() {
-            return self.step(async |mut link| command.query_async(&mut link).await).await;
+        let start = Instant::now();
+        match self.step(async |mut link| command.query_async(&mut link).await).await {
+            // That a connection is broken shows only when it is used, and says little about Redis.
+            Err(CacheError::Failed(_) | CacheError::BreakerOpen) => {}
+            result => return result,
         }
         let try_anyway = async {
             let mut connection =
                 self.0.pool.get().await.map_err(|error| CacheError::Failed(error.to_string()))?;
             command.query_async(&mut connection).await.map_err(|error| CacheError::Failed(error.to_string()))
         };
-        timeout(self.0.timeout, try_anyway).await.unwrap_or(Err(CacheError::Timeout))
+        let left = self.0.timeout.saturating_sub(start.elapsed());
+        timeout(left, try_anyway).await.unwrap_or(Err(CacheError::Timeout))
     }
 
     /// Does one step on the shared connection, within the time-out.
@@ -248,14 +253,24 @@ impl Cache {
     /// Takes a connection out of the pool for good: the pool validates at each checkout, which a hit need not pay.
     async fn connect(&self) -> Result<MultiplexedConnection, Box<dyn std::error::Error + Send + Sync>> {
         let mut connection = self.0.pool.get().await?;
-        let info: InfoDict =
-            timeout(CONNECT_TIMEOUT, cmd("INFO").arg("server").query_async(&mut connection)).await??;
+        // Whoever is too slow for this is too slow for requests: an open breaker would close only to open again.
+        let info: InfoDict = timeout(self.0.timeout, cmd("INFO").query_async(&mut connection)).await??;
         let version: String = info.get("redis_version").unwrap_or_default();
         let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
         if major.is_none_or(|major| major < 7) {
             return Err(format!("Redis 7.0 or newer is needed, this is {version}").into());
         }
-        Ok(Connection::take(connection))
+        // These answer reads with old data or errors, and take no lease.
+        if info.get("role").is_some_and(|role: String| role == "slave") {
+            return Err("this Redis is a replica".into());
+        }
+        if info.get("loading").is_some_and(|loading: String| loading == "1") {
+            return Err("this Redis is loading its data".into());
+        }
+        let mut connection = Connection::take(connection);
+        // The client has a time-out of its own (500 ms), which looks like a broken connection: ours must come first.
+        connection.set_response_timeout(self.0.timeout * 2);
+        Ok(connection)
     }
 }
 

@@ -13,6 +13,9 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use url::Url;
 
+/// The longest that PostgreSQL takes for a time-out, whose milliseconds are an `int`.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 24 * 60 * 60);
+
 /// One setting, as `--help` shows it.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
@@ -285,6 +288,10 @@ impl Reader {
                     schemes.iter().map(|s| format!("{s}://")).collect::<Vec<_>>().join(" or ")
                 ));
             }
+            // libpq quotes what it cannot decode in its complaint, and that would be logged.
+            if !escapes_are_whole(url.as_str()) {
+                return Err("holds a % that begins no escape; write %25 for the character itself".to_owned());
+            }
             if password.is_some() {
                 url.set_password(password.as_deref()).map_err(|()| "cannot take a password".to_owned())?;
             }
@@ -316,10 +323,19 @@ pub fn number<T: FromStr + PartialOrd + Display>(
     }
 }
 
+/// Whether each `%` begins two hexadecimal digits, other than those of NUL.
+fn escapes_are_whole(url: &str) -> bool {
+    url.split('%').skip(1).all(|rest| {
+        let digits = rest.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits != b"00" && digits.iter().all(u8::is_ascii_hexdigit))
+    })
+}
+
 /// A duration such as `50ms`, `2s` or `5m`, zero included.
 pub fn duration(value: &str) -> Result<Duration, String> {
-    humantime::parse_duration(value)
-        .map_err(|_| "must be a duration with its unit, such as 50ms, 2s or 5m".to_owned())
+    let duration = humantime::parse_duration(value)
+        .map_err(|_| "must be a duration with its unit, such as 50ms, 2s or 5m".to_owned())?;
+    if duration > DURATION_MAX { Err("must be at most 24days".to_owned()) } else { Ok(duration) }
 }
 
 /// A duration of at least a millisecond.

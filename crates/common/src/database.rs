@@ -29,6 +29,8 @@ use crate::migrations::Schema;
 const MONITOR_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a look may take before PostgreSQL counts as away.
 const MONITOR_PATIENCE: Duration = Duration::from_secs(2);
+/// Reasons why PostgreSQL cannot be used that are told during one outage, at most.
+const REASONS: usize = 8;
 /// An open transaction of ours that does nothing for so long is ended by the server: its process is gone or frozen.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
 
@@ -58,10 +60,10 @@ type Job = Box<dyn FnOnce(&mut Lane) + Send>;
 
 /// What a caller of [`Database::submit`] can come back with when there is no result.
 enum Missed {
-    /// The work was not begun, and never will be.
-    NotBegun(Error),
-    /// The work was begun; it may still end well.
-    Begun,
+    /// Nothing has been changed, and never will be.
+    Undone(Error),
+    /// COMMIT was under way; it may still end well.
+    Committing,
 }
 
 impl Database {
@@ -106,10 +108,10 @@ impl Database {
         &self,
         query: impl Fn(&mut PgConnection) -> QueryResult<T> + Send + 'static,
     ) -> Result<T, Error> {
-        let result = self.submit(move |lane, give_up| lane.read(give_up, query)).await;
+        let result = self.submit(move |lane, give_up, _| lane.read(give_up, query)).await;
         result.unwrap_or_else(|missed| match missed {
-            Missed::NotBegun(error) => Err(error),
-            Missed::Begun => Err(Error::Unavailable("the query took longer than its deadline".into())),
+            Missed::Undone(error) => Err(error),
+            Missed::Committing => Err(Error::Internal("a read has nothing to commit".into())),
         })
     }
 
@@ -118,41 +120,42 @@ impl Database {
     ///
     /// # Errors
     /// As [`Database::read`]; and [`Error::OutcomeUnknown`] when the connection is lost during COMMIT, or the
-    /// deadline passes after the work was begun.
+    /// deadline passes during it.
     pub async fn write<T: Send + 'static>(
         &self,
         change: impl Fn(&mut PgConnection) -> QueryResult<T> + Send + 'static,
     ) -> Result<T, Error> {
-        let result = self.submit(move |lane, give_up| lane.write(give_up, change)).await;
+        let result = self.submit(move |lane, give_up, may_commit| lane.write(give_up, may_commit, change)).await;
         result.unwrap_or_else(|missed| match missed {
-            Missed::NotBegun(error) => Err(error),
-            Missed::Begun => Err(Error::OutcomeUnknown("the write took longer than its deadline".into())),
+            Missed::Undone(error) => Err(error),
+            Missed::Committing => Err(Error::OutcomeUnknown("COMMIT was under way at the deadline".into())),
         })
     }
 
     /// Queues `work`, and waits for its result until the deadline.
     async fn submit<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Lane, Instant) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&mut Lane, Instant, &dyn Fn() -> bool) -> Result<T, Error> + Send + 'static,
     ) -> Result<Result<T, Error>, Missed> {
         if self.status() == Status::Away {
-            return Err(Missed::NotBegun(Error::Unavailable("PostgreSQL is away".into())));
+            return Err(Missed::Undone(Error::Unavailable("PostgreSQL is away".into())));
         }
         let give_up = Instant::now() + self.deadline;
         let (reply, result) = oneshot::channel();
-        // Whoever sets it first, the thread to begin or the caller to give up, has decided: what a caller was told
+        // Whoever sets it first, the thread to commit or the caller to give up, has decided: what a caller was told
         // has not happened will not happen later.
-        let taken = Arc::new(AtomicBool::new(false));
-        let job_taken = taken.clone();
+        let decided = Arc::new(AtomicBool::new(false));
+        let job_decided = decided.clone();
         let job: Job = Box::new(move |lane| {
-            if !reply.is_closed() && !job_taken.swap(true, Ordering::AcqRel) {
+            if !reply.is_closed() {
+                let may_commit = || !job_decided.swap(true, Ordering::AcqRel);
                 // The caller may be gone by now: nobody is left to tell.
-                drop(reply.send(work(lane, give_up)));
+                drop(reply.send(work(lane, give_up, &may_commit)));
             }
         });
         if self.queue.try_send(job).is_err() {
             self.metrics.refused.inc();
-            return Err(Missed::NotBegun(Error::Overloaded));
+            return Err(Missed::Undone(Error::Overloaded));
         }
         self.metrics.waiting.set(self.queue.len().try_into().unwrap_or(i64::MAX));
 
@@ -161,9 +164,9 @@ impl Database {
             Ok(Err(_)) => Ok(Err(Error::Internal("a database thread panicked".into()))),
             Err(_) => {
                 self.metrics.timeouts.inc();
-                let begun = taken.swap(true, Ordering::AcqRel);
-                let late = || Error::Unavailable("the queue took longer than the deadline".into());
-                Err(if begun { Missed::Begun } else { Missed::NotBegun(late()) })
+                let committing = decided.swap(true, Ordering::AcqRel);
+                let late = || Error::Unavailable("queue and query took longer than the deadline".into());
+                Err(if committing { Missed::Committing } else { Missed::Undone(late()) })
             }
         }
     }
@@ -224,6 +227,7 @@ impl Lane {
     fn write<T>(
         &mut self,
         give_up: Instant,
+        may_commit: &dyn Fn() -> bool,
         change: impl Fn(&mut PgConnection) -> QueryResult<T>,
     ) -> Result<T, Error> {
         let mut result = begin_and(self.connection(give_up)?, &change);
@@ -233,6 +237,11 @@ impl Lane {
         }
         self.keep_if_sound(&result);
         let value = result?;
+        if !may_commit() {
+            let rollback = AnsiTransactionManager::rollback_transaction(self.connection(give_up)?);
+            self.keep_if_sound(&rollback);
+            return Err(Error::Unavailable("the deadline passed before COMMIT".into()));
+        }
         let commit = AnsiTransactionManager::commit_transaction(self.connection(give_up)?);
         self.keep_if_sound(&commit);
         match commit {
@@ -344,7 +353,8 @@ impl Monitor {
     }
 
     fn watch(&self, url: &str, schema: Schema) {
-        let mut told = String::new();
+        // Reasons that were told already; more than one, since a server that comes up refuses in several ways by turns.
+        let mut told: Vec<String> = Vec::new();
         loop {
             let why = match self.watch_connection(url, schema) {
                 Ok(()) => {
@@ -354,9 +364,9 @@ impl Monitor {
                 Err(error) => error.to_string(),
             };
             self.seen.store(0, Ordering::Release);
-            if why != told {
+            if !told.contains(&why) && told.len() < REASONS {
                 log::warn!("PostgreSQL cannot be used, trying on: {why}");
-                told = why;
+                told.push(why);
             }
             thread::sleep(MONITOR_INTERVAL);
         }

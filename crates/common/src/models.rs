@@ -23,7 +23,7 @@ pub struct Invalid(pub &'static str);
 
 /// A user's name: 1 to 128 bytes of UTF-8 in Unicode normal form C, compared exactly.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, ToSchema)]
-#[schema(value_type = String, min_length = 1, max_length = 128, example = "john_doe")]
+#[schema(value_type = String, min_length = 1, max_length = 128, pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$", example = "john_doe")]
 pub struct UserName(String);
 
 impl UserName {

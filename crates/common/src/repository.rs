@@ -19,7 +19,7 @@ use prometheus::IntCounterVec;
 use crate::cache::{Cache, CacheError};
 use crate::config::CacheSettings;
 use crate::database::Database;
-use crate::entry::{self, Answer, Slot};
+use crate::entry::{self, Answer, Filled, Slot};
 use crate::error::Error;
 
 /// How long to wait for another reader's load, at least; at most twice as long.
@@ -107,6 +107,13 @@ pub struct Found {
     pub source: Source,
 }
 
+impl Found {
+    fn hit(filled: Filled) -> Self {
+        let source = Source::Hit(filled.ttl());
+        Self { answer: filled.answer, source }
+    }
+}
+
 /// Finds and changes what is kept as `T`.
 pub struct Repository<T> {
     database: Database,
@@ -155,14 +162,30 @@ impl<T: CacheAside> Repository<T> {
 
     async fn look_up(&self, key: &T::Key, fresh: bool) -> Result<Found, Error> {
         let cache_key = T::cache_key(key);
+        match self.cache.get(&cache_key).await {
+            Ok(Slot::Filled(filled)) if !fresh => Ok(Found::hit(filled)),
+            Err(error) => self.load_only(key, error.into()).await,
+            // A task of its own: a client that hangs up, at whatever moment, must not leave its lease behind.
+            slot => {
+                let (this, key) = (self.clone(), key.clone());
+                let task = tokio::spawn(async move { this.fill(&key, cache_key, slot, fresh).await });
+                task.await.map_err(|panic| Error::Internal(panic.to_string()))?
+            }
+        }
+    }
+
+    /// Goes on from a `slot` that gave no answer.
+    async fn fill(
+        &self,
+        key: &T::Key,
+        cache_key: String,
+        mut slot: Result<Slot, CacheError>,
+        fresh: bool,
+    ) -> Result<Found, Error> {
         let mut waited = false;
-        let mut slot = self.cache.get(&cache_key).await;
         loop {
             match slot {
-                Ok(Slot::Filled(filled)) if !fresh => {
-                    let source = Source::Hit(filled.ttl());
-                    return Ok(Found { answer: filled.answer, source });
-                }
+                Ok(Slot::Filled(filled)) if !fresh => return Ok(Found::hit(filled)),
                 // The row is read after the copy was seen, and goes in only over that very copy.
                 Ok(Slot::Filled(filled)) => return self.load_into(key, cache_key, filled.bytes, fresh).await,
                 Ok(Slot::Empty) => {
@@ -194,8 +217,6 @@ impl<T: CacheAside> Repository<T> {
     }
 
     /// Loads, and answers whatever becomes of the copy: it goes in where `expected` is, if it still is.
-    ///
-    /// A task of its own: a client that hangs up must not leave its lease behind.
     async fn load_into(
         &self,
         key: &T::Key,
@@ -203,26 +224,24 @@ impl<T: CacheAside> Repository<T> {
         expected: Bytes,
         fresh: bool,
     ) -> Result<Found, Error> {
-        let (this, key) = (self.clone(), key.clone());
-        let task = tokio::spawn(async move {
-            let start = Instant::now();
-            let answer = match this.load(&key).await {
-                Ok(answer) => answer,
-                Err(error) => {
-                    // Whatever Redis says, the lease ends by itself.
-                    drop(this.cache.remove(&cache_key, &expected).await);
-                    return Err(error);
+        let start = Instant::now();
+        let answer = match self.load(key).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                // A copy stays: others are served from it. Whatever Redis says, a lease ends by itself.
+                if entry::decode(Some(expected.clone())) == Slot::Lease {
+                    drop(self.cache.remove(&cache_key, &expected).await);
                 }
-            };
-            let ttl = if answer.is_some() { this.ttl } else { this.absent_ttl };
-            let ttl = ttl.mul_f64(1.0 - rand::random_range(0.0..JITTER));
-            let copy = entry::encode(answer.as_ref(), start.elapsed(), ttl);
-            let stored = this.cache.replace(&cache_key, &expected, &copy, ttl).await;
-            let stored = stored.unwrap_or(false);
-            let source = if fresh { Source::Forced { stored } } else { Source::Miss { stored } };
-            Ok(Found { answer, source })
-        });
-        task.await.map_err(|panic| Error::Internal(panic.to_string()))?
+                return Err(error);
+            }
+        };
+        let ttl = if answer.is_some() { self.ttl } else { self.absent_ttl };
+        let ttl = ttl.mul_f64(1.0 - rand::random_range(0.0..JITTER));
+        let copy = entry::encode(answer.as_ref(), start.elapsed(), ttl);
+        let stored = self.cache.replace(&cache_key, &expected, &copy, ttl).await;
+        let stored = stored.unwrap_or(false);
+        let source = if fresh { Source::Forced { stored } } else { Source::Miss { stored } };
+        Ok(Found { answer, source })
     }
 
     async fn load_only(&self, key: &T::Key, source: Source) -> Result<Found, Error> {

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use actix_web::body::{BoxBody, EitherBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{
-    ALLOW, CACHE_CONTROL, CACHE_STATUS, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
-    RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CACHE_STATUS, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    X_CONTENT_TYPE_OPTIONS,
 };
-use actix_web::http::{Method, StatusCode};
+use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::{HttpResponse, HttpResponseBuilder, web};
 use log::Level;
@@ -69,7 +69,8 @@ pub async fn watch<B: MessageBody + 'static>(
     // After a body that was refused or came too slowly the rest of it may still arrive: no request may follow it.
     let abandoned = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
     if abandoned || watch.draining.get() {
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        // actix-http writes the header from this, and drops one that is inserted by hand.
+        response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }
 
     let route = response.request().match_pattern();

@@ -1,6 +1,7 @@
 //! The HTTP server around a service's routes: it binds, listens, reports, drains and stops.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -98,7 +99,8 @@ impl Service {
             .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
             .shutdown_timeout(self.http.grace_period.as_secs_f64().ceil() as u64)
             .disable_signals()
-            .bind((self.http.host, self.http.port))?;
+            .bind((self.http.host, self.http.port))
+            .map_err(|error| cannot_listen(self.http.host, self.http.port, &error))?;
 
         let metrics = self.metrics;
         let metrics = HttpServer::new(move || {
@@ -111,7 +113,8 @@ impl Service {
             .max_connections(64)
             .shutdown_timeout(0)
             .disable_signals()
-            .bind((self.http.host, self.http.metrics_port))?;
+            .bind((self.http.host, self.http.metrics_port))
+            .map_err(|error| cannot_listen(self.http.host, self.http.metrics_port, &error))?;
 
         let (api_at, metrics_at) = (api.addrs()[0], metrics.addrs()[0]);
         let (api, metrics) = (api.run(), metrics.run());
@@ -137,6 +140,11 @@ impl Service {
         log::info!("{} stopped", self.name);
         Ok(())
     }
+}
+
+/// The system's message does not tell which of the two ports it is about.
+fn cannot_listen(host: IpAddr, port: u16, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot listen on {}: {error}", SocketAddr::new(host, port)))
 }
 
 async fn metrics_text(metrics: Data<Metrics>) -> HttpResponse {

@@ -27,7 +27,8 @@ pub fn routes(config: &mut ServiceConfig) {
 )]
 pub struct Api;
 
-/// A user, and whether it came from the cache. Only for the description: the bytes are sent as they were stored.
+// Only for the description: the bytes are sent as they were stored.
+/// A user, and whether it came from the cache.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "read by utoipa alone")]
 struct FoundUser {

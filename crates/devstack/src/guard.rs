@@ -17,10 +17,11 @@ use rustix::process::{Pid, Signal, WaitIdOptions, kill_process, waitid};
 use crate::log::Log;
 use crate::programs::clean;
 
-/// `$1` is the signal that ends the server well, the rest its command. The watcher is started twice removed, so that
-/// it is nobody's child: Postgres would wonder. A line on the pipe says that the server is reaped and its number must
-/// not be used any more. SIGCONT comes first, because a frozen server does not hear. The children are listed again
-/// before SIGKILL, since Postgres' backends may be frozen alone and then outlive Postgres.
+/// `$1` is the signal that ends the server well, the rest its command. The watcher is started twice removed, so
+/// that it is nobody's child: Postgres would wonder. The kernel sends SIGHUP to a group that loses its parent while
+/// a member is frozen, which must not end the watcher. A line on the pipe says that the server is reaped, and its
+/// number must not be used any more. SIGCONT comes first, because a frozen server does not hear; the children are
+/// named too, since Postgres' backends are frozen one by one.
 const WATCHED: &str = r#"
 watch() {
     trap '' HUP INT TERM
@@ -28,7 +29,7 @@ watch() {
     kill -CONT $$ $(children)
     kill -"$1" $$
     left=50
-    while [ $left -gt 0 ] && kill -0 $$; do sleep 0.1; left=$((left - 1)); done
+    while [ $left -gt 0 ]; do kill -0 $$ || exit; sleep 0.1; left=$((left - 1)); done
     kill -KILL $$ $(children)
 }
 children() { cat /proc/$$/task/$$/children || pgrep -P $$; }

@@ -18,7 +18,8 @@
 //! ```no_run
 //! let stack = devstack::Stack::shared();
 //! let users = stack.user_svc().start();
-//! let answer = devstack::http::send("POST", &users.url_of("/register"), &[("content-type", "application/json")], "{}");
+//! let json = [("content-type", "application/json")];
+//! let answer = devstack::http::send("POST", &users.url_of("/register"), &json, "{}");
 //! assert_eq!(answer.status, 400);
 //! ```
 
@@ -38,6 +39,7 @@ pub mod stack;
 
 pub use certificates::Certificates;
 pub use postgres::Postgres;
+pub use process::free_port;
 pub use proxy::Proxy;
 pub use redis::Redis;
 pub use rustix::process::Signal;

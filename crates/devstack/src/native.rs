@@ -1,8 +1,8 @@
 //! `make up` without Docker: private Postgres and Redis servers and both services, in the background.
 //!
-//! All state is in `.local` of the checkout: `run/` says which processes are ours and where they listen, `log/` has what
-//! they wrote, `postgres/` the data, and `lock` lets one command work at a time. Nothing is believed that can be seen:
-//! each command looks at what lives, and starts, keeps or replaces it.
+//! All state is in `.local` of the checkout: `run/` says which processes are ours and where they listen, `log/` has
+//! what they wrote, `postgres/` the data, and `lock` lets one command work at a time. Nothing is believed that can be
+//! seen: each command looks at what lives, and starts, keeps or replaces it.
 
 mod background;
 mod database;
@@ -42,13 +42,8 @@ const GRACE: Duration = Duration::from_secs(20);
 pub fn up(checkout: &Path) -> Result<()> {
     let place = Place::of(checkout)?;
     let _lock = place.lock()?;
-    let living = || PARTS.map(|name| Part::of(&place, name).alive().is_some());
-    let before = living();
-    let [user, data] = start_all(&place).or_else(|error| {
-        // What was killed a moment ago still seems to live at the first look, and some time after it fails.
-        let has_ended = || before.into_iter().zip(living()).any(|(before, now)| before && !now);
-        if until(Duration::from_secs(2), has_ended) { start_all(&place) } else { Err(error) }
-    })?;
+    services::check(&place)?;
+    let [user, data] = start_all(&place)?;
     let json = r#"{"name":"john_doe","info":"likes tea"}"#;
     say(format!("\nuser-svc  {user}\ndata-svc  {data}\n\nRegister a user, then read it:"));
     say(format!("  curl -i {user}/register -H 'Content-Type: application/json' -d '{json}'"));
@@ -58,9 +53,24 @@ pub fn up(checkout: &Path) -> Result<()> {
 
 /// Starts or keeps each part in the order of their needs, and returns the URLs of user-svc and data-svc.
 fn start_all(place: &Place) -> Result<[String; 2]> {
-    let database_url = database::up(place)?;
-    let redis_url = redis_up(place)?;
-    services::up(place, &database_url, &redis_url)
+    let living = || PARTS.map(|name| Part::of(place, name).alive().is_some());
+    let attempt = || {
+        let database_url = database::up(place)?;
+        let redis_url = redis_up(place)?;
+        services::up(place, &database_url, &redis_url)
+    };
+    // What was killed a moment ago still seems to live at the first look, and for some time after it fails. So try
+    // again as long as a part ends: each can do so once.
+    let mut done = Err(String::new());
+    for _ in PARTS {
+        let before = living();
+        done = attempt();
+        let has_ended = || before.into_iter().zip(living()).any(|(before, now)| before && !now);
+        if done.is_ok() || !until(Duration::from_secs(2), has_ended) {
+            break;
+        }
+    }
+    done
 }
 
 /// Stops the services, then the stores, each in good order. The data stay.

@@ -194,13 +194,25 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        let Some(server) = self.lock().take() else { return };
-        for process in children(server.pid()) {
+        let Some(server) = self.lock().take() else { return self.remove_shared_memory() };
+        for process in children(server.pid()).into_iter().chain([server.pid()]) {
             let _ = kill_process(process, Signal::CONT);
         }
-        server.signal(Signal::CONT);
         server.signal(Signal::QUIT);
         server.wait(Duration::from_secs(5));
+    }
+}
+
+impl Postgres {
+    /// A killed server leaves a piece of shared memory of 56 bytes, of which a machine has 4096. A restarted one
+    /// removes it.
+    fn remove_shared_memory(&self) {
+        let text = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+        let number = text.lines().nth(6).and_then(|line| line.split_whitespace().nth(1));
+        if let Some(number) = number {
+            // Nothing is lost but order if that program is missing.
+            let _ = Command::new("ipcrm").args(["-m", number]).output();
+        }
     }
 }
 

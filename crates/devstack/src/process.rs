@@ -35,11 +35,6 @@ pub(crate) fn is_alive(pid: Pid) -> bool {
     }
 }
 
-/// True if the number is taken, be it by a process that only waits to be reaped.
-pub(crate) fn exists(pid: Pid) -> bool {
-    test_kill_process(pid) != Err(rustix::io::Errno::SRCH)
-}
-
 /// A text that no other process has had or will have under this number: when it started, and in which boot.
 /// `None` if there is no such living process.
 pub(crate) fn birth(pid: Pid) -> Option<String> {
@@ -56,7 +51,7 @@ pub(crate) fn birth(pid: Pid) -> Option<String> {
 
 /// Sends a signal to the process that was born so, and to no later one with the same number. False if it is gone.
 pub(crate) fn signal_if_born(pid: Pid, born: &str, signal: Signal) -> bool {
-    // The handle stays with the process that it was opened for, so between the look and the signal nothing can change.
+    // The handle stays with the process that it was opened for: between look and signal nothing can change.
     #[cfg(target_os = "linux")]
     if let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
         return birth(pid).as_deref() == Some(born)
@@ -86,7 +81,7 @@ pub(crate) fn children(pid: Pid) -> Vec<Pid> {
     listed.split_whitespace().filter_map(|word| word.parse().ok().and_then(Pid::from_raw)).collect()
 }
 
-/// Stops the process (SIGSTOP) and returns once it stands still: the signal alone may find it running on another core.
+/// Stops the process (SIGSTOP) and returns once it stands still: it may be running on another core.
 pub(crate) fn stop(pid: Pid) {
     if kill_process(pid, Signal::STOP).is_err() {
         return;
@@ -95,7 +90,7 @@ pub(crate) fn stop(pid: Pid) {
     until(Duration::from_secs(5), stands);
 }
 
-/// Asks again and again until the answer is true (returns true) or the time is over (false). For what has no event to wait for.
+/// Asks until the answer is true (returns true) or the time is over (false). For what has no event to wait for.
 pub(crate) fn until(bound: Duration, mut done: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + bound;
     loop {
@@ -111,7 +106,7 @@ pub(crate) fn until(bound: Duration, mut done: impl FnMut() -> bool) -> bool {
 
 /// A port of 127.0.0.1 on which nobody listens, from 10240 to 32767: below the range that Linux gives to outgoing
 /// connections, so that a restarted server finds its port as it left it.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static TRIED: AtomicU16 = AtomicU16::new(0);
     // Test binaries run side by side: start each at a place of its own.
     let start = std::process::id().wrapping_mul(7919);

@@ -15,7 +15,8 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// The user to start Postgres as, which refuses to run as root: `postgres`, else `nobody`. `None` if we are not root.
+    /// The user to start Postgres as, which refuses to run as root: `postgres`, else `nobody`. `None` if we are not
+    /// root.
     pub(crate) fn unprivileged() -> Option<Account> {
         if !geteuid().is_root() {
             return None;
@@ -44,7 +45,7 @@ pub(crate) fn run_as(command: &mut Command, account: Option<&Account>) {
     }
 }
 
-/// A command with no variables but these two: what the developer has exported (PGHOST, DATABASE_URL) must not reach it.
+/// A command with few variables: what the developer has exported (PGHOST, DATABASE_URL) must not reach it.
 pub(crate) fn clean(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", "/nonexistent");

@@ -1,11 +1,12 @@
 //! A TCP proxy that cuts, delays, stalls and garbles what passes between a service and a store.
 //!
-//! A connection has two threads, one for each direction. Every piece of data goes through [`Shared::pass`], which holds
-//! or changes it as the faults of the moment say; a new kind of fault belongs there.
+//! A connection has two threads, one for each direction. Every piece of data goes through `Shared::pass`, which holds or
+//! changes it as the faults of the moment say; a new kind of fault belongs there.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ struct State {
 struct Connection {
     client: TcpStream,
     upstream: TcpStream,
+    // Set under the lock of the state, so that whoever waits there sees it.
+    reset: AtomicBool,
 }
 
 impl Proxy {
@@ -179,7 +182,7 @@ impl Shared {
         state.accepted += 1;
         let number = state.accepted;
         close_in_order(&client);
-        let connection = Arc::new(Connection { client, upstream });
+        let connection = Arc::new(Connection { client, upstream, reset: AtomicBool::new(false) });
         state.connections.insert(number, Arc::clone(&connection));
         Some((number, connection))
     }
@@ -195,55 +198,46 @@ impl Shared {
             match source.read(&mut buffer) {
                 Ok(0) => {
                     // If it was our own reset that ended it, the other side must see no end in good order.
-                    if !self.lock().cut {
+                    if !connection.is_reset() {
                         drop(target.shutdown(Shutdown::Write));
                     }
                     return;
                 }
                 Ok(read) => {
-                    if !(self.pass(direction, &mut buffer[..read]) && self.write(target, &buffer[..read])) {
-                        return connection.reset();
+                    let data = &mut buffer[..read];
+                    if !(self.pass(connection, direction, data) && write(connection, target, data)) {
+                        return self.reset(connection);
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // One side was reset, so the other one is.
-                Err(_) => return connection.reset(),
+                Err(_) => return self.reset(connection),
             }
         }
     }
 
-    /// Holds or changes a piece of data; returns false if it must not go on, because the proxy is cut.
-    fn pass(&self, direction: Direction, data: &mut [u8]) -> bool {
-        let delay = self.lock().delay;
+    /// Holds or changes a piece of data; returns false if it must not go on, because the connection is reset.
+    fn pass(&self, connection: &Connection, direction: Direction, data: &mut [u8]) -> bool {
         let state = self.lock();
+        let delay = state.delay;
         let (state, _) = self
             .changed
-            .wait_timeout_while(state, delay, |state| !state.cut && !state.delay.is_zero())
+            .wait_timeout_while(state, delay, |state| !connection.is_reset() && !state.delay.is_zero())
             .unwrap_or_else(PoisonError::into_inner);
         let state = self
             .changed
-            .wait_while(state, |state| state.stalled && !state.cut)
+            .wait_while(state, |state| !connection.is_reset() && state.stalled)
             .unwrap_or_else(PoisonError::into_inner);
         if state.garbled && direction == Direction::FromUpstream {
             data.iter_mut().for_each(|byte| *byte ^= 0xA5);
         }
-        !state.cut
+        !connection.is_reset()
     }
 
-    fn write(&self, mut target: &TcpStream, mut data: &[u8]) -> bool {
-        while !data.is_empty() {
-            match target.write(data) {
-                Ok(written) => data = &data[written..],
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    if self.lock().cut {
-                        return false;
-                    }
-                }
-                Err(_) => return false,
-            }
-        }
-        true
+    fn reset(&self, connection: &Connection) {
+        let _state = self.lock();
+        connection.reset();
+        self.changed.notify_all();
     }
 
     /// Resets what is open now, and waits until it is closed.
@@ -251,6 +245,7 @@ impl Shared {
         let state = self.lock();
         let open: Vec<u64> = state.connections.keys().copied().collect();
         state.connections.values().for_each(|connection| connection.reset());
+        self.changed.notify_all();
         let any_left = |state: &mut State| open.iter().any(|number| state.connections.contains_key(number));
         drop(self.changed.wait_timeout_while(state, Duration::from_secs(5), any_left));
     }
@@ -259,12 +254,34 @@ impl Shared {
 impl Connection {
     /// Lets both sides see a reset once both threads have let go: reading ends now, closing sends RST.
     fn reset(&self) {
+        self.reset.store(true, Ordering::Relaxed);
         for stream in [&self.client, &self.upstream] {
             close_by_reset(stream);
             // Fails if the other side was faster.
             drop(stream.shutdown(Shutdown::Read));
         }
     }
+
+    fn is_reset(&self) -> bool {
+        self.reset.load(Ordering::Relaxed)
+    }
+}
+
+/// Writes all; returns false if the connection is reset by us or by the other side.
+fn write(connection: &Connection, mut target: &TcpStream, mut data: &[u8]) -> bool {
+    while !data.is_empty() {
+        match target.write(data) {
+            Ok(written) => data = &data[written..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                if connection.is_reset() {
+                    return false;
+                }
+            }
+            Err(_) => return false,
+        }
+    }
+    true
 }
 
 /// Closing without lingering sends RST rather than FIN.

@@ -71,7 +71,7 @@ fn a_reset_ends_live_connections_and_lets_new_ones_pass() {
     let mut old = connect(&proxy);
     assert_eq!(exchange(&mut old, b"hello"), Ok(b"hello".to_vec()));
     proxy.reset();
-    assert!(exchange(&mut old, b"hello").is_err());
+    assert_eq!(old.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
     assert_eq!(exchange(&mut connect(&proxy), b"hello"), Ok(b"hello".to_vec()));
 }
 
@@ -99,6 +99,18 @@ fn a_stall_holds_everything_and_a_restore_lets_it_go_on() {
     let mut answer = [0; 5];
     stream.read_exact(&mut answer).expect("it goes on");
     assert_eq!(&answer, b"hello");
+}
+
+#[test]
+fn a_reset_ends_what_a_stall_holds() {
+    let proxy = Proxy::start(echo_server());
+    let mut stream = connect(&proxy);
+    assert_eq!(exchange(&mut stream, b"hello"), Ok(b"hello".to_vec()));
+    proxy.stall();
+    stream.write_all(b"held").expect("the proxy takes it");
+    proxy.reset();
+    assert_eq!(proxy.connections(), 0);
+    assert_eq!(stream.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
 }
 
 #[test]

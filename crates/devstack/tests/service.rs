@@ -1,8 +1,8 @@
 //! Starting, watching and ending a service, shown on shell scripts that log as our services do.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 
 use devstack::{Postgres, ServiceBuilder, Signal, Stores};
 use tempfile::TempDir;
@@ -12,9 +12,12 @@ const LISTEN: &str = "echo 'listening on http://127.0.0.1:1234, metrics on http:
 /// A service made of these shell commands.
 fn script(commands: &str) -> (TempDir, ServiceBuilder) {
     let folder = TempDir::new().expect("a folder");
-    let path = folder.path().join("stand-in");
-    fs::write(&path, format!("#!/bin/sh\n{commands}\n")).expect("it can be written");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let (draft, path) = (folder.path().join("draft"), folder.path().join("stand-in"));
+    fs::write(&draft, format!("#!/bin/sh\n{commands}\n")).expect("it can be written");
+    // By a process of its own: a file that we had open for writing could not run as long as any process that another
+    // test starts at the moment has a copy of the handle (ETXTBSY).
+    let installed = Command::new("install").args(["-m", "755"]).arg(draft).arg(&path).status();
+    assert!(installed.expect("install runs").success());
     (folder, ServiceBuilder::of(path))
 }
 

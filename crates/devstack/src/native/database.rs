@@ -12,7 +12,7 @@ use super::background::{Part, Start};
 use super::place::Place;
 use super::{POSTGRES, Result, ports, say};
 use crate::postgres::{answer, arguments, initialize, psql};
-use crate::process::{birth, exists, name, signal_if_born, until};
+use crate::process::{birth, name, signal_if_born, until};
 use crate::programs::{postgres_folder, postgres_folder_of};
 
 /// How long a start may take, which covers recovery after a crash.
@@ -61,13 +61,18 @@ pub(super) fn up(place: &Place) -> Result<String> {
 
 fn start(place: &Place, part: &Part<'_>, data: &Path) -> Result<u16> {
     let folder = make_data(place, data)?;
-    clear_pid_file(data)?;
+    // The variable is pg_ctl's: a number that may stand in the pid file. The server still makes sure that no backend
+    // of an earlier one uses the data.
+    let settings: Vec<_> = disregarded(data)?
+        .into_iter()
+        .map(|pid| ("PG_GRANDPARENT_PID".to_owned(), pid.as_raw_nonzero().to_string()))
+        .collect();
     let port = ports::for_store(part);
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let program = folder.join("postgres");
-        let account = place.account.clone();
-        part.start(Start { program, arguments: arguments(data, port), account, port, ..Start::default() })?;
+        let (program, account, settings) = (folder.join("postgres"), place.account.clone(), settings.clone());
+        let arguments = arguments(data, port);
+        part.start(Start { program, arguments, settings, account, port, ..Start::default() })?;
         until(PATIENCE, || part.alive().is_none() || says_ready(part, data));
         if part.alive().is_some() {
             return Ok(port);
@@ -129,39 +134,23 @@ fn says_ready(part: &Part<'_>, data: &Path) -> bool {
 
 /// Postgres will not start while its pid file names a process that is there. It may be a server of ours whose record
 /// was lost: that one is stopped. Or it is dead, but its parent has not noticed, as is the way of some containers.
-/// Or it is somebody else's, because the number was used again, or because the whole checkout was copied.
-fn clear_pid_file(data: &Path) -> Result<()> {
-    let path = data.join("postmaster.pid");
-    let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
-    let lines: Vec<&str> = text.lines().collect();
-    let pid = lines.first().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw);
-    let Some(pid) = pid.filter(|pid| exists(*pid)) else { return Ok(()) };
-    let remove = || fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()));
-    let Some(born) = birth(pid) else {
-        // The file is what keeps a new server from the data while backends of the old one still use them.
-        let memory = lines.get(6).and_then(|line| line.split_whitespace().nth(1)).unwrap_or_default();
-        until(PATIENCE, || !exists(pid) || !is_attached(memory));
-        return remove();
-    };
+/// Or it is somebody else's, because the number was used again, or because the whole checkout was copied. Such a
+/// number is returned, for the new server to disregard.
+fn disregarded(data: &Path) -> Result<Option<Pid>> {
+    let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let mut lines = text.lines();
+    let pid = lines.next().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw);
+    let Some((pid, born)) = pid.and_then(|pid| Some((pid, birth(pid)?))) else { return Ok(pid) };
     // A server works in its data folder. Where that cannot be seen, what the file says is believed.
     let works_in = fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).ok();
-    let folder = works_in.or_else(|| lines.get(1).map(PathBuf::from));
+    let folder = works_in.or_else(|| lines.next().map(PathBuf::from));
     if name(pid).as_deref() != Some("postgres") || folder.as_deref() != Some(data) {
-        return remove();
+        return Ok(Some(pid));
     }
     say("postgres  stops a server on these data that was started before");
     signal_if_born(pid, &born, Signal::INT);
     if until(PATIENCE, || birth(pid).as_ref() != Some(&born)) {
-        return Ok(());
+        return Ok(Some(pid));
     }
     Err(format!("postgres with pid {} holds {} and does not stop", pid.as_raw_nonzero(), data.display()))
-}
-
-/// True if some process has this System V shared memory, which all processes of one server have, or if it cannot be
-/// seen here.
-fn is_attached(memory: &str) -> bool {
-    let Ok(table) = fs::read_to_string("/proc/sysvipc/shm") else { return true };
-    // Columns: key, shmid, perms, size, cpid, lpid, nattch, ...
-    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    rows.into_iter().any(|row| row.get(1) == Some(&memory) && row.get(6) != Some(&"0"))
 }

@@ -1,0 +1,180 @@
+//! `devstack up` and its kin, on checkouts of their own, with stand-ins for the services.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use devstack::{free_port, http};
+use tempfile::TempDir;
+
+const PARTS: [&str; 4] = ["postgres", "redis", "user-svc", "data-svc"];
+
+/// A checkout, and beside it a folder with the binaries.
+struct Checkout {
+    parent: TempDir,
+    ports: [u16; 2],
+}
+
+impl Checkout {
+    fn new() -> Checkout {
+        let parent = TempDir::new().expect("a folder");
+        let devstack = Path::new(env!("CARGO_BIN_EXE_devstack"));
+        let stand_in = Path::new(env!("CARGO_BIN_EXE_stand-in"));
+        fs::create_dir_all(parent.path().join("bin")).expect("our own folder");
+        fs::create_dir_all(parent.path().join("main")).expect("our own folder");
+        // Postgres' user must be able to enter.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(parent.path(), open).expect("our own folder");
+        for (from, to) in [(devstack, "devstack"), (stand_in, "user-svc"), (stand_in, "data-svc")] {
+            // By a process of its own: a file that we had open for writing could not run as long as any process that
+            // another test starts at the moment has a copy of the handle (ETXTBSY).
+            let copied = Command::new("cp").arg(from).arg(parent.path().join("bin").join(to)).status();
+            assert!(copied.expect("cp runs").success());
+        }
+        Checkout { parent, ports: free_ports() }
+    }
+
+    fn binary(&self, name: &str) -> PathBuf {
+        self.parent.path().join("bin").join(name)
+    }
+
+    fn run_in(&self, folder: &str, ports: [u16; 2], arguments: &[&str]) -> Output {
+        let mut command = Command::new(self.binary("devstack"));
+        command.args(arguments).current_dir(self.parent.path().join(folder)).stdin(Stdio::null());
+        command.env("USER_SVC_PORT", ports[0].to_string()).env("DATA_SVC_PORT", ports[1].to_string());
+        command.output().expect("devstack runs")
+    }
+
+    /// Runs a command that must succeed, and returns what it printed.
+    fn run(&self, arguments: &[&str]) -> String {
+        text(&self.run_in("main", self.ports, arguments))
+    }
+
+    fn pid(&self, part: &str) -> String {
+        let status = self.run(&["status"]);
+        let line = status.lines().find(|line| line.starts_with(part)).expect("a line for each part");
+        let pid = line.split_whitespace().skip_while(|word| *word != "pid").nth(1);
+        pid.unwrap_or_else(|| panic!("not running: {line}")).to_owned()
+    }
+
+    fn pids(&self) -> [String; 4] {
+        PARTS.map(|part| self.pid(part))
+    }
+
+    fn sql(&self, statement: &str) -> String {
+        let url = self.run(&["database-url"]);
+        text(
+            &Command::new("psql")
+                .args(["-XAtq", "-d", url.trim(), "-c", statement])
+                .output()
+                .expect("psql runs"),
+        )
+    }
+}
+
+impl Drop for Checkout {
+    fn drop(&mut self) {
+        for folder in ["main", "copy"] {
+            if self.parent.path().join(folder).exists() {
+                drop(self.run_in(folder, self.ports, &["reset", "--yes"]));
+            }
+        }
+    }
+}
+
+fn text(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn free_ports() -> [u16; 2] {
+    [free_port(), free_port()]
+}
+
+fn kill(pid: &str) {
+    assert!(Command::new("sh").args(["-c", &format!("kill -9 {pid}")]).status().expect("sh runs").success());
+}
+
+#[test]
+fn up_prints_urls_and_lines_to_paste_and_up_again_keeps_every_process_whose_binary_is_not_new() {
+    let checkout = Checkout::new();
+    let printed = checkout.run(&["up"]);
+    let [user, data] = checkout.ports.map(|port| format!("http://127.0.0.1:{port}"));
+    assert!(printed.contains(&format!("curl -i {user}/register")), "{printed}");
+    assert!(printed.contains(&format!("curl -i {data}/user/john_doe")), "{printed}");
+    assert_eq!(http::get(&format!("{user}/readyz")).status, 200);
+    assert_eq!(http::get(&format!("{data}/readyz")).status, 200);
+
+    let before = checkout.pids();
+    assert_eq!(checkout.run(&["up"]).matches("kept").count(), 4);
+    assert_eq!(checkout.pids(), before);
+
+    let binary = fs::File::open(checkout.binary("data-svc")).expect("it is there");
+    binary.set_modified(std::time::SystemTime::now()).expect("it is ours");
+    checkout.run(&["up"]);
+    let after = checkout.pids();
+    assert_eq!(after[..3], before[..3]);
+    assert_ne!(after[3], before[3]);
+}
+
+#[test]
+fn up_recovers_after_sigkill_of_any_part_and_of_all_with_the_data() {
+    let checkout = Checkout::new();
+    checkout.run(&["up"]);
+    checkout.sql("CREATE TABLE kept AS SELECT 'john' AS name");
+    for part in PARTS {
+        let old = checkout.pid(part);
+        kill(&old);
+        checkout.run(&["up"]);
+        assert_ne!(checkout.pid(part), old);
+    }
+    checkout.pids().iter().for_each(|pid| kill(pid));
+    checkout.run(&["up"]);
+    checkout.pids();
+    assert_eq!(checkout.sql("SELECT name FROM kept"), "john\n");
+}
+
+#[test]
+fn down_stops_all_and_keeps_the_data_and_only_a_reset_with_a_yes_removes_them() {
+    let checkout = Checkout::new();
+    checkout.run(&["up"]);
+    checkout.sql("CREATE TABLE kept AS SELECT 'john' AS name");
+    checkout.run(&["down"]);
+    assert_eq!(checkout.run(&["status"]).matches("not running").count(), 4);
+    checkout.run(&["up"]);
+
+    let before = checkout.pids();
+    assert!(checkout.run(&["reset"]).contains("Nothing was removed"));
+    assert_eq!(checkout.pids(), before);
+    assert_eq!(checkout.sql("SELECT name FROM kept"), "john\n");
+
+    checkout.run(&["reset", "--yes"]);
+    assert_eq!(checkout.run(&["status"]).matches("not running").count(), 4);
+    assert!(!checkout.parent.path().join("main/.local/postgres").exists());
+}
+
+#[test]
+fn a_copied_checkout_gets_its_own_servers_and_leaves_the_original_alone() {
+    let checkout = Checkout::new();
+    checkout.run(&["up"]);
+    let before = checkout.pids();
+    let copied = Command::new("cp").args(["-r", "main", "copy"]).current_dir(checkout.parent.path()).status();
+    assert!(copied.expect("cp runs").success());
+
+    text(&checkout.run_in("copy", free_ports(), &["up"]));
+    assert_eq!(checkout.pids(), before);
+    text(&checkout.run_in("copy", free_ports(), &["down"]));
+    assert_eq!(checkout.pids(), before);
+}
+
+#[test]
+fn a_port_that_somebody_else_has_is_refused_by_name() {
+    let mut checkout = Checkout::new();
+    let other = TcpListener::bind("127.0.0.1:0").expect("some port is free");
+    checkout.ports[0] = other.local_addr().expect("it is bound").port();
+    let output = checkout.run_in("main", checkout.ports, &["up"]);
+    drop(other);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("USER_SVC_PORT"));
+}

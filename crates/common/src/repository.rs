@@ -130,6 +130,13 @@ pub struct Found {
     pub source: Source,
 }
 
+impl Found {
+    fn hit(filled: Filled) -> Self {
+        let source = Source::Hit(filled.ttl());
+        Self { answer: filled.answer, source }
+    }
+}
+
 /// What a write does to copies that others may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
@@ -214,7 +221,7 @@ impl<T: CacheAside> Repository<T> {
             if let Ok(Slot::Filled(filled)) = slot {
                 self.keep_near(&cache_key, note, &filled);
                 self.refresh_if_due(key, &cache_key, &filled);
-                return Ok(Found { source: Source::Hit(filled.ttl()), answer: filled.answer });
+                return Ok(Found::hit(filled));
             }
             let load = || self.clone().load_shared(key.clone(), cache_key.clone(), slot);
             let (seat, landed) = self.0.flights.board(&cache_key, load).await;
@@ -251,8 +258,7 @@ impl<T: CacheAside> Repository<T> {
                         return self.load_and_fill(&key, &cache_key, &lease, false).await;
                     }
                     if let Ok(Slot::Filled(filled)) = slot {
-                        let found = Found { source: Source::Hit(filled.ttl()), answer: filled.answer };
-                        return Landed { result: Ok(found), as_of };
+                        return Landed { result: Ok(Found::hit(filled)), as_of };
                     }
                 }
                 Ok(Slot::Garbage(bytes)) => {
@@ -269,8 +275,7 @@ impl<T: CacheAside> Repository<T> {
                     let as_of = Instant::now();
                     slot = self.0.cache.get(&cache_key).await;
                     if let Ok(Slot::Filled(filled)) = slot {
-                        let found = Found { source: Source::Hit(filled.ttl()), answer: filled.answer };
-                        return Landed { result: Ok(found), as_of };
+                        return Landed { result: Ok(Found::hit(filled)), as_of };
                     }
                 }
                 Ok(Slot::Filled(_) | Slot::Lease | Slot::Barrier | Slot::OtherFormat) => {

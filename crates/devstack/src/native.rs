@@ -42,6 +42,7 @@ const GRACE: Duration = Duration::from_secs(20);
 pub fn up(checkout: &Path) -> Result<()> {
     let place = Place::of(checkout)?;
     let _lock = place.lock()?;
+    services::check(&place)?;
     let [user, data] = start_all(&place)?;
     let json = r#"{"name":"john_doe","info":"likes tea"}"#;
     say(format!("\nuser-svc  {user}\ndata-svc  {data}\n\nRegister a user, then read it:"));

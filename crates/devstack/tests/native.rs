@@ -97,7 +97,7 @@ fn kill(pid: &str) {
 }
 
 #[test]
-fn up_prints_both_urls_and_two_lines_to_paste() {
+fn up_prints_urls_and_lines_to_paste_and_up_again_keeps_every_process_whose_binary_is_not_new() {
     let checkout = Checkout::new();
     let printed = checkout.run(&["up"]);
     let [user, data] = checkout.ports.map(|port| format!("http://127.0.0.1:{port}"));
@@ -105,14 +105,9 @@ fn up_prints_both_urls_and_two_lines_to_paste() {
     assert!(printed.contains(&format!("curl -i {data}/user/john_doe")), "{printed}");
     assert_eq!(http::get(&format!("{user}/readyz")).status, 200);
     assert_eq!(http::get(&format!("{data}/readyz")).status, 200);
-}
 
-#[test]
-fn up_again_keeps_every_process_and_restarts_a_service_whose_binary_is_new() {
-    let checkout = Checkout::new();
-    checkout.run(&["up"]);
     let before = checkout.pids();
-    checkout.run(&["up"]);
+    assert_eq!(checkout.run(&["up"]).matches("kept").count(), 4);
     assert_eq!(checkout.pids(), before);
 
     let binary = fs::File::open(checkout.binary("data-svc")).expect("it is there");
@@ -141,14 +136,22 @@ fn up_recovers_after_sigkill_of_any_part_and_of_all_with_the_data() {
 }
 
 #[test]
-fn down_stops_all_and_the_next_up_finds_the_data() {
+fn down_stops_all_and_keeps_the_data_and_only_a_reset_with_a_yes_removes_them() {
     let checkout = Checkout::new();
     checkout.run(&["up"]);
     checkout.sql("CREATE TABLE kept AS SELECT 'john' AS name");
     checkout.run(&["down"]);
     assert_eq!(checkout.run(&["status"]).matches("not running").count(), 4);
     checkout.run(&["up"]);
+
+    let before = checkout.pids();
+    assert!(checkout.run(&["reset"]).contains("Nothing was removed"));
+    assert_eq!(checkout.pids(), before);
     assert_eq!(checkout.sql("SELECT name FROM kept"), "john\n");
+
+    checkout.run(&["reset", "--yes"]);
+    assert_eq!(checkout.run(&["status"]).matches("not running").count(), 4);
+    assert!(!checkout.parent.path().join("main/.local/postgres").exists());
 }
 
 #[test]
@@ -163,17 +166,6 @@ fn a_copied_checkout_gets_its_own_servers_and_leaves_the_original_alone() {
     assert_eq!(checkout.pids(), before);
     text(&checkout.run_in("copy", free_ports(), &["down"]));
     assert_eq!(checkout.pids(), before);
-}
-
-#[test]
-fn reset_without_a_yes_removes_nothing() {
-    let checkout = Checkout::new();
-    checkout.run(&["up"]);
-    let before = checkout.pids();
-    assert!(checkout.run(&["reset"]).contains("Nothing was removed"));
-    assert_eq!(checkout.pids(), before);
-    checkout.run(&["reset", "--yes"]);
-    assert!(!checkout.parent.path().join("main/.local/postgres").exists());
 }
 
 #[test]

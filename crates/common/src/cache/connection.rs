@@ -152,14 +152,24 @@ impl Redis {
     /// Takes a connection out of the pool for good: the pool validates at each checkout, which a hit need not pay.
     async fn connect(&self) -> Result<MultiplexedConnection, Box<dyn std::error::Error + Send + Sync>> {
         let mut connection = self.pool.get().await?;
-        let info: InfoDict =
-            timeout(CONNECT_TIMEOUT, cmd("INFO").arg("server").query_async(&mut connection)).await??;
+        // Whoever is too slow for this is too slow for requests: an open breaker would close only to open again.
+        let info: InfoDict = timeout(self.timeout, cmd("INFO").query_async(&mut connection)).await??;
         let version: String = info.get("redis_version").unwrap_or_default();
         let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
         if major.is_none_or(|major| major < 7) {
             return Err(format!("Redis 7.0 or newer is needed, this is {version}").into());
         }
-        Ok(Connection::take(connection))
+        // These answer reads with old data or errors, and take no lease.
+        if info.get("role").is_some_and(|role: String| role == "slave") {
+            return Err("this Redis is a replica".into());
+        }
+        if info.get("loading").is_some_and(|loading: String| loading == "1") {
+            return Err("this Redis is loading its data".into());
+        }
+        let mut connection = Connection::take(connection);
+        // The client has a time-out of its own (500 ms), which looks like a broken connection: ours must come first.
+        connection.set_response_timeout(self.timeout * 2);
+        Ok(connection)
     }
 
     fn link(&self) -> Option<Arc<Link>> {

@@ -2,7 +2,7 @@
 //!
 //! | kind | first byte | then |
 //! |---|---|---|
-//! | value | `V` | format (1), fill id (16), load time in µs (8), expiry in Unix ms (8), ETag (16), body |
+//! | value | `V` | format (1), fill id (16), load time in µs (8), expiry in Unix ms (8), body length (4), ETag (16), body |
 //! | absent | `A` | format (1), fill id (16), load time in µs (8), expiry in Unix ms (8) |
 //! | lease | `L` | token (16) |
 //! | barrier | `B` | token (16) |
@@ -17,7 +17,9 @@ use actix_web::web::Bytes;
 const FORMAT: u8 = 1;
 const TOKEN_BYTES: usize = 16;
 const HEAD_BYTES: usize = 2 + TOKEN_BYTES + 8 + 8;
+const LENGTH_BYTES: usize = 4;
 const ETAG_BYTES: usize = 16;
+const VALUE_HEAD_BYTES: usize = HEAD_BYTES + LENGTH_BYTES + ETAG_BYTES;
 const LOAD_TIME_FLOOR: Duration = Duration::from_millis(500);
 
 /// 128 random bits that tell one fill, lease or barrier from every other.
@@ -114,12 +116,13 @@ pub fn encode(answer: Option<&Answer>, load_time: Duration, ttl: Duration) -> By
     let load_time = u64::try_from(load_time.as_micros()).unwrap_or(u64::MAX);
     let expiry = unix_ms() + u64::try_from(ttl.as_millis()).unwrap_or(0);
     let mut bytes =
-        Vec::with_capacity(HEAD_BYTES + ETAG_BYTES + answer.map_or(0, |answer| answer.body.len()));
+        Vec::with_capacity(VALUE_HEAD_BYTES + answer.map_or(0, |answer| answer.body.len()));
     bytes.extend_from_slice(&[if answer.is_some() { b'V' } else { b'A' }, FORMAT]);
     bytes.extend_from_slice(&token());
     bytes.extend_from_slice(&load_time.to_be_bytes());
     bytes.extend_from_slice(&expiry.to_be_bytes());
     if let Some(answer) = answer {
+        bytes.extend_from_slice(&length(&answer.body));
         bytes.extend_from_slice(&answer.etag);
         bytes.extend_from_slice(&answer.body);
     }
@@ -134,15 +137,22 @@ pub fn decode(bytes: Option<Bytes>) -> Slot {
         (Some(b'L'), len) if len == 1 + TOKEN_BYTES => Slot::Lease,
         (Some(b'B'), len) if len == 1 + TOKEN_BYTES => Slot::Barrier,
         (Some(b'V' | b'A'), 2..) if bytes[1] != FORMAT => Slot::OtherFormat,
-        (Some(b'V'), len) if len > HEAD_BYTES + ETAG_BYTES => {
+        // The length tells a value that was cut or added to.
+        (Some(b'V'), VALUE_HEAD_BYTES..)
+            if bytes[HEAD_BYTES..HEAD_BYTES + LENGTH_BYTES] == length(&bytes[VALUE_HEAD_BYTES..]) =>
+        {
             let mut etag = [0; ETAG_BYTES];
-            etag.copy_from_slice(&bytes[HEAD_BYTES..HEAD_BYTES + ETAG_BYTES]);
-            let answer = Answer { etag, body: bytes.slice(HEAD_BYTES + ETAG_BYTES..) };
+            etag.copy_from_slice(&bytes[HEAD_BYTES + LENGTH_BYTES..VALUE_HEAD_BYTES]);
+            let answer = Answer { etag, body: bytes.slice(VALUE_HEAD_BYTES..) };
             Slot::Filled(filled(Some(answer), bytes))
         }
         (Some(b'A'), HEAD_BYTES) => Slot::Filled(filled(None, bytes)),
         _ => Slot::Garbage(bytes),
     }
+}
+
+fn length(body: &[u8]) -> [u8; LENGTH_BYTES] {
+    u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes()
 }
 
 fn filled(answer: Option<Answer>, bytes: Bytes) -> Filled {
@@ -192,6 +202,15 @@ mod tests {
         let mut bytes = encode(Some(&answer()), Duration::ZERO, Duration::from_secs(60)).to_vec();
         bytes[1] = FORMAT + 1;
         assert_eq!(decode(Some(bytes.into())), Slot::OtherFormat);
+    }
+
+    #[test]
+    fn a_value_that_was_cut_or_added_to_is_garbage() {
+        let bytes = encode(Some(&answer()), Duration::ZERO, Duration::from_secs(60));
+        let longer = [&bytes[..], b"x"].concat();
+        for changed in (2..bytes.len()).map(|len| bytes.slice(..len)).chain([longer.into()]) {
+            assert_eq!(decode(Some(changed.clone())), Slot::Garbage(changed));
+        }
     }
 
     proptest! {

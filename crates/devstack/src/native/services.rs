@@ -47,17 +47,35 @@ pub(super) fn up(place: &Place, database_url: &str, redis_url: &str) -> Result<[
     Ok([user_url, data_url])
 }
 
+/// Fails if a service could not be started because of what its binary or port is.
+pub(super) fn check(place: &Place) -> Result<()> {
+    for name in [USER_SVC, DATA_SVC] {
+        sibling(name)?;
+        ports(place, name)?;
+    }
+    Ok(())
+}
+
+fn ports(place: &Place, name: &'static str) -> Result<(u16, u16)> {
+    let environment = environment(place);
+    let setting = |variable: &str| std::env::var(variable).ok().or_else(|| line_of(&environment, variable));
+    ports::for_service(name, &Part::of(place, name), setting)
+}
+
+/// The text of `.env`, which the services read too.
+fn environment(place: &Place) -> String {
+    fs::read_to_string(place.checkout.join(".env")).unwrap_or_default()
+}
+
 /// How the service is to run today. It reads `.env` of the checkout too, but what is set here wins.
 fn plan(place: &Place, name: &'static str, settings: &[(&str, &str)]) -> Result<Start> {
     let program = sibling(name)?;
-    let environment = fs::read_to_string(place.checkout.join(".env")).unwrap_or_default();
-    let setting = |variable: &str| std::env::var(variable).ok().or_else(|| line_of(&environment, variable));
-    let (port, metrics_port) = ports::for_service(name, &Part::of(place, name), setting)?;
+    let (port, metrics_port) = ports(place, name)?;
     let mut settings: Vec<(String, String)> =
         settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     settings.push(("PORT".to_owned(), port.to_string()));
     settings.push(("METRICS_PORT".to_owned(), metrics_port.to_string()));
-    let version = version(&program, &settings, &environment);
+    let version = version(&program, &settings, &environment(place));
     Ok(Start { program, settings, port, metrics_port, version, ..Start::default() })
 }
 

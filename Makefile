@@ -1,0 +1,38 @@
+# `make` lists what there is. Longer recipes are in scripts/.
+.DEFAULT_GOAL := help
+.PHONY: help setup up down status logs reset test check migrate schema
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  MODE=docker or MODE=native chooses how to run; otherwise Docker if an engine answers."
+
+setup: ## Install what is missing (compiler, libpq, Postgres, Redis, curl); quick if nothing is
+	@scripts/setup
+
+up: ## Run Postgres, Redis and both services; print their URLs (USER_SVC_PORT, DATA_SVC_PORT)
+	@scripts/stack up
+
+down: ## Stop everything, keep the data
+	@scripts/stack down
+
+status: ## Show what runs, and where
+	@scripts/stack status
+
+logs: ## Show the last lines of all logs; FOLLOW=1 goes on
+	@scripts/stack logs
+
+reset: ## Stop everything and remove the data, after asking (YES=1 does not ask)
+	@scripts/stack reset
+
+test: setup ## Run all tests; they start what they need
+	bash -c '. scripts/environment && exec cargo test --workspace'
+
+check: setup ## What CI runs: format, lints, docs, dependencies, tests
+	@scripts/check
+
+migrate: setup ## Run pending migrations with the Diesel CLI, which also prints the schema
+	@scripts/diesel migration run
+
+schema: setup ## Print the schema of the database with the Diesel CLI
+	@scripts/diesel print-schema

@@ -1,0 +1,191 @@
+//! Servers that only look like Redis: too old, replying late, or hostile. The test plays the server, so that it decides
+//! when each reply is sent.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread::{scope, spawn};
+
+use devstack::{ServiceBuilder, Stack};
+
+use crate::{BREAKER_OPEN, BYPASS, ERROR, TIMEOUT, found, get, insert, wait_until};
+
+/// What a key holds that a newer version of ours wrote: the service asks nothing more about it.
+const OTHER_FORMAT: &[u8] = b"$4\r\nV\x02xx\r\n";
+
+struct FakeRedis(TcpListener);
+
+/// A connection from the service.
+struct Link(BufReader<TcpStream>);
+
+impl FakeRedis {
+    fn start() -> FakeRedis {
+        FakeRedis(TcpListener::bind(("127.0.0.1", 0)).expect("some port is free"))
+    }
+
+    fn url(&self) -> String {
+        format!("redis://{}/0", self.0.local_addr().expect("it is bound"))
+    }
+
+    /// Waits for a connection, and answers what a client asks first.
+    fn accept(&self, version: &str) -> Link {
+        let (stream, _) = self.0.accept().expect("the service connects");
+        let mut link = Link(BufReader::new(stream));
+        let info = format!("# Server\r\nredis_version:{version}\r\nrole:master\r\nloading:0\r\n");
+        loop {
+            let command = link.command().expect("it asks who we are");
+            match command[0].to_ascii_uppercase().as_str() {
+                "INFO" => {
+                    link.reply(format!("${}\r\n{info}\r\n", info.len()).as_bytes());
+                    return link;
+                }
+                "PING" => link.reply(b"+PONG\r\n"),
+                _ => link.reply(b"+OK\r\n"),
+            }
+        }
+    }
+}
+
+impl Link {
+    /// The words of the next command; none when the service has closed the connection.
+    fn command(&mut self) -> Option<Vec<String>> {
+        let count = self.number()?;
+        (0..count).map(|_| self.word()).collect()
+    }
+
+    fn word(&mut self) -> Option<String> {
+        let mut bytes = vec![0; self.number()? + 2];
+        self.0.read_exact(&mut bytes).ok()?;
+        bytes.truncate(bytes.len() - 2);
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The number in `*3` or `$5`.
+    fn number(&mut self) -> Option<usize> {
+        let mut line = String::new();
+        self.0.read_line(&mut line).ok()?;
+        line.trim().get(1..)?.parse().ok()
+    }
+
+    fn reply(&mut self, bytes: &[u8]) {
+        // The service may be gone by now.
+        drop(self.0.get_mut().write_all(bytes));
+    }
+}
+
+fn with(stack: &Stack, redis: &FakeRedis) -> ServiceBuilder {
+    stack.data_svc().env("REDIS_URL", redis.url())
+}
+
+#[test]
+fn a_redis_older_than_7_is_not_used_and_the_log_says_why() {
+    let stack = Stack::shared();
+    insert(&stack, "john");
+    let redis = FakeRedis::start();
+    let service = with(&stack, &redis).spawn();
+    spawn(move || {
+        loop {
+            // It is asked again and again; nothing else must come.
+            let mut link = redis.accept("6.2.14");
+            assert_eq!(link.command(), None);
+        }
+    });
+    let line = service.wait_for_log("Redis cannot be used");
+    assert!(line.contains("7.0") && line.contains("6.2.14"), "{line}");
+    service.wait_for_readiness(200);
+    assert_eq!(found(&get(&service, "john"), "john"), BREAKER_OPEN);
+}
+
+#[test]
+fn a_late_reply_among_others_does_not_open_the_breaker() {
+    let stack = Stack::shared();
+    ["one", "two", "three"].iter().for_each(|name| insert(&stack, name));
+    let redis = FakeRedis::start();
+    let service = with(&stack, &redis).env("CACHE_TIMEOUT", "1s").spawn();
+    let mut link = redis.accept("7.0.15");
+    service.wait_for_readiness(200);
+    scope(|scope| {
+        let ask = |name: &'static str| {
+            let service = &service;
+            scope.spawn(move || found(&get(service, name), name))
+        };
+        let one = ask("one");
+        assert_eq!(link.command().expect("a GET"), ["GET", "user:{one}"]);
+        let two = ask("two");
+        assert_eq!(link.command().expect("a GET"), ["GET", "user:{two}"]);
+        // The first reply comes after the second question was sent: the connection is alive, the second is only late.
+        link.reply(OTHER_FORMAT);
+        assert_eq!(one.join().expect("answered"), BYPASS);
+        assert_eq!(two.join().expect("answered"), TIMEOUT);
+        link.reply(OTHER_FORMAT);
+        let three = ask("three");
+        assert_eq!(link.command().expect("on the same connection"), ["GET", "user:{three}"]);
+        link.reply(OTHER_FORMAT);
+        assert_eq!(three.join().expect("answered"), BYPASS);
+    });
+}
+
+#[test]
+fn no_reply_at_all_for_a_whole_time_out_opens_the_breaker_until_a_probe_is_answered() {
+    let stack = Stack::shared();
+    insert(&stack, "john");
+    let redis = FakeRedis::start();
+    let service = with(&stack, &redis).env("CACHE_TIMEOUT", "200ms").spawn();
+    let silent = redis.accept("7.0.15");
+    service.wait_for_readiness(200);
+    service.wait_for_log("Redis is there");
+    assert_eq!(found(&get(&service, "john"), "john"), TIMEOUT);
+    for _ in 0..5 {
+        assert_eq!(found(&get(&service, "john"), "john"), BREAKER_OPEN);
+    }
+    drop(silent);
+    let mut link = redis.accept("7.0.15");
+    spawn(move || {
+        while link.command().is_some() {
+            link.reply(OTHER_FORMAT);
+        }
+    });
+    wait_until("it is asked again", || found(&get(&service, "john"), "john") == BYPASS);
+}
+
+#[test]
+fn hostile_replies_neither_fail_a_request_nor_end_the_service() {
+    let stack = Stack::shared();
+    insert(&stack, "john");
+    let replies: Vec<Vec<u8>> = vec![
+        b"\0\0\0\0".to_vec(),
+        b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+        b"$-2\r\n".to_vec(),
+        b"$99999999999999999999\r\n".to_vec(),
+        b"$9223372036854775807\r\nx".to_vec(),
+        b"*2147483647\r\n".to_vec(),
+        b"*1\r\n".repeat(100_000),
+        b":12\r\n".to_vec(),
+        b"*2\r\n$1\r\na\r\n$1\r\nb\r\n".to_vec(),
+        b"+OK\r\n".to_vec(),
+        b"-WRONGTYPE forged\r\n".to_vec(),
+        b"-ERR\r\n".to_vec(),
+        b"-LOADING Redis is loading\r\n".to_vec(),
+        b"-MOVED 1 127.0.0.1:1\r\n".to_vec(),
+        b"$4\r\nV\x02xx\r\n$4\r\nV\x02xx\r\n".to_vec(),
+        Vec::new(),
+    ];
+    let redis = FakeRedis::start();
+    let service = with(&stack, &redis).spawn();
+    let server = spawn(move || {
+        for reply in replies {
+            let mut link = redis.accept("7.4.0");
+            // One answer to all that comes, then the end of the connection.
+            if link.command().is_some() {
+                link.reply(&reply);
+            }
+        }
+    });
+    service.wait_for_readiness(200);
+    wait_until("all were tried", || {
+        let status = found(&get(&service, "john"), "john");
+        assert!([ERROR, TIMEOUT, BREAKER_OPEN, BYPASS].contains(&status.as_str()), "{status}");
+        server.is_finished()
+    });
+    server.join().expect("each reply was sent");
+    assert!(!service.log().contains("panicked"), "{}", service.log());
+}

@@ -1,0 +1,184 @@
+//! Postgres away, frozen, not migrated, or open for reading only.
+
+use std::thread::scope;
+
+use devstack::{ServiceBuilder, Stack, Stores, http};
+
+use crate::{
+    BREAKER_OPEN, HIT, MISS, NO_CACHE, found, get, get_with, insert, is_hit, is_unavailable, kind, wait_for_a_hit,
+    wait_until,
+};
+
+/// With a shorter deadline, for tests that wait for its end.
+fn soon(builder: ServiceBuilder) -> ServiceBuilder {
+    builder.env("DATABASE_DEADLINE", "500ms")
+}
+
+#[test]
+fn without_postgres_hits_are_served_misses_are_503_and_it_stays_ready() {
+    let stack = Stack::shared();
+    insert(&stack, "cached");
+    insert(&stack, "other");
+    let proxy = stack.postgres_proxy();
+    let service = soon(stack.data_svc().postgres_through(&proxy)).start();
+    wait_for_a_hit(&service, "cached");
+    assert_eq!(get(&service, "nobody").status, 404);
+
+    proxy.cut();
+    for _ in 0..3 {
+        assert!(found(&get(&service, "cached"), "cached").starts_with(HIT));
+        assert_eq!(get(&service, "nobody").status, 404, "absence is cached as well");
+        is_unavailable(&get(&service, "other"));
+    }
+    // A balancer must not take all replicas away at once.
+    assert_eq!(http::get(&service.url_of("/readyz")).status, 200);
+
+    proxy.restore();
+    wait_until("misses are served again", || get(&service, "other").status == 200);
+}
+
+#[test]
+fn a_load_that_fails_leaves_no_lease_behind() {
+    let stack = Stack::shared();
+    insert(&stack, "john");
+    let proxy = stack.postgres_proxy();
+    let service = soon(stack.data_svc().postgres_through(&proxy)).start();
+    service.wait_for_log("Redis is there");
+    proxy.cut();
+    is_unavailable(&get(&service, "john"));
+    assert_eq!(kind(&stack, "john"), "");
+    proxy.restore();
+    let mut last = None;
+    wait_until("it is served again", || {
+        let answer = get(&service, "john");
+        let is_there = answer.status == 200;
+        last = Some(answer);
+        is_there
+    });
+    assert_eq!(found(&last.expect("an answer"), "john"), MISS);
+}
+
+#[test]
+fn a_forced_read_that_fails_leaves_the_copy_to_others() {
+    let stack = Stack::shared();
+    insert(&stack, "john");
+    let proxy = stack.postgres_proxy();
+    let service = soon(stack.data_svc().postgres_through(&proxy)).start();
+    wait_for_a_hit(&service, "john");
+    proxy.cut();
+    is_unavailable(&get_with(&service, "john", &[NO_CACHE]));
+    // Nothing can have been written meanwhile: the copy is as good as before, and the only one there is.
+    assert!(is_hit(&get(&service, "john")));
+}
+
+#[test]
+fn postgres_frozen_is_503_for_a_miss_within_the_deadline_and_no_matter_for_a_hit() {
+    let stack = Stack::private();
+    insert(&stack, "cached");
+    insert(&stack, "other");
+    let service = stack.data_svc().start();
+    wait_for_a_hit(&service, "cached");
+    stack.postgres().freeze();
+    scope(|scope| {
+        for _ in 0..20 {
+            let service = &service;
+            // It waits 10 s for the answer, five times the deadline.
+            scope.spawn(move || is_unavailable(&get(service, "other")));
+        }
+        for _ in 0..20 {
+            assert!(is_hit(&get(&service, "cached")));
+        }
+    });
+    assert_eq!(http::get(&service.url_of("/readyz")).status, 200);
+    stack.postgres().thaw();
+    wait_until("misses are served again", || get(&service, "other").status == 200);
+}
+
+#[test]
+fn neither_store_is_503_and_not_the_end() {
+    let stack = Stack::shared();
+    insert(&stack, "john");
+    let (postgres, redis) = (stack.postgres_proxy(), stack.redis_proxy());
+    let service = soon(stack.data_svc().postgres_through(&postgres).redis_through(&redis)).start();
+    wait_for_a_hit(&service, "john");
+    postgres.cut();
+    redis.cut();
+    for _ in 0..5 {
+        is_unavailable(&get(&service, "john"));
+    }
+    postgres.restore();
+    wait_until("it is served again", || get(&service, "john").status == 200);
+    assert_eq!(found(&get(&service, "john"), "john"), BREAKER_OPEN);
+    redis.restore();
+    wait_for_a_hit(&service, "john");
+}
+
+#[test]
+fn it_is_not_ready_before_the_schema_is_there_and_then_by_itself() {
+    let stack = Stack::unmigrated(Stores::shared());
+    let service = stack.data_svc().spawn();
+    service.wait_for_log("the schema is not there yet");
+    let readiness = http::get(&service.url_of("/readyz"));
+    assert_eq!((readiness.status, &readiness.json()["type"]), (503, &"/problems/not-ready".into()));
+    is_unavailable(&get(&service, "john"));
+    assert_eq!(stack.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "0", "it migrates nothing");
+
+    assert!(stack.user_svc().run(&["migrate"]).status.success());
+    service.wait_for_readiness(200);
+    assert_eq!(get(&service, "john").status, 404);
+}
+
+#[test]
+fn a_role_that_may_only_select_is_enough() {
+    let stack = Stack::shared();
+    insert(&stack, "john");
+    stack.sql(
+        "CREATE ROLE only_reads LOGIN; \
+         GRANT SELECT ON users, __diesel_schema_migrations TO only_reads; \
+         ALTER ROLE only_reads SET default_transaction_read_only = on",
+    );
+    let url = stack.database_url().replacen("postgres@", "only_reads@", 1);
+    let service = stack.data_svc().env("DATABASE_URL", url).start();
+    service.wait_for_log("Redis is there");
+    assert_eq!(found(&get(&service, "john"), "john"), MISS);
+    assert_eq!(get(&service, "nobody").status, 404);
+}
+
+#[test]
+fn a_connection_that_was_reset_between_requests_is_replaced_and_nobody_notices() {
+    let stack = Stack::shared();
+    let proxy = stack.postgres_proxy();
+    let service = stack.data_svc().postgres_through(&proxy).start();
+    for round in 0..5 {
+        assert_eq!(get(&service, &format!("before-{round}")).status, 404);
+        proxy.reset();
+        assert_eq!(get(&service, &format!("after-{round}")).status, 404);
+    }
+}
+
+#[test]
+fn a_full_queue_refuses_misses_at_once_and_hits_are_served() {
+    let stack = Stack::shared();
+    insert(&stack, "cached");
+    let proxy = stack.postgres_proxy();
+    let builder = stack.data_svc().postgres_through(&proxy).env("DATABASE_DEADLINE", "9s");
+    let service = builder.env("DATABASE_CONNECTIONS", "1").env("DATABASE_QUEUE", "1").start();
+    wait_for_a_hit(&service, "cached");
+    proxy.stall();
+    scope(|scope| {
+        let service = &service;
+        let first = scope.spawn(move || get(service, "first"));
+        wait_until("one is at work", || crate::metric(service, "database_connections_in_use ") == 1);
+        let second = scope.spawn(move || get(service, "second"));
+        wait_until("one waits", || crate::metric(service, "database_queries_waiting ") == 1);
+        for number in 0..10 {
+            let answer = get(service, &format!("more-{number}"));
+            assert_eq!((answer.status, &answer.json()["type"]), (503, &"/problems/overloaded".into()));
+            assert_eq!(kind(&stack, &format!("more-{number}")), "", "what was refused leaves no lease");
+        }
+        assert!(is_hit(&get(service, "cached")));
+        proxy.restore();
+        assert_eq!(first.join().expect("answered").status, 404);
+        assert_eq!(second.join().expect("answered").status, 404);
+    });
+}

@@ -1,0 +1,321 @@
+//! Redis absent, frozen, killed, slow, garbled, full, read-only, or holding garbage: every request succeeds in time.
+
+use std::time::{Duration, Instant};
+
+use devstack::{Redis, Service, ServiceBuilder, Stack};
+
+use crate::{
+    BREAKER_OPEN, BYPASS, ERROR, HIT, MISS, NO_CACHE, TIMEOUT, found, get, get_with, insert, is_hit, kind,
+    wait_for_a_hit, wait_until,
+};
+
+/// One time-out of 50 ms with Redis, five times as slack, and the rest for Postgres on a busy machine.
+const BOUND: Duration = Duration::from_secs(1);
+
+/// A Redis to hurt, in place of the one that tests share. (A Postgres of its own would take seconds to make.)
+fn with_own_redis() -> (Stack, Redis) {
+    (Stack::shared(), Redis::start())
+}
+
+/// A service that uses it.
+fn data_svc(stack: &Stack, redis: &Redis) -> ServiceBuilder {
+    stack.data_svc().env("REDIS_URL", redis.url(0))
+}
+
+fn with_john(stack: &Stack) {
+    insert(stack, "john");
+}
+
+/// The `Cache-Status` of john, who must come in time.
+fn john_in_time(service: &Service) -> String {
+    let start = Instant::now();
+    let answer = get(service, "john");
+    assert!(start.elapsed() < BOUND, "{:?}", start.elapsed());
+    found(&answer, "john")
+}
+
+#[test]
+fn without_redis_it_starts_and_serves_and_uses_redis_when_it_appears() {
+    let stack = Stack::shared();
+    with_john(&stack);
+    let proxy = stack.redis_proxy();
+    proxy.cut();
+    let service = stack.data_svc().redis_through(&proxy).start();
+    for _ in 0..3 {
+        assert_eq!(john_in_time(&service), BREAKER_OPEN);
+    }
+    service.wait_for_log("Redis cannot be used");
+    proxy.restore();
+    wait_for_a_hit(&service, "john");
+}
+
+#[test]
+fn a_redis_that_cannot_be_reached_is_told_once_and_not_at_every_attempt() {
+    let stack = Stack::shared();
+    let proxy = stack.redis_proxy();
+    proxy.cut();
+    let service = stack.data_svc().redis_through(&proxy).start();
+    service.wait_for_log("Redis cannot be used");
+    // Four more attempts, which may fail in two ways here.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(service.log().matches("Redis cannot be used").count() <= 2, "{}", service.log());
+}
+
+#[test]
+fn a_redis_that_is_lost_costs_one_error_and_then_nothing_until_it_is_back() {
+    let stack = Stack::shared();
+    with_john(&stack);
+    let proxy = stack.redis_proxy();
+    let service = stack.data_svc().redis_through(&proxy).start();
+    wait_for_a_hit(&service, "john");
+    proxy.cut();
+    assert_eq!(john_in_time(&service), ERROR);
+    for _ in 0..10 {
+        assert_eq!(john_in_time(&service), BREAKER_OPEN);
+    }
+    proxy.restore();
+    wait_for_a_hit(&service, "john");
+    assert_eq!(service.log().matches("Redis is lost").count(), 1);
+}
+
+#[test]
+fn a_redis_that_freezes_costs_one_time_out_and_then_nothing_until_it_thaws() {
+    let (stack, redis) = with_own_redis();
+    with_john(&stack);
+    let service = data_svc(&stack, &redis).start();
+    wait_for_a_hit(&service, "john");
+    redis.freeze();
+    assert_eq!(john_in_time(&service), TIMEOUT);
+    for _ in 0..10 {
+        assert_eq!(john_in_time(&service), BREAKER_OPEN);
+    }
+    redis.thaw();
+    wait_for_a_hit(&service, "john");
+}
+
+#[test]
+fn a_redis_that_freezes_under_load_fails_no_request() {
+    let (stack, redis) = with_own_redis();
+    with_john(&stack);
+    let service = data_svc(&stack, &redis).start();
+    wait_for_a_hit(&service, "john");
+    let service = &service;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    john_in_time(service);
+                }
+            });
+        }
+        for _ in 0..2 {
+            redis.freeze();
+            wait_until("the breaker is open", || found(&get(service, "john"), "john") == BREAKER_OPEN);
+            redis.thaw();
+            wait_for_a_hit(service, "john");
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_redis_that_is_killed_and_started_again_empty_is_used_again() {
+    let (stack, redis) = with_own_redis();
+    with_john(&stack);
+    let service = data_svc(&stack, &redis).start();
+    wait_for_a_hit(&service, "john");
+    redis.kill();
+    assert_eq!(john_in_time(&service), ERROR);
+    assert_eq!(john_in_time(&service), BREAKER_OPEN);
+    redis.restart();
+    wait_until("it is filled again", || found(&get(&service, "john"), "john") == MISS);
+    assert!(john_in_time(&service).starts_with(HIT));
+}
+
+#[test]
+fn a_redis_that_is_too_slow_is_left_alone_until_it_is_fast_again() {
+    let stack = Stack::shared();
+    with_john(&stack);
+    let proxy = stack.redis_proxy();
+    let service = stack.data_svc().redis_through(&proxy).start();
+    wait_for_a_hit(&service, "john");
+    // A round trip of 200 ms: it answers, but no reply within the time-out of 50 ms.
+    proxy.delay(Duration::from_millis(100));
+    assert_eq!(john_in_time(&service), TIMEOUT);
+    let end = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < end {
+        assert_eq!(john_in_time(&service), BREAKER_OPEN, "each further time-out would cost 50 ms again");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    proxy.restore();
+    wait_for_a_hit(&service, "john");
+}
+
+#[test]
+fn a_garbled_connection_to_redis_fails_no_request() {
+    let stack = Stack::shared();
+    with_john(&stack);
+    let proxy = stack.redis_proxy();
+    let service = stack.data_svc().redis_through(&proxy).start();
+    wait_for_a_hit(&service, "john");
+    proxy.garble();
+    for _ in 0..10 {
+        assert!([ERROR, TIMEOUT, BREAKER_OPEN].contains(&john_in_time(&service).as_str()));
+    }
+    proxy.restore();
+    wait_for_a_hit(&service, "john");
+}
+
+#[test]
+fn a_connection_to_redis_that_was_closed_while_idle_costs_one_error_at_most() {
+    let (stack, redis) = with_own_redis();
+    with_john(&stack);
+    let service = data_svc(&stack, &redis).start();
+    wait_for_a_hit(&service, "john");
+    for _ in 0..5 {
+        redis.cli(0, &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        let statuses = [john_in_time(&service), john_in_time(&service)];
+        assert_ne!(statuses[1], ERROR, "{statuses:?}");
+        wait_for_a_hit(&service, "john");
+    }
+}
+
+#[test]
+fn garbage_at_a_key_is_replaced_by_a_good_entry() {
+    let stack = Stack::shared();
+    let service = stack.data_svc().start();
+    service.wait_for_log("Redis is there");
+    let ours = "V\u{1}0123456789abcdef";
+    let kinds: [(&str, &[&str]); 10] = [
+        ("text", &["SET", "{}", "hello"]),
+        ("empty", &["SET", "{}", ""]),
+        ("value-cut-off", &["SET", "{}", ours]),
+        ("lease-too-short", &["SET", "{}", "L"]),
+        ("barrier-too-long", &["SET", "{}", "B0123456789abcdefg"]),
+        ("list", &["RPUSH", "{}", "a"]),
+        ("hash", &["HSET", "{}", "a", "b"]),
+        ("set", &["SADD", "{}", "a"]),
+        ("sorted-set", &["ZADD", "{}", "1", "a"]),
+        ("stream", &["XADD", "{}", "*", "a", "b"]),
+    ];
+    for (name, command) in kinds {
+        insert(&stack, name);
+        let key = format!("user:{{{name}}}");
+        let command: Vec<&str> = command.iter().map(|&word| if word == "{}" { key.as_str() } else { word }).collect();
+        stack.redis_cli(&command);
+        assert_eq!(found(&get(&service, name), name), MISS, "{name}");
+        assert!(found(&get(&service, name), name).starts_with(HIT), "{name}");
+    }
+    // A forced read meets the same.
+    stack.redis_cli(&["SET", "user:{text}", "hello"]);
+    assert_eq!(found(&get_with(&service, "text", &[NO_CACHE]), "text"), "data-svc; fwd=request; stored");
+    assert!(found(&get(&service, "text"), "text").starts_with(HIT));
+}
+
+#[test]
+fn an_entry_that_was_cut_or_added_to_is_not_served() {
+    let stack = Stack::shared();
+    let service = stack.data_svc().start();
+    service.wait_for_log("Redis is there");
+    // What a careless hand does.
+    let key = "user:{john}";
+    insert(&stack, "john");
+    for script in [
+        "redis.call('SET', KEYS[1], string.sub(redis.call('GET', KEYS[1]), 1, -2))",
+        "redis.call('APPEND', KEYS[1], 'x')",
+    ] {
+        wait_for_a_hit(&service, "john");
+        stack.redis_cli(&["EVAL", script, "1", key]);
+        assert_eq!(found(&get(&service, "john"), "john"), MISS, "{script}");
+    }
+}
+
+#[test]
+fn an_entry_of_another_format_is_left_alone_and_not_served() {
+    let stack = Stack::shared();
+    with_john(&stack);
+    let service = stack.data_svc().start();
+    service.wait_for_log("Redis is there");
+    stack.redis_cli(&["SET", "user:{john}", "V\u{2}something that only a newer version can read"]);
+    for _ in 0..2 {
+        assert_eq!(john_in_time(&service), BYPASS);
+        assert_eq!(found(&get_with(&service, "john", &[NO_CACHE]), "john"), BYPASS);
+    }
+    assert_eq!(kind(&stack, "john"), "V");
+}
+
+#[test]
+fn a_redis_out_of_memory_serves_what_it_has_and_the_rest_comes_from_postgres() {
+    let (stack, redis) = with_own_redis();
+    with_john(&stack);
+    insert(&stack, "jane");
+    let service = data_svc(&stack, &redis).start();
+    wait_for_a_hit(&service, "john");
+    redis.cli(0, &["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    redis.cli(0, &["CONFIG", "SET", "maxmemory", "1"]);
+    for _ in 0..3 {
+        assert_eq!(found(&get(&service, "jane"), "jane"), ERROR);
+        assert!(john_in_time(&service).starts_with(HIT), "it answers, so the breaker stays closed");
+    }
+    redis.cli(0, &["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(found(&get(&service, "jane"), "jane"), MISS);
+}
+
+#[test]
+fn a_redis_that_has_become_a_replica_is_not_used_and_does_not_flood_the_log() {
+    let (stack, redis) = with_own_redis();
+    with_john(&stack);
+    let service = data_svc(&stack, &redis).start();
+    service.wait_for_log("Redis is there");
+    // Port 1 is nobody's: a replica without its master, as after a failover that took another one.
+    redis.cli(0, &["REPLICAOF", "127.0.0.1", "1"]);
+    for _ in 0..20 {
+        found(&get(&service, "john"), "john");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(john_in_time(&service), BREAKER_OPEN, "{}", service.log());
+    assert!(service.log().matches("common::cache").count() <= 6, "{}", service.log());
+    redis.cli(0, &["REPLICAOF", "NO", "ONE"]);
+    wait_for_a_hit(&service, "john");
+}
+
+#[test]
+fn a_redis_with_another_password_is_not_used_and_the_log_says_why_without_the_password() {
+    let (stack, redis) = (Stack::shared(), Redis::start_with_password("right"));
+    with_john(&stack);
+    let url = redis.url(0).replacen(":right@", ":hunter2@", 1);
+    let service = stack.data_svc().env("REDIS_URL", url).start();
+    assert_eq!(john_in_time(&service), BREAKER_OPEN);
+    let line = service.wait_for_log("Redis cannot be used").to_lowercase();
+    assert!(line.contains("auth") || line.contains("password"), "{line}");
+    assert!(!service.log().contains("hunter2"), "{line}");
+}
+
+#[test]
+fn a_redis_without_a_free_connection_is_used_once_there_is_one() {
+    let (stack, redis) = with_own_redis();
+    with_john(&stack);
+    // Redis keeps some for itself; redis-cli needs one as well.
+    redis.cli(0, &["CONFIG", "SET", "maxclients", "1"]);
+    let taken = std::net::TcpStream::connect(("127.0.0.1", redis.port())).expect("it listens");
+    let service = data_svc(&stack, &redis).start();
+    assert_eq!(john_in_time(&service), BREAKER_OPEN);
+    drop(taken);
+    wait_for_a_hit(&service, "john");
+}
+
+#[test]
+fn a_herd_at_one_cold_name_is_served_and_leaves_a_copy() {
+    let stack = Stack::shared();
+    with_john(&stack);
+    let replicas = [stack.data_svc().start(), stack.data_svc().start()];
+    replicas.iter().for_each(|replica| drop(replica.wait_for_log("Redis is there")));
+    std::thread::scope(|scope| {
+        for number in 0..64 {
+            let replica = &replicas[number % 2];
+            scope.spawn(move || found(&get(replica, "john"), "john"));
+        }
+    });
+    assert!(is_hit(&get(&replicas[0], "john")) && is_hit(&get(&replicas[1], "john")));
+}

@@ -1,0 +1,119 @@
+//! What `user-svc` does when parts of the system fail, are missing, or are hostile.
+
+mod cache;
+mod commit;
+mod overload;
+mod postgres;
+mod race;
+mod settings;
+mod slow;
+mod start;
+mod stop;
+mod tls;
+
+use std::io::Result;
+use std::thread::{JoinHandle, sleep, spawn};
+use std::time::{Duration, Instant};
+
+use devstack::http::{self, Response};
+use devstack::{Service, Stack};
+
+const JSON: (&str, &str) = ("Content-Type", "application/json");
+
+/// Five times the deadline of a query, and the bound of everything here that has no bound of its own.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Registers `name`. Panics if no answer comes within 10 s, which is five times the deadline.
+fn register(service: &Service, name: &str) -> Response {
+    try_register(service, name).unwrap_or_else(|error| panic!("{name}: {error}\n{}", service.log()))
+}
+
+fn try_register(service: &Service, name: &str) -> Result<Response> {
+    http::try_send("POST", &service.url_of("/register"), &[JSON], body(name))
+}
+
+fn body(name: &str) -> String {
+    serde_json::json!({ "name": name, "info": "some info" }).to_string()
+}
+
+/// The slug of the problem that this 503 is about. Panics if it is anything else than a whole and honest 503.
+fn unavailable(answer: &Response) -> String {
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    assert!(answer.header("retry-after").is_some_and(|value| value.parse::<u32>().is_ok()));
+    problem(answer)
+}
+
+fn problem(answer: &Response) -> String {
+    let problem = answer.json();
+    let slug = problem["type"].as_str().and_then(|path| path.strip_prefix("/problems/"));
+    slug.unwrap_or_else(|| panic!("{problem}")).to_owned()
+}
+
+fn is_registered(stack: &Stack, name: &str) -> bool {
+    stack.sql(&format!("SELECT count(*) FROM users WHERE name = '{name}'")) == "1"
+}
+
+/// Looks until `condition` holds. Panics after five times the deadline: it must have been met by then.
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// The value of a metric without labels.
+fn metric(service: &Service, name: &str) -> u64 {
+    let text = http::get(&format!("{}/metrics", service.metrics_url())).text();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.unwrap_or_else(|| panic!("{name} is not in\n{text}"))
+}
+
+/// Another session that holds what `statement` has locked, until it is dropped.
+struct Session<'a> {
+    stack: &'a Stack,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<'a> Session<'a> {
+    /// Starts a transaction with `statement`; returns once it has been done.
+    fn holding(stack: &'a Stack, statement: &str) -> Session<'a> {
+        let (stores, database) = (stack.stores().clone(), stack.database().to_owned());
+        let script = format!("BEGIN; {statement}; SELECT pg_sleep(60)");
+        // It ends by being terminated, which psql calls a failure.
+        let thread = spawn(move || drop(stores.postgres().try_sql(&database, &script)));
+        wait_until("the other session sleeps", || {
+            stack.sql(
+                "SELECT count(*) FROM pg_stat_activity \
+                 WHERE datname = current_database() AND query LIKE 'BEGIN; %' AND wait_event = 'PgSleep'",
+            ) == "1"
+        });
+        Session { stack, thread: Some(thread) }
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        terminate(self.stack, "query LIKE 'BEGIN; %'");
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// Ends the sessions on the stack's database that meet `condition`, as an administrator or a failover does, and
+/// returns how many there were.
+fn terminate(stack: &Stack, condition: &str) -> usize {
+    // Chosen first, or the planner may terminate before it looks at the conditions.
+    let ended = stack.sql(&format!(
+        "WITH chosen AS MATERIALIZED (SELECT pid FROM pg_stat_activity \
+         WHERE datname = current_database() AND pid <> pg_backend_pid() AND {condition}) \
+         SELECT pid FROM chosen WHERE pg_terminate_backend(pid)"
+    ));
+    let pids = ended.replace('\n', ",");
+    let left = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY('{{{pids}}}')");
+    wait_until("the sessions have ended", || stack.sql(&left) == "0");
+    ended.lines().count()
+}

@@ -1,0 +1,112 @@
+//! More work than Postgres does: locks are not waited for too long, and the queue is bounded.
+
+use std::thread::scope;
+use std::time::{Duration, Instant};
+
+use devstack::{Stack, http};
+
+use crate::{Session, is_registered, metric, register, unavailable, wait_until};
+
+#[test]
+fn a_full_queue_refuses_at_once_and_what_waits_is_served() {
+    let stack = Stack::shared();
+    let mut builder = stack.user_svc().env("DATABASE_CONNECTIONS", "1").env("DATABASE_QUEUE", "2");
+    // The lock is held as long as this test wants.
+    for name in ["DATABASE_DEADLINE", "DATABASE_STATEMENT_TIMEOUT", "DATABASE_LOCK_TIMEOUT"] {
+        builder = builder.env(name, "9s");
+    }
+    let service = builder.start();
+    let lock = Session::holding(&stack, "LOCK TABLE users");
+    scope(|scope| {
+        let service = &service;
+        let first = scope.spawn(|| register(service, "first"));
+        wait_until("one is at work", || metric(service, "database_connections_in_use ") == 1);
+        let waiting: Vec<_> =
+            ["second", "third"].map(|name| scope.spawn(move || register(service, name))).into();
+        wait_until("two wait", || metric(service, "database_queries_waiting ") == 2);
+
+        let start = Instant::now();
+        for number in 0..20 {
+            assert_eq!(unavailable(&register(service, &format!("more-{number}"))), "overloaded");
+        }
+        // 10 ms for each, and five times that as slack.
+        assert!(start.elapsed() < 5 * 20 * Duration::from_millis(10), "{:?}", start.elapsed());
+        // Health is not in the queue.
+        assert_eq!(http::get(&service.url_of("/livez")).status, 200);
+
+        drop(lock);
+        assert_eq!(first.join().expect("answered").status, 201);
+        for request in waiting {
+            assert_eq!(request.join().expect("answered").status, 201);
+        }
+    });
+    assert_eq!(metric(&service, "database_refused_total "), 20);
+    assert_eq!(stack.sql("SELECT count(*) FROM users"), "3");
+
+    // One line a second with a count, and none for each request.
+    let told = || -> u64 {
+        let lines = service.log();
+        let lines = lines.lines().filter(|line| line.contains("the database queue is full"));
+        lines.filter_map(|line| line.rsplit_once("count=")?.1.trim().parse::<u64>().ok()).sum()
+    };
+    wait_until("all refusals are told", || told() == 20);
+    let log = service.log();
+    assert!(log.matches("the database queue is full").count() <= 5, "{log}");
+    assert_eq!(log.matches("POST /register 503").count(), 0, "{log}");
+}
+
+#[test]
+fn a_locked_table_is_503_and_then_works_again() {
+    let stack = Stack::shared();
+    let service = stack.user_svc().start();
+    let lock = Session::holding(&stack, "LOCK TABLE users");
+    // More than there are connections: none of them may be stuck.
+    scope(|scope| {
+        for number in 0..12 {
+            let service = &service;
+            scope.spawn(move || {
+                let answer = register(service, &format!("locked-{number}"));
+                assert_eq!(unavailable(&answer), "unavailable");
+            });
+        }
+    });
+    // The server has given up as well, though the lock is still held: no connection is stuck in it.
+    wait_until("nobody waits", || metric(&service, "database_connections_in_use ") == 0);
+    drop(lock);
+    assert_eq!(register(&service, "after").status, 201);
+    assert_eq!(stack.sql("SELECT count(*) FROM users"), "1", "what was refused has not happened");
+}
+
+#[test]
+fn a_name_that_another_session_has_written_but_not_committed_is_503_and_not_409() {
+    let stack = Stack::shared();
+    let service = stack.user_svc().start();
+    let insert = "INSERT INTO users (name, info) VALUES ('john', 'uncommitted')";
+    let other = Session::holding(&stack, insert);
+    // Whether the name is taken is not decided yet.
+    assert_eq!(unavailable(&register(&service, "john")), "unavailable");
+    assert_eq!(register(&service, "jane").status, 201, "nobody else waits");
+    // It rolls back.
+    drop(other);
+    assert_eq!(register(&service, "john").status, 201);
+}
+
+#[test]
+fn a_statement_that_takes_too_long_is_cancelled_and_503() {
+    let stack = Stack::shared();
+    stack.sql(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$; \
+         CREATE TRIGGER slow BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION slow()",
+    );
+    let service = stack.user_svc().start();
+    assert_eq!(unavailable(&register(&service, "john")), "unavailable");
+    // Cancelled, not left behind.
+    wait_until("the server has ended it", || {
+        stack.sql(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'",
+        ) == "0"
+    });
+    stack.sql("DROP TRIGGER slow ON users");
+    assert!(!is_registered(&stack, "john"));
+    assert_eq!(register(&service, "john").status, 201);
+}

@@ -1,0 +1,297 @@
+//! Postgres killed, frozen, read-only, garbled: no acknowledged user is lost, no answer is a 500, and no restart of ours
+//! is needed.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{scope, sleep};
+use std::time::Duration;
+
+use devstack::{Service, Stack, http};
+
+use crate::{is_registered, metric, register, terminate, try_register, unavailable, wait_until};
+
+/// What clients were told while they registered one name after the other.
+#[derive(Default)]
+struct Told {
+    acknowledged: Mutex<Vec<String>>,
+    unchanged: Mutex<Vec<String>>,
+    count: AtomicUsize,
+    refused: AtomicUsize,
+    stop: AtomicBool,
+}
+
+impl Told {
+    /// Registers until told to stop. Only 201 and an honest 503 will do.
+    fn client(&self, service: &Service, client: usize) {
+        for number in 0.. {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            let name = format!("{client}-{number}");
+            let answer = try_register(service, &name)
+                .unwrap_or_else(|error| panic!("{name} was not answered: {error}"));
+            if answer.status == 201 {
+                self.acknowledged.lock().expect("no client panicked").push(name);
+                self.count.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            if unavailable(&answer) == "unavailable" {
+                self.unchanged.lock().expect("no client panicked").push(name);
+            }
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            // As Retry-After asks of it, but shorter, to see more of the outage.
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn wait_for_more(&self, what: &str, counter: &AtomicUsize, more: usize) {
+        let goal = counter.load(Ordering::Relaxed) + more;
+        wait_until(what, || counter.load(Ordering::Relaxed) >= goal || self.stop.load(Ordering::Relaxed));
+    }
+}
+
+/// Ends the clients also when the test panics, so that the test ends.
+struct StopAtEnd<'a>(&'a Told);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Lets clients register while `hurt` is done, and looks afterwards whether what they were told is true.
+fn under_load(stack: &Stack, service: &Service, hurt: impl FnOnce(&Told)) {
+    let told = Told::default();
+    scope(|scope| {
+        let stop = StopAtEnd(&told);
+        for client in 0..6 {
+            let told = &told;
+            scope.spawn(move || {
+                let _stop = StopAtEnd(told);
+                told.client(service, client);
+            });
+        }
+        told.wait_for_more("registered before", &told.count, 50);
+        hurt(&told);
+        told.wait_for_more("registered afterwards", &told.count, 50);
+        drop(stop);
+    });
+    let stored = stack.sql("SELECT name FROM users");
+    let stored: std::collections::HashSet<&str> = stored.lines().collect();
+    for name in told.acknowledged.into_inner().expect("no client panicked") {
+        assert!(stored.contains(name.as_str()), "{name} was acknowledged and is lost");
+    }
+    for name in told.unchanged.into_inner().expect("no client panicked") {
+        assert!(!stored.contains(name.as_str()), "{name}: told that nothing had changed, but it had");
+    }
+    assert_eq!(metric_500(service), 0, "{}", service.log());
+}
+
+/// Answers with status 500 so far.
+fn metric_500(service: &Service) -> usize {
+    let text = http::get(&format!("{}/metrics", service.metrics_url())).text();
+    text.lines().filter(|line| line.contains("_count{") && line.contains(r#"status="500""#)).count()
+}
+
+#[test]
+fn postgres_killed_under_load_and_restarted_loses_no_acknowledged_user() {
+    let stack = Stack::private();
+    let service = stack.user_svc().start();
+    under_load(&stack, &service, |told| {
+        stack.postgres().kill();
+        told.wait_for_more("refused while Postgres is away", &told.refused, 20);
+        stack.postgres().restart();
+        told.wait_for_more("registered again", &told.count, 50);
+    });
+}
+
+#[test]
+fn postgres_restarted_in_good_order_under_load_loses_no_acknowledged_user() {
+    let stack = Stack::private();
+    let service = stack.user_svc().start();
+    under_load(&stack, &service, |told| {
+        stack.postgres().restart();
+        told.wait_for_more("registered again", &told.count, 50);
+    });
+}
+
+#[test]
+fn connections_reset_under_load_lose_no_acknowledged_user() {
+    let stack = Stack::shared();
+    let proxy = stack.postgres_proxy();
+    let service = stack.user_svc().postgres_through(&proxy).start();
+    under_load(&stack, &service, |told| {
+        for _ in 0..10 {
+            proxy.reset();
+            told.wait_for_more("registered again", &told.count, 5);
+        }
+    });
+}
+
+#[test]
+fn sessions_terminated_under_load_lose_no_acknowledged_user() {
+    let stack = Stack::shared();
+    let service = stack.user_svc().start();
+    under_load(&stack, &service, |told| {
+        for _ in 0..10 {
+            terminate(&stack, "application_name = 'users'");
+            told.wait_for_more("registered again", &told.count, 5);
+        }
+    });
+}
+
+#[test]
+fn postgres_frozen_is_answered_with_503_within_the_deadline_and_thawed_is_used_again() {
+    let stack = Stack::private();
+    // Two connections, so that some of the eight requests are on their way and others only queued.
+    let service = stack.user_svc().env("DATABASE_CONNECTIONS", "2").start();
+    assert_eq!(register(&service, "before").status, 201);
+
+    stack.postgres().freeze();
+    let told: Vec<(String, String)> = scope(|scope| {
+        let clients = (0..8).map(|number| {
+            let service = &service;
+            scope.spawn(move || {
+                let name = format!("frozen-{number}");
+                // It waits 10 s for the answer, five times the deadline.
+                let slug = unavailable(&register(service, &name));
+                (name, slug)
+            })
+        });
+        let clients: Vec<_> = clients.collect();
+        clients.into_iter().map(|client| client.join().expect("answered")).collect()
+    });
+    service.wait_for_readiness(503);
+    assert_eq!(http::get(&service.url_of("/livez")).status, 200);
+    stack.postgres().thaw();
+
+    service.wait_for_readiness(200);
+    assert_eq!(register(&service, "after").status, 201);
+    // What had begun ends now, one way or the other.
+    wait_until("no work is left", || metric(&service, "database_connections_in_use ") == 0);
+    for (name, slug) in &told {
+        match slug.as_str() {
+            "outcome-unknown" => {}
+            "unavailable" => assert!(!is_registered(&stack, name), "{name}: told that nothing changed"),
+            other => panic!("{name}: {other}"),
+        }
+    }
+    let unknown = told.iter().filter(|(_, slug)| slug == "outcome-unknown").count();
+    assert!(unknown <= 2, "no more can be on their way than there are connections: {told:?}");
+}
+
+#[test]
+fn while_postgres_is_known_to_be_away_a_request_does_not_wait_for_the_deadline() {
+    let stack = Stack::shared();
+    let proxy = stack.postgres_proxy();
+    let builder = stack.user_svc().postgres_through(&proxy);
+    // With this deadline the client of this test would give up before the service does.
+    let service = builder.env("DATABASE_DEADLINE", "60s").start();
+    proxy.cut();
+    service.wait_for_readiness(503);
+    for number in 0..20 {
+        assert_eq!(unavailable(&register(&service, &format!("cut-{number}"))), "unavailable");
+    }
+    proxy.restore();
+    service.wait_for_readiness(200);
+    assert_eq!(register(&service, "again").status, 201);
+}
+
+#[test]
+fn a_connection_that_was_terminated_between_requests_is_replaced_and_nobody_notices() {
+    let stack = Stack::shared();
+    let service = stack.user_svc().start();
+    for round in 0..5 {
+        assert_eq!(register(&service, &format!("before-{round}")).status, 201);
+        assert!(terminate(&stack, "application_name = 'users'") > 0);
+        assert_eq!(register(&service, &format!("after-{round}")).status, 201);
+    }
+}
+
+#[test]
+fn a_connection_that_was_reset_between_requests_is_replaced_and_nobody_notices() {
+    let stack = Stack::shared();
+    let proxy = stack.postgres_proxy();
+    let service = stack.user_svc().postgres_through(&proxy).start();
+    for round in 0..5 {
+        assert_eq!(register(&service, &format!("before-{round}")).status, 201);
+        proxy.reset();
+        assert_eq!(register(&service, &format!("after-{round}")).status, 201);
+    }
+}
+
+#[test]
+fn a_read_only_database_is_503_until_it_can_be_written_again() {
+    let stack = Stack::shared();
+    let service = stack.user_svc().start();
+    let set = |action: &str| {
+        let statement = format!("ALTER DATABASE {} {action}", stack.database());
+        stack.postgres().sql("postgres", &statement)
+    };
+    set("SET default_transaction_read_only = on");
+    terminate(&stack, "application_name = 'users'");
+    assert_eq!(unavailable(&register(&service, "one")), "unavailable");
+    assert_eq!(unavailable(&register(&service, "two")), "unavailable");
+
+    set("RESET default_transaction_read_only");
+    // No restart and no help: connections to what has become read-only are given up by themselves.
+    wait_until("writable again", || register(&service, "three").status != 503);
+    assert!(is_registered(&stack, "three"));
+    assert!(!is_registered(&stack, "one"));
+}
+
+#[test]
+fn a_role_that_may_not_connect_any_more_is_503_and_not_500() {
+    let stack = Stack::shared();
+    let url = stack.database_url().replacen("postgres@", "limited@", 1);
+    stack.sql("CREATE ROLE limited LOGIN; GRANT SELECT, INSERT ON users TO limited; GRANT SELECT ON __diesel_schema_migrations TO limited");
+    let service = stack.user_svc().env("DATABASE_URL", url).env("DATABASE_DEADLINE", "500ms").start();
+    assert_eq!(register(&service, "before").status, 201);
+    // SQLSTATE 53300, as when Postgres is out of connections.
+    stack.sql("ALTER ROLE limited CONNECTION LIMIT 0");
+    terminate(&stack, "usename = 'limited'");
+    assert_eq!(unavailable(&register(&service, "during")), "unavailable");
+    service.wait_for_readiness(503);
+    stack.sql("ALTER ROLE limited CONNECTION LIMIT -1");
+    service.wait_for_readiness(200);
+    assert_eq!(register(&service, "after").status, 201);
+}
+
+#[test]
+fn a_role_that_may_not_insert_is_503_and_the_log_says_why_with_the_request_id() {
+    let stack = Stack::shared();
+    let url = stack.database_url().replacen("postgres@", "reader@", 1);
+    stack.sql("CREATE ROLE reader LOGIN; GRANT SELECT ON users, __diesel_schema_migrations TO reader");
+    let service = stack.user_svc().env("DATABASE_URL", url).start();
+    let answer = register(&service, "nobody");
+    unavailable(&answer);
+    assert!(!answer.text().contains("permission"), "the cause goes to the log alone: {}", answer.text());
+    let line = service.wait_for_log("permission denied");
+    assert!(line.contains(answer.header("x-request-id").expect("an id")), "{line}");
+    assert_eq!(service.log().matches("permission denied").count(), 1, "told once");
+}
+
+#[test]
+fn a_garbled_connection_to_postgres_is_503_and_never_500() {
+    let stack = Stack::shared();
+    let proxy = stack.postgres_proxy();
+    let service = stack.user_svc().postgres_through(&proxy).env("DATABASE_DEADLINE", "500ms").start();
+    assert_eq!(register(&service, "before").status, 201);
+    proxy.garble();
+    for number in 0..3 {
+        unavailable(&register(&service, &format!("garbled-{number}")));
+    }
+    proxy.restore();
+    wait_until("it recovers", || register(&service, "after").status != 503);
+    assert_eq!(http::get(&service.url_of("/livez")).status, 200);
+}
+
+#[test]
+fn a_slow_postgres_is_waited_for_up_to_the_deadline() {
+    let stack = Stack::shared();
+    let proxy = stack.postgres_proxy();
+    let service = stack.user_svc().postgres_through(&proxy).start();
+    // Three round trips of 200 ms are within 2 s.
+    proxy.delay(Duration::from_millis(100));
+    assert_eq!(register(&service, "slow").status, 201);
+}

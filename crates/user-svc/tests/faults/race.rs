@@ -1,0 +1,36 @@
+//! Many clients who want the same.
+
+use std::sync::Barrier;
+use std::thread::scope;
+
+use devstack::Stack;
+
+use crate::{problem, register};
+
+#[test]
+fn of_fifty_clients_who_race_for_a_name_one_gets_it_and_the_others_409() {
+    let stack = Stack::shared();
+    // Two replicas: it is the table's key that decides.
+    let replicas = [stack.user_svc().start(), stack.user_svc().start()];
+    for round in 0..3 {
+        let (name, start) = (format!("wanted-{round}"), Barrier::new(50));
+        let statuses: Vec<u16> = scope(|scope| {
+            let clients: Vec<_> = (0..50)
+                .map(|number| {
+                    let (service, name, start) = (&replicas[number % 2], &name, &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        let answer = register(service, name);
+                        if answer.status != 201 {
+                            assert_eq!(problem(&answer), "name-taken");
+                        }
+                        answer.status
+                    })
+                })
+                .collect();
+            clients.into_iter().map(|client| client.join().expect("answered")).collect()
+        });
+        let count = |status| statuses.iter().filter(|&&it| it == status).count();
+        assert_eq!((count(201), count(409)), (1, 49), "{statuses:?}");
+    }
+}

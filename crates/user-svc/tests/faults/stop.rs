@@ -1,0 +1,211 @@
+//! SIGTERM: what was accepted is answered, clients are told to go elsewhere, and the process ends in time with 0.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::scope;
+use std::time::{Duration, Instant};
+
+use devstack::http::{self, Connection};
+use devstack::{Signal, Stack};
+
+use crate::{Session, body, problem, register, wait_until};
+
+/// The default grace period.
+const GRACE: Duration = Duration::from_secs(10);
+
+fn request(name: &str) -> String {
+    let body = body(name);
+    let length = body.len();
+    format!(
+        "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+fn says_close(answer: &http::Response) -> bool {
+    answer.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+}
+
+#[test]
+fn sigterm_under_load_answers_every_request_that_was_sent_and_ends_with_0() {
+    let stack = Stack::shared();
+    let service = stack.user_svc().env("DRAIN_DELAY", "500ms").start();
+    let (answered, told) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    scope(|scope| {
+        for client in 0..8 {
+            let (service, answered, told) = (&service, &answered, &told);
+            scope.spawn(move || {
+                let mut connection = Connection::open(service.address());
+                for number in 0.. {
+                    connection.send(request(&format!("{client}-{number}")));
+                    let answer = connection.receive().expect("every request is answered");
+                    assert_eq!(answer.status, 201);
+                    answered.fetch_add(1, Ordering::Relaxed);
+                    if says_close(&answer) {
+                        told.fetch_add(1, Ordering::Relaxed);
+                        assert!(connection.is_closed());
+                        return;
+                    }
+                }
+            });
+        }
+        wait_until("there is load", || answered.load(Ordering::Relaxed) > 50);
+        service.terminate();
+    });
+    assert_eq!(told.load(Ordering::Relaxed), 8, "each connection was told to close before it was closed");
+    assert_eq!(service.wait().code(), Some(0));
+    let stored: usize = stack.sql("SELECT count(*) FROM users").parse().expect("a count");
+    assert_eq!(stored, answered.load(Ordering::Relaxed));
+}
+
+#[test]
+fn sigterm_without_drain_delay_still_answers_what_was_begun() {
+    let stack = Stack::shared();
+    let builder = stack.user_svc().env("DATABASE_LOCK_TIMEOUT", "9s").env("DATABASE_STATEMENT_TIMEOUT", "9s");
+    let service = builder.env("DATABASE_DEADLINE", "9s").start();
+    let lock = Session::holding(&stack, "LOCK TABLE users");
+    let mut connections: Vec<Connection> = (0..8)
+        .map(|number| {
+            let mut connection = Connection::open(service.address());
+            connection.send(request(&format!("begun-{number}")));
+            connection
+        })
+        .collect();
+    let blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'users'::regclass";
+    wait_until("all have begun", || stack.sql(blocked) == "8");
+    service.terminate();
+    service.wait_for_log("stopping");
+    drop(lock);
+    for connection in &mut connections {
+        let answer = connection.receive().expect("an answer");
+        assert_eq!(answer.status, 201);
+        assert!(says_close(&answer));
+    }
+    assert_eq!(service.wait().code(), Some(0));
+}
+
+#[test]
+fn during_the_drain_delay_readiness_is_503_work_goes_on_and_answers_say_close() {
+    let stack = Stack::shared();
+    let service = stack.user_svc().env("DRAIN_DELAY", "1s").start();
+    let before = register(&service, "before");
+    assert!(!says_close(&before));
+    service.terminate();
+    service.wait_for_readiness(503);
+    let readiness = http::get(&service.url_of("/readyz"));
+    assert_eq!((readiness.status, problem(&readiness).as_str()), (503, "not-ready"));
+    assert!(says_close(&readiness));
+    // A new connection, as from a balancer that has not looked yet.
+    let during = register(&service, "during");
+    assert_eq!(during.status, 201);
+    assert!(says_close(&during));
+    assert_eq!(http::get(&service.url_of("/livez")).status, 200);
+    assert_eq!(service.wait().code(), Some(0));
+}
+
+#[test]
+fn an_idle_connection_does_not_hold_the_end_up() {
+    let stack = Stack::shared();
+    let service = stack.user_svc().start();
+    let mut idle = Connection::open(service.address());
+    idle.send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(idle.receive().expect("an answer").status, 200);
+    let mut silent = Connection::open(service.address());
+    let start = Instant::now();
+    service.terminate();
+    assert_eq!(service.wait().code(), Some(0));
+    assert!(start.elapsed() < GRACE, "there was nothing to wait for: {:?}", start.elapsed());
+    assert!(idle.is_closed() && silent.is_closed());
+}
+
+#[test]
+fn a_request_that_never_ends_is_cut_off_by_the_grace_period() {
+    let stack = Stack::shared();
+    let service = stack.user_svc().env("GRACE_PERIOD", "1s").start();
+    let mut stuck = Connection::open(service.address());
+    stuck.send("POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{");
+    assert_eq!(http::get(&service.url_of("/livez")).status, 200);
+    let start = Instant::now();
+    service.terminate();
+    assert_eq!(service.wait().code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
+fn sigterm_while_it_waits_for_postgres_ends_it_with_0() {
+    let stack = Stack::shared();
+    let proxy = stack.postgres_proxy();
+    proxy.stall();
+    let service = stack.user_svc().postgres_through(&proxy).spawn();
+    let start = Instant::now();
+    service.terminate();
+    assert_eq!(service.wait().code(), Some(0));
+    assert!(start.elapsed() < GRACE);
+}
+
+#[test]
+fn sigterm_with_postgres_frozen_in_the_middle_of_a_request_ends_it_with_0_in_time() {
+    let stack = Stack::shared();
+    let proxy = stack.postgres_proxy();
+    let service = stack.user_svc().postgres_through(&proxy).env("DATABASE_DEADLINE", "500ms").start();
+    proxy.stall();
+    let mut client = Connection::open(service.address());
+    client.send(request("stalled"));
+    let busy = || crate::metric(&service, "database_connections_in_use ") == 1;
+    wait_until("it has begun", busy);
+    let start = Instant::now();
+    service.terminate();
+    assert_eq!(client.receive().expect("an answer, if not a good one").status, 503);
+    assert_eq!(service.wait().code(), Some(0));
+    assert!(start.elapsed() < GRACE);
+}
+
+#[test]
+fn sigint_ends_it_as_sigterm_does() {
+    let stack = Stack::shared();
+    let service = stack.user_svc().start();
+    service.signal(Signal::INT);
+    assert_eq!(service.wait().code(), Some(0));
+    assert!(service.log().contains("stopped"));
+}
+
+#[test]
+fn a_client_that_leaves_at_readiness_503_sees_no_failure_when_a_replica_goes() {
+    let stack = Stack::shared();
+    let replicas = [
+        stack.data_svc().env("DRAIN_DELAY", "1s").start(),
+        stack.data_svc().start(),
+    ];
+    let users = stack.user_svc().start();
+    assert_eq!(register(&users, "john").status, 201);
+    let (answered, stop, gone) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicBool::new(false));
+    scope(|scope| {
+        // What a balancer does: it asks for readiness five times in the drain delay.
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                gone.store(!replicas[0].is_ready(), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        for client in 0..4 {
+            let (replicas, answered, stop, gone) = (&replicas, &answered, &stop, &gone);
+            scope.spawn(move || {
+                for number in client.. {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let first = number % 2 == 0 && !gone.load(Ordering::Relaxed);
+                    let replica = if first { &replicas[0] } else { &replicas[1] };
+                    let answer = http::try_send("GET", &replica.url_of("/user/john"), &[], "");
+                    assert_eq!(answer.expect("no request fails").status, 200);
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        wait_until("there is load", || answered.load(Ordering::Relaxed) > 50);
+        replicas[0].terminate();
+        let status = replicas[0].wait();
+        let so_far = answered.load(Ordering::Relaxed);
+        wait_until("the other serves on", || answered.load(Ordering::Relaxed) > so_far + 50);
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(status.code(), Some(0));
+    });
+}

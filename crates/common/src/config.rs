@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
 /// The longest that PostgreSQL takes for a time-out, whose milliseconds are an `int`.
@@ -309,8 +310,10 @@ impl Reader {
             if !escapes_are_whole(url.as_str()) {
                 return Err("holds a % that begins no escape; write %25 for the character itself".to_owned());
             }
-            if password.is_some() {
-                url.set_password(password.as_deref()).map_err(|()| "cannot take a password".to_owned())?;
+            if let Some(password) = &password {
+                // `set_password` leaves a % as it is.
+                let escaped = utf8_percent_encode(password, NON_ALPHANUMERIC).to_string();
+                url.set_password(Some(&escaped)).map_err(|()| "cannot take a password".to_owned())?;
             }
             Ok(url.to_string())
         });
@@ -402,8 +405,8 @@ mod tests {
     #[test]
     fn a_password_of_its_own_is_put_into_the_url() {
         let (_, database, cache) =
-            read(&["--database-password=a/b@c", "--redis-password=x y"]).expect("valid");
-        assert_eq!(database.url.expose(), "postgres://postgres:a%2Fb%40c@127.0.0.1:5432/users");
+            read(&["--database-password=a/b@c%41", "--redis-password=x y"]).expect("valid");
+        assert_eq!(database.url.expose(), "postgres://postgres:a%2Fb%40c%2541@127.0.0.1:5432/users");
         assert_eq!(cache.url.expose(), "redis://:x%20y@127.0.0.1:6379/0");
         assert!(!format!("{database:?}").contains("a%2Fb"));
     }

@@ -115,8 +115,7 @@ pub fn barrier(token: &Token) -> Bytes {
 pub fn encode(answer: Option<&Answer>, load_time: Duration, ttl: Duration) -> Bytes {
     let load_time = u64::try_from(load_time.as_micros()).unwrap_or(u64::MAX);
     let expiry = unix_ms() + u64::try_from(ttl.as_millis()).unwrap_or(0);
-    let mut bytes =
-        Vec::with_capacity(VALUE_HEAD_BYTES + answer.map_or(0, |answer| answer.body.len()));
+    let mut bytes = Vec::with_capacity(VALUE_HEAD_BYTES + answer.map_or(0, |answer| answer.body.len()));
     bytes.extend_from_slice(&[if answer.is_some() { b'V' } else { b'A' }, FORMAT]);
     bytes.extend_from_slice(&token());
     bytes.extend_from_slice(&load_time.to_be_bytes());

@@ -54,7 +54,8 @@ fn a_copy_whose_lease_was_replaced_by_anothers_is_not_stored() {
     for kind_of_other in ["L", "B"] {
         stack.redis_cli(&["DEL", "user:{john}"]);
         let other = format!("{kind_of_other}{STRANGER}");
-        let status = loading(&service, &proxy, &[], || drop(stack.redis_cli(&["SET", "user:{john}", &other])));
+        let status =
+            loading(&service, &proxy, &[], || drop(stack.redis_cli(&["SET", "user:{john}", &other])));
         assert_eq!(status, MISS_NOT_STORED);
         assert_eq!(stack.redis_cli(&["GET", "user:{john}"]), other, "it is as it was");
     }

@@ -5,8 +5,8 @@ use std::thread::scope;
 use devstack::{ServiceBuilder, Stack, Stores, http};
 
 use crate::{
-    BREAKER_OPEN, HIT, MISS, NO_CACHE, found, get, get_with, insert, is_hit, is_unavailable, kind, wait_for_a_hit,
-    wait_until,
+    BREAKER_OPEN, HIT, MISS, NO_CACHE, found, get, get_with, insert, is_hit, is_unavailable, kind,
+    wait_for_a_hit, wait_until,
 };
 
 /// With a shorter deadline, for tests that wait for its end.
@@ -121,7 +121,11 @@ fn it_is_not_ready_before_the_schema_is_there_and_then_by_itself() {
     let readiness = http::get(&service.url_of("/readyz"));
     assert_eq!((readiness.status, &readiness.json()["type"]), (503, &"/problems/not-ready".into()));
     is_unavailable(&get(&service, "john"));
-    assert_eq!(stack.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "0", "it migrates nothing");
+    assert_eq!(
+        stack.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"),
+        "0",
+        "it migrates nothing"
+    );
 
     assert!(stack.user_svc().run(&["migrate"]).status.success());
     service.wait_for_readiness(200);

@@ -202,7 +202,8 @@ fn garbage_at_a_key_is_replaced_by_a_good_entry() {
     for (name, command) in kinds {
         insert(&stack, name);
         let key = format!("user:{{{name}}}");
-        let command: Vec<&str> = command.iter().map(|&word| if word == "{}" { key.as_str() } else { word }).collect();
+        let command: Vec<&str> =
+            command.iter().map(|&word| if word == "{}" { key.as_str() } else { word }).collect();
         stack.redis_cli(&command);
         assert_eq!(found(&get(&service, name), name), MISS, "{name}");
         assert!(found(&get(&service, name), name).starts_with(HIT), "{name}");

@@ -60,7 +60,9 @@ impl Race {
             self.current.store(name, Ordering::SeqCst);
             self.before.store(0, Ordering::SeqCst);
             let wait = |counter: &AtomicUsize, count| {
-                wait_until("it is read", || counter.load(Ordering::SeqCst) >= count || self.stop.load(Ordering::SeqCst));
+                wait_until("it is read", || {
+                    counter.load(Ordering::SeqCst) >= count || self.stop.load(Ordering::SeqCst)
+                });
             };
             // A different number each time, so that the registration meets the readers at different moments.
             wait(&self.before, 2 + name % 7);

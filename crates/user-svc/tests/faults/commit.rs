@@ -20,7 +20,11 @@ fn trigger(stack: &Stack, deferred: bool, body: &str) {
 fn a_connection_lost_before_commit_is_replaced_and_the_registration_done_once_more() {
     let stack = Stack::shared();
     // A sequence does not roll back: only the first call ends its session.
-    trigger(&stack, false, "IF nextval('calls') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF");
+    trigger(
+        &stack,
+        false,
+        "IF nextval('calls') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF",
+    );
     let service = stack.user_svc().start();
     assert_eq!(register(&service, "john").status, 201);
     assert!(is_registered(&stack, "john"));
@@ -39,7 +43,11 @@ fn a_connection_lost_again_and_again_before_commit_is_unavailable_and_changed_no
 #[test]
 fn a_connection_lost_during_commit_is_outcome_unknown() {
     let stack = Stack::shared();
-    trigger(&stack, true, "IF nextval('calls') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF");
+    trigger(
+        &stack,
+        true,
+        "IF nextval('calls') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF",
+    );
     let service = stack.user_svc().start();
     assert_eq!(unavailable(&register(&service, "john")), "outcome-unknown");
     // The answer says that a retry is safe. This one was rolled back by the server.
@@ -56,7 +64,8 @@ fn a_commit_whose_answer_is_lost_is_outcome_unknown_and_a_retry_says_409() {
     let held = crate::Session::holding(&stack, "SELECT pg_advisory_xact_lock(7)");
     std::thread::scope(|scope| {
         let client = scope.spawn(|| register(&service, "john"));
-        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND query = 'COMMIT'";
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND query = 'COMMIT'";
         wait_until("COMMIT waits", || stack.sql(waiting) == "1");
         // Its answer will not come through, but the server goes on with it.
         proxy.reset();

@@ -98,7 +98,13 @@ fn numbers_beyond_any_type_are_mistakes_and_no_panics() {
 fn the_longest_durations_that_are_accepted_work_and_longer_ones_are_refused() {
     let stack = Stack::shared();
     // What somebody writes who wants no time-outs at all.
-    let names = ["DATABASE_DEADLINE", "DATABASE_STATEMENT_TIMEOUT", "DATABASE_LOCK_TIMEOUT", "CACHE_TIMEOUT", "CACHE_TTL"];
+    let names = [
+        "DATABASE_DEADLINE",
+        "DATABASE_STATEMENT_TIMEOUT",
+        "DATABASE_LOCK_TIMEOUT",
+        "CACHE_TIMEOUT",
+        "CACHE_TTL",
+    ];
     for name in names {
         let output = stack.user_svc().env(name, "1000years").run(&[]);
         refused(&output, &[name]);
@@ -259,7 +265,8 @@ fn neither_secrets_nor_names_nor_info_are_in_the_log_at_its_highest_level() {
             for line in log.lines().filter(|_| format == "json") {
                 let value: serde_json::Value =
                     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-                let has_all = ["timestamp", "level", "target", "message"].iter().all(|key| value[key].is_string());
+                let has_all =
+                    ["timestamp", "level", "target", "message"].iter().all(|key| value[key].is_string());
                 assert!(has_all, "{line}");
             }
         }
@@ -273,7 +280,8 @@ fn health_is_0_only_for_a_service_that_is_ready() {
     let builder = stack.user_svc().postgres_through(&proxy);
     let service = builder.start();
     let (_, port) = service.address().rsplit_once(':').expect("a port");
-    let health = |host: &str| builder.clone().env("PORT", port).env("HOST", host).run(&["health"]).status.code();
+    let health =
+        |host: &str| builder.clone().env("PORT", port).env("HOST", host).run(&["health"]).status.code();
     assert_eq!(health("127.0.0.1"), Some(0));
     // What a container listens on is no address to connect to.
     assert_eq!(health("0.0.0.0"), Some(0));

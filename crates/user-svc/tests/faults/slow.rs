@@ -43,12 +43,14 @@ fn slow_clients() -> &'static [Slow; 3] {
     static ENDED: OnceLock<[Slow; 3]> = OnceLock::new();
     ENDED.get_or_init(|| {
         let (_stack, service) = service();
-        let head = "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 40\r\n";
+        let head =
+            "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 40\r\n";
         let whole_head = format!("{head}\r\n");
         let trickling = body("john");
         scope(|scope| {
             let clients = [(head, ""), (&whole_head, ""), (&whole_head, &trickling)];
-            let clients = clients.map(|(start, rest)| scope.spawn(|| slow_client(service.address(), start, rest)));
+            let clients =
+                clients.map(|(start, rest)| scope.spawn(|| slow_client(service.address(), start, rest)));
             clients.map(|client| client.join().expect("it was answered"))
         })
     })
@@ -64,7 +66,10 @@ fn a_head_that_does_not_come_whole_is_408_and_the_connection_is_closed() {
 #[test]
 fn a_body_that_does_not_come_is_408_and_the_connection_is_closed() {
     let [_, slow, _] = slow_clients();
-    assert_eq!((slow.answer.status, problem(&slow.answer).as_str(), slow.closed), (408, "body-timeout", true));
+    assert_eq!(
+        (slow.answer.status, problem(&slow.answer).as_str(), slow.closed),
+        (408, "body-timeout", true)
+    );
     assert_eq!(slow.answer.header("connection"), Some("close"));
     assert!(slow.took < BOUND);
 }
@@ -72,7 +77,10 @@ fn a_body_that_does_not_come_is_408_and_the_connection_is_closed() {
 #[test]
 fn a_body_that_trickles_is_408_since_the_whole_must_come_in_time() {
     let [_, _, slow] = slow_clients();
-    assert_eq!((slow.answer.status, problem(&slow.answer).as_str(), slow.closed), (408, "body-timeout", true));
+    assert_eq!(
+        (slow.answer.status, problem(&slow.answer).as_str(), slow.closed),
+        (408, "body-timeout", true)
+    );
     assert!(slow.took < BOUND);
 }
 

@@ -121,7 +121,9 @@ fn a_request_that_never_ends_is_cut_off_by_the_grace_period() {
     let stack = Stack::shared();
     let service = stack.user_svc().env("GRACE_PERIOD", "1s").start();
     let mut stuck = Connection::open(service.address());
-    stuck.send("POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{");
+    stuck.send(
+        "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{",
+    );
     assert_eq!(http::get(&service.url_of("/livez")).status, 200);
     let start = Instant::now();
     service.terminate();
@@ -170,10 +172,7 @@ fn sigint_ends_it_as_sigterm_does() {
 #[test]
 fn a_client_that_leaves_at_readiness_503_sees_no_failure_when_a_replica_goes() {
     let stack = Stack::shared();
-    let replicas = [
-        stack.data_svc().env("DRAIN_DELAY", "1s").start(),
-        stack.data_svc().start(),
-    ];
+    let replicas = [stack.data_svc().env("DRAIN_DELAY", "1s").start(), stack.data_svc().start()];
     let users = stack.user_svc().start();
     assert_eq!(register(&users, "john").status, 201);
     let (answered, stop, gone) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicBool::new(false));

@@ -415,7 +415,7 @@ impl<T: CacheAside> Repository<T> {
     fn guard(&self, effect: Effect, keys: &[T::Key]) -> Result<Barriers, Error> {
         let keys = keys.iter().map(T::cache_key).collect();
         let barriers = self.0.runtime.block_on(self.0.cache.raise_barriers(keys));
-        if barriers.raised.is_none() && self.0.settings.strict {
+        if barriers.age().is_none() && self.0.settings.strict {
             return Err(Error::Unavailable(
                 "Redis cannot be told of the write, and CACHE_STRICT is set".into(),
             ));
@@ -425,7 +425,7 @@ impl<T: CacheAside> Repository<T> {
             // hold copies run out all the same, as far as their Redis is ours.
             thread::sleep(near::LEASE + near::LEASE_MARGIN);
         }
-        if barriers.raised.is_some_and(|raised| raised.elapsed() > BARRIER - COMMIT_RESERVE) {
+        if barriers.age().is_some_and(|age| age > BARRIER - COMMIT_RESERVE) {
             return Err(Error::Unavailable("the barrier has become too old to commit under".into()));
         }
         Ok(barriers)
@@ -476,7 +476,7 @@ impl<T: CacheAside> Repository<T> {
                     return sleep(near::LEASE + near::LEASE_MARGIN).await;
                 }
                 // If it stands, it is worth the rest of the request's time. It also ends by itself.
-                Err(_) if barriers.raised.is_some() && Instant::now() < give_up => {
+                Err(_) if barriers.age().is_some() && Instant::now() < give_up => {
                     sleep(UNBARRIER_PAUSE).await
                 }
                 Err(error) => {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::web::Bytes;
+use redis::aio::MultiplexedConnection;
 use redis::{IntoConnectionInfo, Script, cmd, pipe};
 
 use self::connection::Redis;
@@ -83,9 +84,16 @@ struct Inner {
 #[derive(Debug)]
 pub struct Barriers {
     keys: Vec<String>,
-    token: Token,
-    /// When they were sent; none, if Redis did not confirm them.
-    pub raised: Option<Instant>,
+    /// The token, and when it was sent; none, if Redis did not confirm it.
+    raised: Option<(Token, Instant)>,
+}
+
+impl Barriers {
+    /// How long ago they were sent; none, if they may not stand.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        self.raised.map(|(_, sent)| sent.elapsed())
+    }
 }
 
 impl Cache {
@@ -162,36 +170,38 @@ impl Cache {
 
     /// Raises barriers at `keys`, over whatever is there, and then publishes the keys, in one round trip.
     pub async fn raise_barriers(&self, keys: Vec<String>) -> Barriers {
-        let token = entry::token();
-        let barrier = entry::barrier(&token);
-        let mut steps = pipe();
-        for key in &keys {
-            steps
-                .cmd("SET")
-                .arg(key)
-                .arg(barrier.as_ref())
-                .arg("PX")
-                .arg(BARRIER.as_millis() as u64)
-                .ignore();
-        }
-        for key in &keys {
-            steps.cmd("PUBLISH").arg(&self.0.channel).arg(key).ignore();
-        }
-        let (sent, steps) = (Instant::now(), &steps);
-        let raised =
-            self.0.redis.insist(|mut link| async move { steps.query_async::<()>(&mut link).await }).await;
+        let attempt = |mut link: MultiplexedConnection| {
+            // New for each attempt: one that is lost may arrive late, over another writer's barrier, and must not be
+            // taken for the one that was confirmed.
+            let (token, sent, mut steps) = (entry::token(), Instant::now(), pipe());
+            let barrier = entry::barrier(&token);
+            for key in &keys {
+                let life = BARRIER.as_millis() as u64;
+                steps.cmd("SET").arg(key).arg(barrier.as_ref()).arg("PX").arg(life).ignore();
+            }
+            for key in &keys {
+                steps.cmd("PUBLISH").arg(&self.0.channel).arg(key).ignore();
+            }
+            async move { steps.query_async::<()>(&mut link).await.map(|()| (token, sent)) }
+        };
+        let raised = self.0.redis.insist(attempt).await;
         if let Err(error) = &raised {
             log::warn!("barriers could not be raised: {error:?}");
         }
-        Barriers { keys, token, raised: raised.ok().map(|()| sent) }
+        Barriers { keys, raised: raised.ok() }
     }
 
     /// Takes `barriers` down, and copies that were taken in their stead; tells whether they had all stood.
     ///
+    /// Those that Redis did not confirm are not looked for: one of them may have come late, over another writer's.
+    ///
     /// # Errors
     /// [`CacheError`]
     pub async fn lower_barriers(&self, barriers: &Barriers) -> Result<bool, CacheError> {
-        self.unbarrier(&barriers.keys, &entry::barrier(&barriers.token)).await
+        match &barriers.raised {
+            Some((token, _)) => self.unbarrier(&barriers.keys, &entry::barrier(token)).await,
+            None => self.unbarrier(&barriers.keys, b"").await,
+        }
     }
 
     /// Deletes what is cached at `keys`, but for barriers, and tells the near caches.

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-/// A state of the row, by the number of COMMITs before it.
+/// A state of the row, by the number of COMMITs before it. Two versions may say the same; to be handed the older one
+/// counts as a fault all the same, which makes the checks stricter than the promises.
 pub type Version = u8;
 
 /// What the cache promises to its readers.
@@ -14,7 +15,7 @@ pub type Version = u8;
 pub enum Promise {
     /// A read that starts after an acknowledgement never returns the older state.
     Visible,
-    /// Also, no read returns an older state than one that an earlier read has returned.
+    /// Also, no read returns an older state than one that was returned to a read which ended before it started.
     Linearizable,
 }
 
@@ -28,7 +29,10 @@ impl Promise {
     }
 }
 
-/// What reads that start now must not fall behind, and whether one did.
+/// All of the past that matters: what a read that starts now must not fall behind, and whether one did.
+///
+/// Rows are locked, so versions are in the order of the writes, and reads that follow that order are linearizable. A
+/// write may be seen before it is acknowledged: then, too, later reads must not go back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct History {
     newest: Version,
@@ -36,20 +40,25 @@ pub struct History {
 }
 
 impl History {
-    /// A write is acknowledged. True for both promises.
+    /// A write is acknowledged.
     pub fn acknowledged(&mut self, version: Version) {
         self.newest = self.newest.max(version);
     }
 
-    /// A read that has just started returns `version`.
+    /// A read that started just now returns `version`.
     pub fn returned(&mut self, version: Version, promise: Promise) {
-        self.broken |= version < self.newest;
+        self.returned_to(self.newest, version, promise);
+    }
+
+    /// A read returns `version`; when it started, `floor` was the newest.
+    pub fn returned_to(&mut self, floor: Version, version: Version, promise: Promise) {
+        self.broken |= version < floor;
         if promise == Promise::Linearizable {
             self.newest = self.newest.max(version);
         }
     }
 
-    /// The newest version that a read which starts now must return, or a newer one.
+    /// What a read that starts now must return, or a newer version.
     pub fn newest(self) -> Version {
         self.newest
     }
@@ -60,7 +69,7 @@ impl History {
     }
 }
 
-/// Asserts that no state of `model` breaks a property, after all of them were visited.
+/// Asserts that `model` keeps all its properties, in all states that it can reach.
 pub fn passes<M>(model: M)
 where
     M: Model + Debug + Send + Sync + 'static,
@@ -69,16 +78,11 @@ where
 {
     let (start, title) = (Instant::now(), format!("{model:?}"));
     let checker = model.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
-    println!(
-        "passes, {} states, depth {}, {:.1?}: {title}",
-        checker.unique_state_count(),
-        checker.max_depth(),
-        start.elapsed(),
-    );
+    println!("passes: {} states, {:.1?}: {title}", checker.unique_state_count(), start.elapsed());
     checker.assert_properties();
 }
 
-/// Asserts that `model` breaks the property of that name, and prints the shortest way there.
+/// Asserts that `model` breaks the property of this name, and prints a short way there.
 pub fn breaks<M>(model: M, property: &'static str)
 where
     M: Model + Debug + Send + Sync + 'static,
@@ -89,9 +93,9 @@ where
     let checker = model.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let steps = checker.assert_any_discovery(property).into_actions();
     println!(
-        "breaks {property} in {} steps, {} states, {:.1?}: {title}\n    {steps:?}",
-        steps.len(),
+        "breaks {property}: {} states, {:.1?}: {title}\n    in {} steps: {steps:?}",
         checker.unique_state_count(),
         start.elapsed(),
+        steps.len(),
     );
 }

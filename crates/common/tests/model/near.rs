@@ -1,4 +1,13 @@
-//! The near cache of one replica, with its invalidation channel and its lease.
+//! The near cache of one replica: its invalidation channel, its lease, and what writers do for it.
+//!
+//! What keeps the states few, and hides no fault:
+//! - *One replica has a near cache.* Writers do not know how many there are, and whatever another one does to Redis or
+//!   answers, a reader without a near cache can do as well. Those need no state: see [`one_key`](crate::one_key).
+//! - *Time is a clock of few ticks*, the same for all: `LEASE` ticks are d. Ages beyond d are alike.
+//! - *A PING is answered at once*, a PUBLISH too; and of what waits in the replica's buffer, the first of two
+//!   invalidations in a row, or of two PONGs, is left out. What takes longer only proves less.
+//! - *A near hit is one step*: a proof read earlier holds no longer, a clock read later shows no less.
+//! - *Loads are told in [`one_key`](crate::one_key)*: here one ends as soon as its fill would be refused.
 
 mod cases;
 mod fetch;
@@ -14,7 +23,7 @@ use writer::Writer;
 
 /// At most so many fetches, and writers, at a time.
 const SLOTS: usize = 2;
-/// The near lease, in ticks of the clock. Two, so that a PING may be sent within a wait and still hold after it.
+/// The near lease, d, in ticks. Two, so that a PING may be sent while a writer waits, and hold when it has waited.
 const LEASE: u8 = 2;
 
 /// What the key holds.
@@ -32,6 +41,8 @@ pub enum Slot {
 pub enum Rule {
     /// A replace or delete waits.
     Wait,
+    /// It waits even if it could not reach Redis.
+    WaitWithoutRedis,
     /// It waits before COMMIT.
     WaitBeforeCommit,
     /// The wait is counted from the reply to PUBLISH, not from BEGIN.
@@ -72,24 +83,41 @@ pub enum Rule {
     AbsentNotNear,
 }
 
-/// What may happen to barriers besides their expiry after the COMMIT.
+/// What may go wrong, besides all that may always: eviction of copies and leases, breaks of the replica's connection, at
+/// either end first, crashes, COMMITs of unknown outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Barriers {
-    Kept,
-    /// Eviction, FLUSHALL or a restart may take one before its COMMIT. Writers live, and un-barriers get through.
-    Lost,
+pub enum Faults {
+    /// An un-barrier may stay unanswered. Barriers are kept until their COMMIT.
+    BarriersKept,
+    /// A barrier may be lost before its COMMIT: eviction, FLUSHALL. Un-barriers are answered.
+    BarriersLost,
+    /// Redis may stop, for everyone, and come back empty. Writers go on without it. It answers whenever it is there.
+    RedisRestarts,
+}
+
+/// Which writes there are, and which of them wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// All, as the protocol has it: registers need not wait.
+    All,
+    /// No deletes: after a register there are only replaces.
+    NoDeletes,
+    /// All, and registers wait as well.
+    RegistersWait,
 }
 
 /// A system to check.
 #[derive(Clone, Copy, Debug)]
 pub struct Near {
     promise: Promise,
-    barriers: Barriers,
+    faults: Faults,
+    writes: Writes,
     without: Option<Rule>,
     fetches: usize,
     writers: usize,
     commits: Version,
-    registers_wait: bool,
+    /// PONGs on their way to the replica, at most.
+    pongs: usize,
 }
 
 /// Where the system is.
@@ -104,14 +132,27 @@ pub struct State {
     fetches: [Fetch; SLOTS],
     writers: [Writer; SLOTS],
     replica: Replica,
+    redis: Redis,
     history: History,
+}
+
+/// Whether Redis is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Redis {
+    Up,
+    Down,
+    /// Up again. Once is enough: with an outage for each of a write's steps there would be no promise to keep.
+    Restarted,
 }
 
 /// A step. Fetches and writers are told by their places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// A reader returns the near copy.
     NearHit,
+    /// A reader returns the copy in Redis.
     Hit,
+    /// A reader returns the row and fills nothing: it met a lease or a barrier, or Redis failed it.
     Bypass,
     Fetch(usize, fetch::Step),
     Write(usize, writer::Step),
@@ -120,6 +161,8 @@ pub enum Action {
     Evict,
     /// Time passes.
     Tick,
+    RedisStops,
+    RedisStarts,
 }
 
 impl Near {
@@ -127,10 +170,11 @@ impl Near {
         self.without != Some(rule)
     }
 
+    /// Whether what is at the key may vanish.
     fn may_vanish(&self, state: &State) -> bool {
         match state.key {
             Slot::Nothing => false,
-            Slot::Barrier if self.barriers == Barriers::Kept => {
+            Slot::Barrier if self.faults != Faults::BarriersLost => {
                 !state.writers.iter().any(|writer| writer.relies_on_barrier())
             }
             _ => true,
@@ -139,6 +183,10 @@ impl Near {
 }
 
 impl State {
+    fn is_redis_up(&self) -> bool {
+        self.redis != Redis::Down
+    }
+
     fn has_user(&self, version: Version) -> bool {
         self.users & 1 << version != 0
     }
@@ -174,13 +222,17 @@ impl Model for Near {
                 key: Slot::Nothing,
                 fetches: [Fetch::Idle; SLOTS],
                 writers: [Writer::IDLE; SLOTS],
-                replica: Replica::START,
+                replica: Replica::start(self),
+                redis: Redis::Up,
                 history: History::default(),
             })
             .to_vec()
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        if state.history.is_broken() {
+            return;
+        }
         if self.near_answer(state).is_some() {
             actions.push(Action::NearHit);
         }
@@ -192,6 +244,11 @@ impl Model for Near {
         }
         if self.may_vanish(state) {
             actions.push(Action::Evict);
+        }
+        match state.redis {
+            Redis::Up if self.faults == Faults::RedisRestarts => actions.push(Action::RedisStops),
+            Redis::Up | Redis::Restarted => {}
+            Redis::Down => actions.push(Action::RedisStarts),
         }
         actions.push(Action::Tick);
         self.fetch_actions(state, actions);
@@ -213,6 +270,12 @@ impl Model for Near {
                 self.age_replica(&mut state.replica);
                 state.writers.iter_mut().for_each(|writer| self.age_writer(writer));
             }
+            Action::RedisStops => {
+                state.set(Slot::Nothing);
+                state.replica.cut();
+                state.redis = Redis::Down;
+            }
+            Action::RedisStarts => state.redis = Redis::Restarted,
             Action::Fetch(index, step) => self.fetch(&mut state, index, step),
             Action::Write(index, step) => self.write(&mut state, index, step),
             Action::Replica(step) => self.replica(&mut state, step),

@@ -1,10 +1,12 @@
 //! One row of Postgres, one key of Redis, and all who read and write them.
 //!
-//! Two simplifications, neither of which hides a fault:
-//! - *A read is one step.* What a hit returns is judged as if its reader had just started: an earlier start promises
-//!   it less. So readers have no state, and any number of them may be at work; only their loads have.
-//! - *A row from the primary is never stale*: nothing newer was ever shown. Only copies have to be judged, and a load
-//!   is told by its fill alone.
+//! What keeps the states few, and hides no fault:
+//! - *A read is one step.* A hit is judged as if its reader had started just now: to one that started earlier less is
+//!   promised. So readers have no state, and there may be any number of them; only their loads have.
+//! - *A row from the primary is never too old*, for nothing newer was ever shown. So a load's reader is answered by
+//!   the SELECT, and what is left of the load is a fill that comes soon, late, or never.
+//! - *Nobody's bytes come back.* Tokens and fill ids are random, so "is it still what I put there?" is a flag that
+//!   everything that is put there by others clears.
 
 mod cases;
 mod load;
@@ -27,7 +29,7 @@ pub enum Slot {
     Value(Version),
     Lease,
     Barrier,
-    /// Only without [`Rule::Leases`]: no copy, but the version that fills are compared with.
+    /// Only without [`Rule::Leases`]: no copy, but the version that a fill must have.
     Version(Version),
 }
 
@@ -54,28 +56,30 @@ pub enum Rule {
     BarrierOutlivesCommit,
     /// The un-barrier leaves another writer's barrier.
     SpareForeignBarriers,
-    /// The un-barrier takes away only a barrier whose SET was answered: one that was not has a token of its own.
+    /// The un-barrier takes away only a barrier whose SET was answered. One that was not may arrive late, over the
+    /// barrier of the next writer, and then has to stand for it: a second attempt is made with a new token.
     SpareUnansweredBarriers,
     /// A write is acknowledged after its un-barrier.
     AcknowledgeLast,
 }
 
-/// What may happen to barriers besides their expiry after the COMMIT.
+/// What may go wrong, besides all that may always: eviction of copies and leases, crashes, unanswered calls of readers
+/// and of barriers, late packets, COMMITs of unknown outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Barriers {
-    /// Nothing. Redis may leave an un-barrier unanswered: the barrier stands.
-    Kept,
-    /// Eviction, FLUSHALL or a restart may take one before its COMMIT. Un-barriers get through.
-    Lost,
-    /// Both: a barrier may be lost, and its un-barrier as well.
-    LostTwice,
+pub enum Faults {
+    /// An un-barrier may stay unanswered: it comes late, or never. Barriers are kept until their COMMIT.
+    BarriersKept,
+    /// A barrier may be lost before its COMMIT: eviction, FLUSHALL, restart. Un-barriers are answered.
+    BarriersLost,
+    /// Barriers and un-barriers may be lost.
+    BothLost,
 }
 
 /// A system to check.
 #[derive(Clone, Copy, Debug)]
 pub struct OneKey {
     promise: Promise,
-    barriers: Barriers,
+    faults: Faults,
     without: Option<Rule>,
     loads: usize,
     writers: usize,
@@ -117,7 +121,9 @@ impl OneKey {
         match state.key {
             Slot::Nothing => false,
             // Its own writer's, or one set over it: that one ends even later.
-            Slot::Barrier if self.barriers == Barriers::Kept && self.keeps(Rule::BarrierOutlivesCommit) => {
+            Slot::Barrier
+                if self.faults == Faults::BarriersKept && self.keeps(Rule::BarrierOutlivesCommit) =>
+            {
                 !state.writers.iter().any(|writer| writer.relies_on_barrier())
             }
             _ => true,
@@ -149,6 +155,9 @@ impl Model for OneKey {
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        if state.history.is_broken() {
+            return;
+        }
         if matches!(state.key, Slot::Value(_)) {
             actions.push(Action::Hit);
         }

@@ -1,6 +1,9 @@
 //! What is written by user-svc is what data-svc answers, at once: docs/cache-protocol.md, told by single requests.
 //! The histories in tests/history say it of many.
 
+use std::thread::scope;
+use std::time::{Duration, Instant};
+
 use devstack::{Service, Stack, http};
 use serde_json::json;
 
@@ -16,8 +19,11 @@ struct Fleet {
 impl Fleet {
     fn start() -> Self {
         let stack = Stack::shared();
-        let user_svc = stack.user_svc().start();
+        // A test may hold a COMMIT for longer than a service would let it last.
+        let user_svc =
+            stack.user_svc().env("DATABASE_STATEMENT_TIMEOUT", "20s").env("DATABASE_DEADLINE", "20s").start();
         let data_svc = [stack.data_svc().start(), stack.data_svc().start()];
+        user_svc.wait_for_log("Redis is there");
         Self { user_svc, data_svc, stack }
     }
 
@@ -41,9 +47,42 @@ impl Fleet {
         self.get(replica, name).header("cache-status").unwrap_or_default().to_owned()
     }
 
+    /// What kind of thing is at the key; empty if there is nothing.
+    fn kind(&self, name: &str) -> String {
+        self.stack.redis_cli(&["GETRANGE", &format!("user:{{{name}}}"), "0", "0"]).trim().to_owned()
+    }
+
+    /// Makes every COMMIT that changes a user wait for [`Fleet::let_commits_go`]: a deferred trigger waits for a lock.
+    fn hold_commits(&self) {
+        self.stack.sql(
+            "CREATE TABLE gate (open bool NOT NULL);
+             INSERT INTO gate VALUES (false);
+             CREATE FUNCTION wait_at_the_gate() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 WHILE NOT (SELECT open FROM gate) LOOP PERFORM pg_sleep(0.005); END LOOP;
+                 RETURN NULL;
+             END $$;
+             CREATE CONSTRAINT TRIGGER gate AFTER UPDATE ON users DEFERRABLE INITIALLY DEFERRED
+             FOR EACH ROW EXECUTE FUNCTION wait_at_the_gate()",
+        );
+    }
+
+    fn wait_for_commit(&self) {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+                       WHERE datname = current_database() AND state = 'active' AND query ILIKE 'commit%'";
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.stack.sql(waiting).trim() != "1" {
+            assert!(Instant::now() < end, "no COMMIT comes");
+        }
+    }
+
+    fn let_commits_go(&self) {
+        self.stack.sql("UPDATE gate SET open = true");
+    }
+
     /// Reads until the answer comes out of the replica's own memory.
     fn warm_near(&self, replica: usize, name: &str) {
-        let near = (0..1000).any(|_| self.cache_status(replica, name).ends_with("; detail=near"));
+        let near = (0..3000).any(|_| self.cache_status(replica, name).ends_with("; detail=near"));
         assert!(near, "the near cache is never used");
     }
 }
@@ -83,6 +122,77 @@ fn while_a_barrier_stands_reads_use_postgres_and_store_nothing() {
         assert_eq!(answer.header("cache-status"), Some("data-svc; fwd=bypass; detail=write-in-progress"));
     }
     assert_eq!(fleet.stack.redis_cli(&["GET", "user:{ann}"]).trim(), "B0123456789abcdef");
+}
+
+#[test]
+fn a_barrier_stands_from_before_commit_until_before_the_acknowledgement() {
+    let fleet = Fleet::start();
+    fleet.register("ann", "old");
+    fleet.warm_near(0, "ann");
+    fleet.hold_commits();
+    scope(|scope| {
+        let writer = scope.spawn(|| fleet.replace("ann", "new"));
+        fleet.wait_for_commit();
+        assert_eq!(fleet.kind("ann"), "B");
+        assert_eq!(fleet.cache_status(0, "ann"), "data-svc; fwd=bypass; detail=write-in-progress");
+        fleet.let_commits_go();
+        writer.join().expect("replaced");
+    });
+    assert_eq!(fleet.kind("ann"), "");
+}
+
+#[test]
+fn a_barrier_that_was_lost_is_made_up_for_before_the_acknowledgement() {
+    let fleet = Fleet::start();
+    fleet.register("ann", "old");
+    fleet.hold_commits();
+    scope(|scope| {
+        let writer = scope.spawn(|| fleet.replace("ann", "new"));
+        fleet.wait_for_commit();
+        fleet.stack.redis_cli(&["DEL", "user:{ann}"]);
+        // Not acknowledged yet: the old user may be read, and is kept in every tier.
+        (0..2).for_each(|replica| fleet.warm_near(replica, "ann"));
+        fleet.let_commits_go();
+        writer.join().expect("replaced");
+    });
+    (0..2).for_each(|replica| assert_eq!(fleet.get(replica, "ann").json()["info"], "new"));
+}
+
+#[test]
+fn a_replica_that_hears_nothing_has_let_its_copies_run_out_when_a_write_is_acknowledged() {
+    let fleet = Fleet::start();
+    let proxy = fleet.stack.redis_proxy();
+    let deaf = fleet.stack.data_svc().redis_through(&proxy).start();
+    let get = || http::get(&deaf.url_of("/user/ann"));
+    fleet.register("ann", "0");
+    for round in 1..=10 {
+        let near =
+            |answer: http::Response| answer.header("cache-status").is_some_and(|s| s.ends_with("near"));
+        let end = Instant::now() + Duration::from_secs(10);
+        while !near(get()) {
+            assert!(Instant::now() < end, "the near cache is not used");
+        }
+        proxy.stall();
+        fleet.replace("ann", &round.to_string());
+        assert_eq!(get().json()["info"], round.to_string());
+        proxy.restore();
+    }
+}
+
+#[test]
+fn a_replica_that_hears_late_does_not_use_its_copies() {
+    let fleet = Fleet::start();
+    let proxy = fleet.stack.redis_proxy();
+    let late = fleet.stack.data_svc().redis_through(&proxy).env("CACHE_TIMEOUT", "2s").start();
+    let get = || http::get(&late.url_of("/user/ann"));
+    fleet.register("ann", "0");
+    late.wait_for_log("Redis is there");
+    proxy.delay(Duration::from_millis(100));
+    for round in 1..=3 {
+        (0..3).for_each(|_| drop(get()));
+        fleet.replace("ann", &round.to_string());
+        assert_eq!(get().json()["info"], round.to_string());
+    }
 }
 
 #[test]
@@ -133,9 +243,9 @@ fn a_key_that_is_read_often_never_misses_at_the_end_of_its_ttl() {
     let key = data_svc.url_of("/user/hot");
     assert_eq!(http::get(&key).json()["cache_hit"], false);
     let fill = || stack.redis_cli(&["GETRANGE", "user:{hot}", "2", "17"]);
-    let (first, start) = (fill(), std::time::Instant::now());
+    let (first, start) = (fill(), Instant::now());
     // Past two lives of the entry, every read is a hit, though the entry is another one by now.
-    while start.elapsed() < std::time::Duration::from_secs(4) {
+    while start.elapsed() < Duration::from_secs(4) {
         assert_eq!(http::get(&key).json()["cache_hit"], true);
     }
     assert_ne!(fill(), first);

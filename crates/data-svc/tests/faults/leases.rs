@@ -8,7 +8,7 @@ use devstack::{Proxy, Service, Stack};
 
 use crate::{
     BYPASS, HIT, MISS, MISS_NOT_STORED, NO_CACHE, found, get, get_with, insert, is_hit, is_unavailable, kind,
-    metric, wait_for_a_hit, wait_until,
+    metric, wait_for_a_hit, wait_until, without_near,
 };
 
 /// A lease, or with another letter a barrier, whose owner is not there to fill it.
@@ -18,7 +18,8 @@ fn behind_a_proxy() -> (Stack, Proxy, Service) {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
     // Only the test decides how long a load takes.
-    let service = stack.data_svc().postgres_through(&proxy).env("DATABASE_DEADLINE", "9s").start();
+    let service =
+        without_near(stack.data_svc()).postgres_through(&proxy).env("DATABASE_DEADLINE", "9s").start();
     service.wait_for_log("Redis is there");
     insert(&stack, "john");
     (stack, proxy, service)
@@ -62,10 +63,30 @@ fn a_copy_whose_lease_was_replaced_by_anothers_is_not_stored() {
 }
 
 #[test]
+fn two_loads_of_one_process_have_leases_of_their_own() {
+    let (stack, proxy, service) = behind_a_proxy();
+    let lease = || stack.redis_cli(&["GET", "user:{john}"]);
+    proxy.stall();
+    scope(|scope| {
+        let first_reader = scope.spawn(|| get(&service, "john"));
+        wait_until("the first has its lease", || kind(&stack, "john") == "L");
+        let first = lease();
+        stack.redis_cli(&["DEL", "user:{john}"]);
+        let second_reader = scope.spawn(|| get_with(&service, "john", &[NO_CACHE]));
+        wait_until("the second has its lease", || kind(&stack, "john") == "L");
+        assert_ne!(first, lease());
+        proxy.restore();
+        first_reader.join().expect("answered");
+        second_reader.join().expect("answered");
+    });
+}
+
+#[test]
 fn of_two_readers_only_the_one_who_holds_the_lease_stores_its_copy() {
     let (stack, first_proxy, first) = behind_a_proxy();
     let second_proxy = stack.postgres_proxy();
-    let builder = stack.data_svc().postgres_through(&second_proxy).env("DATABASE_DEADLINE", "9s");
+    let builder =
+        without_near(stack.data_svc()).postgres_through(&second_proxy).env("DATABASE_DEADLINE", "9s");
     let second = builder.start();
     second.wait_for_log("Redis is there");
     second_proxy.stall();
@@ -88,7 +109,8 @@ fn of_two_readers_only_the_one_who_holds_the_lease_stores_its_copy() {
 fn a_load_that_fails_removes_no_lease_but_its_own() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
-    let service = stack.data_svc().postgres_through(&proxy).env("DATABASE_DEADLINE", "500ms").start();
+    let service =
+        without_near(stack.data_svc()).postgres_through(&proxy).env("DATABASE_DEADLINE", "500ms").start();
     service.wait_for_log("Redis is there");
     let other = format!("L{STRANGER}");
     proxy.stall();
@@ -105,7 +127,8 @@ fn a_load_that_fails_removes_no_lease_but_its_own() {
 fn a_registration_during_a_load_keeps_its_copy_out() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
-    let service = stack.data_svc().postgres_through(&proxy).env("DATABASE_DEADLINE", "9s").start();
+    let service =
+        without_near(stack.data_svc()).postgres_through(&proxy).env("DATABASE_DEADLINE", "9s").start();
     let users = stack.user_svc().start();
     service.wait_for_log("Redis is there");
     users.wait_for_log("Redis is there");
@@ -134,7 +157,7 @@ fn a_forced_read_stores_only_over_the_copy_that_it_saw() {
     assert_eq!(kind(&stack, "john"), "");
 
     wait_for_a_hit(&service, "john");
-    let other = stack.data_svc().start();
+    let other = without_near(stack.data_svc()).start();
     other.wait_for_log("Redis is there");
     let replaced = loading(&service, &proxy, &[NO_CACHE], || {
         // Equal users, but another fill: the one that is on its way may be the older.
@@ -178,7 +201,7 @@ fn a_client_that_hangs_up_during_a_load_leaves_a_copy_and_no_lease() {
 fn a_client_that_hangs_up_at_any_moment_leaves_no_lease() {
     let stack = Stack::shared();
     let (postgres, redis) = (stack.postgres_proxy(), stack.redis_proxy());
-    let builder = stack.data_svc().postgres_through(&postgres).redis_through(&redis);
+    let builder = without_near(stack.data_svc()).postgres_through(&postgres).redis_through(&redis);
     let service = builder.env("CACHE_TIMEOUT", "1s").start();
     service.wait_for_log("Redis is there");
     // Each step takes 20 ms or more, so that a client can leave between any two: GET, lease, load, fill.

@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use devstack::http::{self, Response};
-use devstack::{Service, Stack};
+use devstack::{Service, ServiceBuilder, Stack};
 
 /// Five times the deadline of a query, and the bound of everything here that has no bound of its own.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -55,6 +55,11 @@ fn is_unavailable(answer: &Response) {
     assert_eq!(answer.header("content-type"), Some("application/problem+json"));
     assert_eq!(answer.json()["type"], "/problems/unavailable");
     assert!(answer.header("retry-after").is_some_and(|value| value.parse::<u32>().is_ok()));
+}
+
+/// For tests of what Redis alone does: no copy in the replica's own memory answers in its place.
+fn without_near(builder: ServiceBuilder) -> ServiceBuilder {
+    builder.env("NEAR_CACHE_MIB", "0")
 }
 
 fn is_hit(answer: &Response) -> bool {

@@ -6,7 +6,7 @@ use devstack::{Redis, Service, ServiceBuilder, Stack};
 
 use crate::{
     BREAKER_OPEN, BYPASS, ERROR, HIT, MISS, NO_CACHE, TIMEOUT, found, get, get_with, insert, is_hit, kind,
-    wait_for_a_hit, wait_until,
+    wait_for_a_hit, wait_until, without_near,
 };
 
 /// One time-out of 50 ms with Redis, five times as slack, and the rest for Postgres on a busy machine.
@@ -19,7 +19,7 @@ fn with_own_redis() -> (Stack, Redis) {
 
 /// A service that uses it.
 fn data_svc(stack: &Stack, redis: &Redis) -> ServiceBuilder {
-    stack.data_svc().env("REDIS_URL", redis.url(0))
+    without_near(stack.data_svc()).env("REDIS_URL", redis.url(0))
 }
 
 fn with_john(stack: &Stack) {
@@ -40,7 +40,7 @@ fn without_redis_it_starts_and_serves_and_uses_redis_when_it_appears() {
     with_john(&stack);
     let proxy = stack.redis_proxy();
     proxy.cut();
-    let service = stack.data_svc().redis_through(&proxy).start();
+    let service = without_near(stack.data_svc()).redis_through(&proxy).start();
     for _ in 0..3 {
         assert_eq!(john_in_time(&service), BREAKER_OPEN);
     }
@@ -54,7 +54,7 @@ fn a_redis_that_cannot_be_reached_is_told_once_and_not_at_every_attempt() {
     let stack = Stack::shared();
     let proxy = stack.redis_proxy();
     proxy.cut();
-    let service = stack.data_svc().redis_through(&proxy).start();
+    let service = without_near(stack.data_svc()).redis_through(&proxy).start();
     service.wait_for_log("Redis cannot be used");
     // Four more attempts, which may fail in two ways here.
     std::thread::sleep(Duration::from_secs(1));
@@ -66,7 +66,7 @@ fn a_redis_that_is_lost_costs_one_error_and_then_nothing_until_it_is_back() {
     let stack = Stack::shared();
     with_john(&stack);
     let proxy = stack.redis_proxy();
-    let service = stack.data_svc().redis_through(&proxy).start();
+    let service = without_near(stack.data_svc()).redis_through(&proxy).start();
     wait_for_a_hit(&service, "john");
     proxy.cut();
     assert_eq!(john_in_time(&service), ERROR);
@@ -138,7 +138,7 @@ fn a_redis_that_is_too_slow_is_left_alone_until_it_is_fast_again() {
     let stack = Stack::shared();
     with_john(&stack);
     let proxy = stack.redis_proxy();
-    let service = stack.data_svc().redis_through(&proxy).start();
+    let service = without_near(stack.data_svc()).redis_through(&proxy).start();
     wait_for_a_hit(&service, "john");
     // A round trip of 200 ms: it answers, but no reply within the time-out of 50 ms.
     proxy.delay(Duration::from_millis(100));
@@ -157,7 +157,7 @@ fn a_garbled_connection_to_redis_fails_no_request() {
     let stack = Stack::shared();
     with_john(&stack);
     let proxy = stack.redis_proxy();
-    let service = stack.data_svc().redis_through(&proxy).start();
+    let service = without_near(stack.data_svc()).redis_through(&proxy).start();
     wait_for_a_hit(&service, "john");
     proxy.garble();
     for _ in 0..10 {
@@ -184,7 +184,7 @@ fn a_connection_to_redis_that_was_closed_while_idle_costs_one_error_at_most() {
 #[test]
 fn garbage_at_a_key_is_replaced_by_a_good_entry() {
     let stack = Stack::shared();
-    let service = stack.data_svc().start();
+    let service = without_near(stack.data_svc()).start();
     service.wait_for_log("Redis is there");
     let ours = "V\u{1}0123456789abcdef";
     let kinds: [(&str, &[&str]); 10] = [
@@ -217,7 +217,7 @@ fn garbage_at_a_key_is_replaced_by_a_good_entry() {
 #[test]
 fn an_entry_that_was_cut_or_added_to_is_not_served() {
     let stack = Stack::shared();
-    let service = stack.data_svc().start();
+    let service = without_near(stack.data_svc()).start();
     service.wait_for_log("Redis is there");
     // What a careless hand does.
     let key = "user:{john}";
@@ -236,7 +236,7 @@ fn an_entry_that_was_cut_or_added_to_is_not_served() {
 fn an_entry_of_another_format_is_left_alone_and_not_served() {
     let stack = Stack::shared();
     with_john(&stack);
-    let service = stack.data_svc().start();
+    let service = without_near(stack.data_svc()).start();
     service.wait_for_log("Redis is there");
     stack.redis_cli(&["SET", "user:{john}", "V\u{2}something that only a newer version can read"]);
     for _ in 0..2 {
@@ -286,7 +286,7 @@ fn a_redis_with_another_password_is_not_used_and_the_log_says_why_without_the_pa
     let (stack, redis) = (Stack::shared(), Redis::start_with_password("right"));
     with_john(&stack);
     let url = redis.url(0).replacen(":right@", ":hunter2@", 1);
-    let service = stack.data_svc().env("REDIS_URL", url).start();
+    let service = without_near(stack.data_svc()).env("REDIS_URL", url).start();
     assert_eq!(john_in_time(&service), BREAKER_OPEN);
     let line = service.wait_for_log("Redis cannot be used").to_lowercase();
     assert!(line.contains("auth") || line.contains("password"), "{line}");
@@ -310,7 +310,7 @@ fn a_redis_without_a_free_connection_is_used_once_there_is_one() {
 fn a_herd_at_one_cold_name_is_served_and_leaves_a_copy() {
     let stack = Stack::shared();
     with_john(&stack);
-    let replicas = [stack.data_svc().start(), stack.data_svc().start()];
+    let replicas = [without_near(stack.data_svc()).start(), stack.data_svc().start()];
     replicas.iter().for_each(|replica| drop(replica.wait_for_log("Redis is there")));
     std::thread::scope(|scope| {
         for number in 0..64 {

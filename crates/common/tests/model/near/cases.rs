@@ -1,63 +1,208 @@
-//! wip
-use super::*;
-use crate::check::{breaks, passes};
-const F: Near = Near {
+//! The protocol with all its rules, and without each.
+
+use super::{Faults, Near, Rule, Writes};
+use crate::check::{Promise, breaks, passes};
+
+const PROTOCOL: Near = Near {
     promise: Promise::Linearizable,
-    barriers: Barriers::Kept,
+    faults: Faults::BarriersKept,
+    writes: Writes::All,
     without: None,
     fetches: 1,
     writers: 1,
     commits: 1,
-    registers_wait: false,
+    pongs: 1,
 };
+
 #[test]
-fn kept1() {
-    passes(F);
+fn reads_are_linearizable_while_barriers_are_kept() {
+    passes(Near { fetches: 2, pongs: 2, ..PROTOCOL });
 }
+
 #[test]
-fn kept2() {
-    passes(Near { fetches: 2, ..F });
+fn reads_are_linearizable_with_two_writers() {
+    passes(Near { writers: 2, commits: 2, ..PROTOCOL });
 }
+
 #[test]
-fn kept22() {
-    passes(Near { writers: 2, commits: 2, ..F });
+fn writes_are_visible_when_barriers_are_lost_and_nothing_is_deleted() {
+    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::NoDeletes);
+    passes(Near { promise, faults, writes, writers: 2, commits: 2, ..PROTOCOL });
 }
+
 #[test]
-fn kept222() {
-    passes(Near { fetches: 2, writers: 2, commits: 2, ..F });
+fn writes_are_visible_when_barriers_are_lost_and_registers_wait() {
+    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::RegistersWait);
+    passes(Near { promise, faults, writes, writers: 2, commits: 2, ..PROTOCOL });
 }
+
 #[test]
-fn lost22() {
-    passes(Near { promise: Promise::Visible, barriers: Barriers::Lost, writers: 2, commits: 2, ..F });
+fn writes_are_visible_when_redis_restarts() {
+    passes(Near { promise: Promise::Visible, faults: Faults::RedisRestarts, ..PROTOCOL });
 }
+
+/// What "a register need not wait" costs: it trusts that the delete before it has waited. It has, but a delete whose
+/// barrier was lost must wait again, after its COMMIT, and then the name is free: who registers it in that time is
+/// acknowledged while a replica may still hold, for d at most, the user who was deleted.
 #[test]
-fn lost22w() {
-    passes(Near {
-        promise: Promise::Visible,
-        barriers: Barriers::Lost,
-        writers: 2,
-        commits: 2,
-        registers_wait: true,
-        ..F
-    });
+fn a_register_over_a_delete_whose_barrier_was_lost_breaks_visible() {
+    let (promise, faults) = (Promise::Visible, Faults::BarriersLost);
+    breaks(Near { promise, faults, writers: 2, commits: 2, ..PROTOCOL }, "visible");
 }
-fn l(rule: Rule) {
-    breaks(Near { without: Some(rule), ..F }, "linearizable")
-}
-fn v(rule: Rule) {
-    breaks(Near { without: Some(rule), promise: Promise::Visible, ..F }, "visible")
-}
-macro_rules! t { ($($n:ident $r:ident;)*) => { $( #[test] fn $n() { v(Rule::$r) } )* } }
-t! { b1 Wait; b2 WaitBeforeCommit; b3 WaitFromPublish; b4 WaitForNobody; b5 BarrierFirst; b7 LeaseFromSending; b8 SameConnection; b9 SubscribeFirst;
-c1 OneLength; c2 CheckCount; c3 CheckWithPut; c4 RemoveWithCount; c5 NoteBeforeGet; c6 BreakMovesCounts; c7 NoteInUse; c8 BreakForgets; c9 NoFillFromBypass; d1 TimeBeforeEntry; d2 AbsentNotNear; }
+
+// Larger bounds.
+
+const LARGER: Near = Near { fetches: 2, writers: 2, commits: 2, pongs: 2, ..PROTOCOL };
+
 #[test]
-fn l2() {
-    l(Rule::WaitBeforeCommit);
+#[ignore = "a larger bound: see main.rs"]
+fn reads_are_linearizable_with_two_writers_and_fetches() {
+    passes(LARGER);
 }
+
 #[test]
-fn b6() {
-    breaks(
-        Near { without: Some(Rule::SecondRound), promise: Promise::Visible, barriers: Barriers::Lost, ..F },
-        "visible",
-    )
+#[ignore = "a larger bound: see main.rs"]
+fn reads_are_linearizable_with_three_writes() {
+    passes(Near { fetches: 1, commits: 3, ..LARGER });
+}
+
+#[test]
+#[ignore = "a larger bound: see main.rs"]
+fn writes_are_visible_with_two_fetches_when_barriers_are_lost_and_nothing_is_deleted() {
+    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::NoDeletes);
+    passes(Near { promise, faults, writes, ..LARGER });
+}
+
+#[test]
+#[ignore = "a larger bound: see main.rs"]
+fn writes_are_visible_with_two_fetches_when_barriers_are_lost_and_registers_wait() {
+    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::RegistersWait);
+    passes(Near { promise, faults, writes, ..LARGER });
+}
+
+#[test]
+#[ignore = "a larger bound: see main.rs"]
+fn writes_are_visible_with_three_writes_when_barriers_are_lost_and_registers_wait() {
+    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::RegistersWait);
+    passes(Near { promise, faults, writes, fetches: 1, commits: 3, ..LARGER });
+}
+
+#[test]
+#[ignore = "a larger bound: see main.rs"]
+fn writes_are_visible_with_two_writers_when_redis_restarts_and_registers_wait() {
+    let (promise, faults, writes) = (Promise::Visible, Faults::RedisRestarts, Writes::RegistersWait);
+    passes(Near { promise, faults, writes, ..LARGER });
+}
+
+// The rules, one by one.
+
+fn breaks_visible_without(rule: Rule) {
+    breaks(Near { promise: Promise::Visible, without: Some(rule), ..PROTOCOL }, "visible");
+}
+
+#[test]
+fn no_wait_breaks_visible() {
+    breaks_visible_without(Rule::Wait);
+}
+
+#[test]
+fn no_wait_of_a_writer_who_cannot_reach_redis_breaks_visible() {
+    let (promise, without) = (Promise::Visible, Some(Rule::WaitWithoutRedis));
+    breaks(Near { promise, faults: Faults::RedisRestarts, without, ..PROTOCOL }, "visible");
+}
+
+#[test]
+fn a_wait_after_commit_breaks_linearizable() {
+    breaks(Near { without: Some(Rule::WaitBeforeCommit), ..PROTOCOL }, "linearizable");
+}
+
+#[test]
+fn a_wait_counted_from_begin_breaks_visible() {
+    breaks_visible_without(Rule::WaitFromPublish);
+}
+
+#[test]
+fn a_wait_skipped_when_publish_reached_nobody_breaks_visible() {
+    breaks_visible_without(Rule::WaitForNobody);
+}
+
+#[test]
+fn a_publish_before_the_barrier_breaks_visible() {
+    breaks_visible_without(Rule::BarrierFirst);
+}
+
+#[test]
+fn no_second_publish_and_wait_after_a_lost_barrier_breaks_visible() {
+    let (promise, without) = (Promise::Visible, Some(Rule::SecondRound));
+    breaks(Near { promise, faults: Faults::BarriersLost, without, ..PROTOCOL }, "visible");
+}
+
+#[test]
+fn a_lease_counted_from_the_arrival_of_the_pong_breaks_visible() {
+    breaks_visible_without(Rule::LeaseFromSending);
+}
+
+#[test]
+fn a_ping_on_another_connection_breaks_visible() {
+    breaks_visible_without(Rule::SameConnection);
+}
+
+#[test]
+fn a_ping_sent_before_subscribe_breaks_visible() {
+    breaks_visible_without(Rule::SubscribeFirst);
+}
+
+#[test]
+fn a_lease_longer_than_the_wait_breaks_visible() {
+    breaks_visible_without(Rule::OneLength);
+}
+
+#[test]
+fn no_check_of_the_count_breaks_visible() {
+    breaks_visible_without(Rule::CheckCount);
+}
+
+#[test]
+fn a_check_apart_from_its_put_breaks_visible() {
+    breaks_visible_without(Rule::CheckWithPut);
+}
+
+#[test]
+fn an_entry_removed_before_the_count_moves_breaks_visible() {
+    breaks_visible_without(Rule::RemoveWithCount);
+}
+
+#[test]
+fn a_count_noted_after_the_get_breaks_visible() {
+    breaks_visible_without(Rule::NoteBeforeGet);
+}
+
+#[test]
+fn a_fill_that_outlives_a_break_breaks_visible() {
+    breaks_visible_without(Rule::BreakMovesCounts);
+}
+
+#[test]
+fn a_note_taken_while_out_of_use_breaks_visible() {
+    breaks_visible_without(Rule::NoteInUse);
+}
+
+#[test]
+fn entries_kept_across_a_break_break_visible() {
+    breaks_visible_without(Rule::BreakForgets);
+}
+
+#[test]
+fn a_fill_from_a_bypass_breaks_visible() {
+    breaks_visible_without(Rule::NoFillFromBypass);
+}
+
+#[test]
+fn an_entry_taken_before_the_time_of_the_ping_is_read_breaks_visible() {
+    breaks_visible_without(Rule::TimeBeforeEntry);
+}
+
+#[test]
+fn an_absence_kept_near_breaks_visible() {
+    breaks_visible_without(Rule::AbsentNotNear);
 }

@@ -70,7 +70,7 @@ impl Near {
             if may_note {
                 actions.push(Action::Fetch(0, Step::Note));
             }
-            if matches!(state.key, Slot::Nothing | Slot::Value(_)) {
+            if matches!(state.key, Slot::Nothing | Slot::Value(_)) && state.is_redis_up() {
                 actions.push(Action::Fetch(0, Step::Lease));
             }
             if !self.keeps(Rule::NoteBeforeGet) && matches!(state.key, Slot::Value(_)) {

@@ -1,5 +1,7 @@
 //! The replica's side of the invalidation channel, and what it proves.
 
+use std::mem::{discriminant, take};
+
 use super::{Action, LEASE, Near, Rule, State};
 use crate::check::Version;
 
@@ -46,28 +48,35 @@ pub enum Step {
     Ping,
     /// Applies the next message.
     Receive,
-    /// Only without [`Rule::RemoveWithCount`].
+    /// Only without [`Rule::RemoveWithCount`]: the second half of that.
     MoveCounts,
+    /// Redis, or something in between, drops the connection.
     Break,
+    /// The replica sees it. What is left in the buffer is lost.
     NoticeBreak,
+    /// Sends SUBSCRIBE on a new connection.
     Reconnect,
     SubscribeArrives,
 }
 
 impl Replica {
-    pub const START: Self = Self {
-        entry: None,
-        proof: LEASE,
-        in_use: true,
-        link: Link::Subscribed,
-        inbox: [None; INBOX],
-        half_applied: false,
-    };
+    /// Connected for long, with nothing proved.
+    pub fn start(model: &Near) -> Self {
+        Self {
+            entry: None,
+            proof: model.lease(),
+            in_use: true,
+            link: Link::Subscribed,
+            inbox: [None; INBOX],
+            half_applied: false,
+        }
+    }
 
     pub fn is_subscribed(&self) -> bool {
         self.link == Link::Subscribed
     }
 
+    /// Whether counts may be noted.
     pub fn is_in_use(&self) -> bool {
         self.in_use
     }
@@ -80,6 +89,13 @@ impl Replica {
         self.entry = Some(version);
     }
 
+    /// Redis drops the connection.
+    pub fn cut(&mut self) {
+        if self.link != Link::Down {
+            self.link = Link::Cut;
+        }
+    }
+
     /// Redis publishes.
     pub fn invalidate(&mut self) {
         if self.is_subscribed() {
@@ -87,15 +103,12 @@ impl Replica {
         }
     }
 
-    /// Adds to what is under way. Of two invalidations in a row the first only takes away what the second would; of
-    /// two PONGs the newer proves more: one is enough.
+    /// Adds to what is under way. Of two invalidations in a row, or two PONGs, the last is enough: the one removes no
+    /// less, the other proves no less.
     fn push(&mut self, message: Message) {
         let len = self.inbox.iter().flatten().count();
-        let in_a_row = match (len.checked_sub(1).and_then(|last| self.inbox[last]), message) {
-            (Some(Message::Invalidation), Message::Invalidation) => true,
-            (Some(Message::Pong(_)), Message::Pong(_)) => true,
-            _ => false,
-        };
+        let last = len.checked_sub(1).and_then(|last| self.inbox[last]);
+        let in_a_row = last.is_some_and(|last| discriminant(&last) == discriminant(&message));
         self.inbox[if in_a_row { len - 1 } else { len }] = Some(message);
     }
 
@@ -127,7 +140,7 @@ impl Near {
     pub(super) fn age_replica(&self, replica: &mut Replica) {
         let older = |age: u8| (age + 1).min(self.lease());
         replica.proof = older(replica.proof);
-        let messages = std::mem::take(&mut replica.inbox);
+        let messages = take(&mut replica.inbox);
         for message in messages.into_iter().flatten() {
             match message {
                 Message::Pong(age) => {
@@ -148,10 +161,11 @@ impl Near {
         let may_ping = match replica.link {
             Link::Subscribed => true,
             Link::Fresh => !self.keeps(Rule::SubscribeFirst),
+            // Another connection may still be there.
             Link::Cut => !self.keeps(Rule::SameConnection),
             Link::Down => false,
         };
-        if may_ping && replica.pongs() < 2 {
+        if may_ping && replica.pongs() < self.pongs {
             may(Step::Ping);
         }
         if replica.half_applied {
@@ -166,7 +180,8 @@ impl Near {
             }
             Link::Subscribed => may(Step::Break),
             Link::Cut => may(Step::NoticeBreak),
-            Link::Down => may(Step::Reconnect),
+            Link::Down if state.is_redis_up() => may(Step::Reconnect),
+            Link::Down => {}
         }
     }
 
@@ -197,10 +212,10 @@ impl Near {
                 replica.half_applied = false;
                 self.move_counts(state);
             }
-            Step::Break => replica.link = Link::Cut,
+            Step::Break => replica.cut(),
             Step::NoticeBreak => {
                 let entry = replica.entry.filter(|_| !self.keeps(Rule::BreakForgets));
-                *replica = Replica { entry, link: Link::Down, in_use: false, ..Replica::START };
+                *replica = Replica { entry, link: Link::Down, in_use: false, ..Replica::start(self) };
                 if self.keeps(Rule::BreakMovesCounts) {
                     self.move_counts(state);
                 }

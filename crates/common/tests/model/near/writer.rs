@@ -1,6 +1,6 @@
 //! A writer, with what the near caches ask of it: publish, and wait.
 
-use super::{Action, Barriers, LEASE, Near, Rule, Slot, State};
+use super::{Action, Faults, LEASE, Near, Rule, Slot, State, Writes};
 use crate::check::Version;
 
 /// A writer.
@@ -23,6 +23,8 @@ enum Stage {
     Announced,
     /// Barrier and publish are done. The wait, and COMMIT, are next.
     Published,
+    /// Redis is not there. Goes on without: the wait, and COMMIT, are next.
+    Unreached,
     /// Sent COMMIT and died, or lost its connection: Postgres decides, and nobody hears of it.
     InDoubt,
     /// The un-barrier is next.
@@ -37,6 +39,8 @@ pub enum Step {
     Lock,
     SetBarrier,
     Publish,
+    /// Redis is not there for one of these.
+    GoOn,
     /// Register or replace (a user is there after it), or delete.
     Commit {
         user: bool,
@@ -72,7 +76,7 @@ impl Writer {
 impl Near {
     pub(super) fn age_writer(&self, writer: &mut Writer) {
         let waits = match writer.stage {
-            Stage::Published | Stage::Announced | Stage::SecondWait(_) => true,
+            Stage::Published | Stage::Announced | Stage::Unreached | Stage::SecondWait(_) => true,
             Stage::Locked | Stage::Barriered => !self.keeps(Rule::WaitFromPublish),
             Stage::Committed(_) => !self.keeps(Rule::WaitBeforeCommit),
             Stage::Idle | Stage::InDoubt => false,
@@ -84,8 +88,9 @@ impl Near {
 
     /// Whether the wait before COMMIT is over, or not needed.
     fn may_commit(&self, state: &State, writer: Writer) -> bool {
-        let registers = !state.has_user(state.committed) && !self.registers_wait;
-        registers || writer.waited == LEASE || !self.keeps(Rule::Wait) || !self.keeps(Rule::WaitBeforeCommit)
+        let registers = !state.has_user(state.committed) && self.writes != Writes::RegistersWait;
+        let rule = if writer.stage == Stage::Unreached { Rule::WaitWithoutRedis } else { Rule::Wait };
+        registers || writer.waited == LEASE || !self.keeps(rule) || !self.keeps(Rule::WaitBeforeCommit)
     }
 
     pub(super) fn write_actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -95,28 +100,30 @@ impl Near {
             actions.push(Action::Write(0, Step::Lock));
         }
         // There is always a user after a register; after a replace, too; but not after a delete.
-        let outcomes = if state.has_user(state.committed) { &[true, false][..] } else { &[true] };
+        let may_delete = state.has_user(state.committed) && self.writes != Writes::NoDeletes;
+        let outcomes = if may_delete { &[true, false][..] } else { &[true] };
         for (index, writer) in state.writers.iter().enumerate() {
             let mut may = |step| actions.push(Action::Write(index, step));
             match writer.stage {
                 Stage::Idle => continue,
+                Stage::Locked | Stage::Barriered | Stage::Announced if !state.is_redis_up() => {
+                    may(Step::GoOn)
+                }
                 Stage::Locked if self.keeps(Rule::BarrierFirst) => may(Step::SetBarrier),
                 Stage::Locked | Stage::Barriered => may(Step::Publish),
                 Stage::Announced => may(Step::SetBarrier),
-                Stage::Published => {
+                Stage::Published | Stage::Unreached => {
                     if self.may_commit(state, *writer) {
                         outcomes.iter().for_each(|&user| may(Step::Commit { user }));
-                        if self.barriers == Barriers::Kept {
-                            may(Step::CommitUnanswered);
-                        }
+                        may(Step::CommitUnanswered);
                     }
                 }
                 Stage::InDoubt => outcomes.iter().for_each(|&user| may(Step::CommitLands { user })),
                 Stage::Committed(_) => {
-                    if self.keeps(Rule::WaitBeforeCommit) || writer.waited == LEASE {
+                    if state.is_redis_up() && (self.keeps(Rule::WaitBeforeCommit) || writer.waited == LEASE) {
                         may(Step::UnBarrier);
                     }
-                    if self.barriers == Barriers::Kept {
+                    if self.faults == Faults::BarriersKept || !state.is_redis_up() {
                         may(Step::UnBarrierUnanswered);
                     }
                 }
@@ -126,10 +133,7 @@ impl Near {
                     }
                 }
             }
-            let committed = matches!(writer.stage, Stage::Committed(_) | Stage::SecondWait(_));
-            if self.barriers == Barriers::Kept || !committed {
-                may(Step::Die);
-            }
+            may(Step::Die);
         }
     }
 
@@ -144,14 +148,14 @@ impl Near {
                     if writer.stage == Stage::Announced { Stage::Published } else { Stage::Barriered };
             }
             Step::Publish => {
-                let skips = !self.keeps(Rule::WaitForNobody) && !state.replica.is_subscribed();
-                if skips {
+                if !self.keeps(Rule::WaitForNobody) && !state.replica.is_subscribed() {
                     writer.waited = LEASE;
                 }
                 state.replica.invalidate();
                 writer.stage =
                     if writer.stage == Stage::Barriered { Stage::Published } else { Stage::Announced };
             }
+            Step::GoOn => writer.stage = Stage::Unreached,
             Step::Commit { user } => {
                 state.commit(user);
                 writer.stage = Stage::Committed(state.committed);

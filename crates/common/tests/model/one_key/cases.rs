@@ -1,109 +1,128 @@
-//! wip
-use super::*;
-use crate::check::{breaks, passes};
-const F: OneKey = OneKey {
+//! The protocol with all its rules, and without each.
+
+use super::{Faults, OneKey, Rule};
+use crate::check::{Promise, breaks, passes};
+
+const PROTOCOL: OneKey = OneKey {
     promise: Promise::Linearizable,
-    barriers: Barriers::Kept,
+    faults: Faults::BarriersKept,
     without: None,
     loads: 2,
     writers: 2,
     commits: 2,
 };
+
 #[test]
-fn kept() {
-    passes(F);
+fn reads_are_linearizable_while_barriers_are_kept() {
+    passes(OneKey { loads: 3, ..PROTOCOL });
 }
+
 #[test]
-fn kept3() {
-    passes(OneKey { loads: 3, ..F });
+fn reads_are_linearizable_with_three_writers() {
+    passes(OneKey { writers: 3, commits: 3, ..PROTOCOL });
 }
+
 #[test]
-fn kept33() {
-    passes(OneKey { loads: 3, commits: 3, ..F });
+fn writes_are_visible_when_barriers_are_lost() {
+    passes(OneKey { promise: Promise::Visible, faults: Faults::BarriersLost, loads: 3, ..PROTOCOL });
 }
+
 #[test]
-fn kept333() {
-    passes(OneKey { loads: 3, commits: 3, writers: 3, ..F });
+#[ignore = "a larger bound: see main.rs"]
+fn reads_are_linearizable_with_three_loads_and_writers() {
+    passes(OneKey { loads: 3, writers: 3, commits: 4, ..PROTOCOL });
 }
+
 #[test]
-fn lost() {
-    passes(OneKey { promise: Promise::Visible, barriers: Barriers::Lost, ..F });
+#[ignore = "a larger bound: see main.rs"]
+fn writes_are_visible_with_three_loads_and_writers() {
+    let faults = Faults::BarriersLost;
+    passes(OneKey { promise: Promise::Visible, faults, loads: 3, writers: 3, commits: 4, ..PROTOCOL });
 }
+
+// The limits that the protocol names.
+
 #[test]
-fn lost3() {
-    passes(OneKey { promise: Promise::Visible, barriers: Barriers::Lost, loads: 3, ..F });
+fn a_lost_barrier_breaks_linearizable() {
+    breaks(OneKey { faults: Faults::BarriersLost, ..PROTOCOL }, "linearizable");
 }
+
 #[test]
-fn lost33() {
-    passes(OneKey { promise: Promise::Visible, barriers: Barriers::Lost, loads: 3, commits: 3, ..F });
+fn a_lost_barrier_and_a_lost_un_barrier_break_visible() {
+    let faults = Faults::BothLost;
+    breaks(OneKey { promise: Promise::Visible, faults, ..PROTOCOL }, "visible");
 }
-fn v(rule: Rule) {
-    breaks(OneKey { without: Some(rule), promise: Promise::Visible, ..F }, "visible")
+
+// The rules, one by one.
+
+fn breaks_visible_without(rule: Rule) {
+    breaks(OneKey { promise: Promise::Visible, without: Some(rule), ..PROTOCOL }, "visible");
 }
-fn l(rule: Rule) {
-    breaks(OneKey { without: Some(rule), ..F }, "linearizable")
+
+fn breaks_linearizable_without(rule: Rule) {
+    breaks(OneKey { without: Some(rule), ..PROTOCOL }, "linearizable");
 }
+
 #[test]
-fn a1() {
-    v(Rule::TokenPerFill)
+fn one_token_for_all_fills_of_a_process_breaks_visible() {
+    breaks_visible_without(Rule::TokenPerFill);
 }
+
 #[test]
-fn a2() {
-    v(Rule::Leases)
+fn version_numbers_instead_of_leases_break_visible() {
+    breaks_visible_without(Rule::Leases);
 }
+
 #[test]
-fn a3() {
-    v(Rule::FreshSnapshot)
+fn a_fill_from_a_replica_or_an_older_snapshot_breaks_visible() {
+    breaks_visible_without(Rule::FreshSnapshot);
 }
+
 #[test]
-fn a4() {
-    v(Rule::CompareOnRefresh)
+fn a_blind_set_on_refresh_breaks_visible() {
+    breaks_visible_without(Rule::CompareOnRefresh);
 }
+
 #[test]
-fn a5() {
-    v(Rule::SelectAfterReply)
+fn a_forced_select_sent_before_the_reply_to_its_get_breaks_visible() {
+    breaks_visible_without(Rule::SelectAfterReply);
 }
+
 #[test]
-fn a6() {
-    v(Rule::FillId)
+fn bytes_without_a_fill_id_break_visible() {
+    breaks_visible_without(Rule::FillId);
 }
+
 #[test]
-fn a7() {
-    l(Rule::BarrierBeforeCommit)
+fn no_barrier_before_commit_breaks_linearizable() {
+    breaks_linearizable_without(Rule::BarrierBeforeCommit);
 }
+
 #[test]
-fn a8() {
-    l(Rule::BarrierAfterLock)
+fn a_barrier_before_the_lock_breaks_linearizable() {
+    breaks_linearizable_without(Rule::BarrierAfterLock);
 }
+
 #[test]
-fn a9() {
-    l(Rule::BarrierOutlivesCommit)
+fn a_barrier_that_ends_before_its_commit_breaks_linearizable() {
+    breaks_linearizable_without(Rule::BarrierOutlivesCommit);
 }
+
 #[test]
-fn a10() {
-    l(Rule::SpareForeignBarriers)
+fn an_un_barrier_that_takes_anothers_barrier_breaks_linearizable() {
+    breaks_linearizable_without(Rule::SpareForeignBarriers);
 }
+
 #[test]
-fn a11() {
-    l(Rule::SpareUnansweredBarriers)
+fn an_un_barrier_that_takes_an_unanswered_barrier_breaks_linearizable() {
+    breaks_linearizable_without(Rule::SpareUnansweredBarriers);
 }
+
 #[test]
-fn a12() {
+fn an_acknowledgement_before_the_un_barrier_breaks_visible() {
+    let without = Some(Rule::AcknowledgeLast);
     breaks(
-        OneKey {
-            promise: Promise::Visible,
-            barriers: Barriers::Lost,
-            without: Some(Rule::AcknowledgeLast),
-            ..F
-        },
+        OneKey { promise: Promise::Visible, faults: Faults::BarriersLost, without, ..PROTOCOL },
         "visible",
     );
-}
-#[test]
-fn a13() {
-    breaks(OneKey { promise: Promise::Visible, barriers: Barriers::LostTwice, ..F }, "visible");
-}
-#[test]
-fn a14() {
-    breaks(OneKey { barriers: Barriers::Lost, ..F }, "linearizable");
 }

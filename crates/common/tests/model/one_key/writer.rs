@@ -1,6 +1,6 @@
 //! A writer: lock, barrier, COMMIT, un-barrier, acknowledge; and all the ways to be cut off in between.
 
-use super::{Action, Barriers, OneKey, Rule, Slot, State};
+use super::{Action, Faults, OneKey, Rule, Slot, State};
 use crate::check::Version;
 
 /// A writer, or what is left of one.
@@ -102,6 +102,7 @@ impl OneKey {
                     if !self.keeps(Rule::BarrierBeforeCommit) {
                         may(Step::Commit);
                     }
+                    may(Step::RollBack);
                     may(Step::Die);
                 }
                 Stage::Ready => {
@@ -115,7 +116,7 @@ impl OneKey {
                 }
                 Stage::Committed(_) => {
                     may(Step::UnBarrier);
-                    if self.barriers != Barriers::Lost || !self.keeps(Rule::AcknowledgeLast) {
+                    if self.faults != Faults::BarriersLost || !self.keeps(Rule::AcknowledgeLast) {
                         may(Step::UnBarrierUnanswered);
                     }
                     may(Step::Die);

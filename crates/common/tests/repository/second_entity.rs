@@ -1,19 +1,13 @@
 //! That the repository knows nothing of users: a second entity needs its key, its load and its codec, and no more.
 
-use std::time::Duration;
-
-use common::cache::Cache;
 use common::cache::entry::Answer;
-use common::cache::near::Near;
-use common::config::{CacheSettings, DatabaseSettings};
-use common::database::{Database, Status};
-use common::metrics::Metrics;
-use common::migrations::Schema;
 use common::repository::{CacheAside, Effect, Repository, Source};
 use devstack::Stack;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Array, Integer, Text};
+
+use crate::repository;
 
 /// A country, found by its number.
 #[derive(QueryableByName)]
@@ -42,42 +36,12 @@ impl CacheAside for Country {
     }
 }
 
-fn settings(stack: &Stack) -> (DatabaseSettings, CacheSettings) {
-    let database = DatabaseSettings {
-        url: stack.database_url().into(),
-        connections: 4,
-        queue: 100,
-        deadline: Duration::from_secs(2),
-        statement_timeout: Duration::from_secs(1),
-        lock_timeout: Duration::from_millis(500),
-    };
-    let cache = CacheSettings {
-        url: stack.redis_url().into(),
-        timeout: Duration::from_millis(50),
-        ttl: Duration::from_secs(60),
-        absent_ttl: Duration::from_secs(10),
-        strict: false,
-        near_bytes: 1 << 20,
-    };
-    (database, cache)
-}
-
 #[tokio::test]
 async fn another_entity_is_found_cached_and_replaced_by_the_same_flows() {
     let stack = Stack::shared();
     stack.sql("CREATE TABLE countries (number int PRIMARY KEY, capital text NOT NULL)");
     stack.sql("INSERT INTO countries VALUES (1, 'Bonn')");
-    let (database_settings, cache_settings) = settings(&stack);
-    let metrics = Metrics::new("test").expect("valid names");
-    let database =
-        Database::start(&database_settings, Schema::Await, metrics.database.clone()).expect("threads");
-    while database.status() != Status::Ready {
-        tokio::task::yield_now().await;
-    }
-    let cache = Cache::start(&cache_settings).expect("a valid URL");
-    let near = Near::start(&cache_settings, cache_settings.near_bytes).expect("a valid URL");
-    let countries: Repository<Country> =
-        Repository::new((database, 4), cache, Some(near), &cache_settings, metrics.cache);
+    let countries: Repository<Country> = repository(&stack);
 
     // Until the cache is connected, loads are not stored.
     let mut found = countries.find(&1, false).await.expect("found");

@@ -1,0 +1,56 @@
+//! The repository by itself, over real stores: with an entity of its own, and step by step.
+
+mod second_entity;
+mod shared_loads;
+
+use std::time::Duration;
+
+use common::cache::Cache;
+use common::cache::near::Near;
+use common::config::{CacheSettings, DatabaseSettings};
+use common::database::{Database, Status};
+use common::metrics::Metrics;
+use common::migrations::Schema;
+use common::repository::{CacheAside, Repository};
+use devstack::Stack;
+
+/// A repository as a service would make it, within a runtime.
+fn repository<T: CacheAside>(stack: &Stack) -> Repository<T> {
+    let (database_settings, cache_settings) = settings(stack);
+    let metrics = Metrics::new("test").expect("valid names");
+    let database =
+        Database::start(&database_settings, Schema::Await, metrics.database.clone()).expect("threads");
+    while database.status() != Status::Ready {
+        std::thread::yield_now();
+    }
+    let cache = Cache::start(&cache_settings).expect("a valid URL");
+    let near = Near::start(&cache_settings, cache_settings.near_bytes).expect("a valid URL");
+    Repository::new(
+        (database, database_settings.connections),
+        cache,
+        Some(near),
+        &cache_settings,
+        metrics.cache,
+    )
+}
+
+fn settings(stack: &Stack) -> (DatabaseSettings, CacheSettings) {
+    let database = DatabaseSettings {
+        url: stack.database_url().into(),
+        connections: 4,
+        queue: 100,
+        deadline: Duration::from_secs(9),
+        statement_timeout: Duration::from_secs(1),
+        lock_timeout: Duration::from_millis(500),
+    };
+    let cache = CacheSettings {
+        url: stack.redis_url().into(),
+        // Only the test decides what is slow.
+        timeout: Duration::from_secs(1),
+        ttl: Duration::from_secs(60),
+        absent_ttl: Duration::from_secs(10),
+        strict: false,
+        near_bytes: 1 << 20,
+    };
+    (database, cache)
+}

@@ -1,6 +1,6 @@
 # `make` lists what there is. Longer recipes are in scripts/.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status logs reset test check migrate schema
+.PHONY: help setup up down status logs reset test check soak mutations migrate schema
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ test: setup ## Run all tests; they start what they need
 
 check: setup ## What CI runs: format, lints, docs, dependencies, tests
 	@scripts/check
+
+soak: setup ## Record histories under faults for a long time (SOAK_SECONDS, 600 by default) and check them
+	SOAK_SECONDS=$${SOAK_SECONDS:-600} bash -c '. scripts/environment && exec cargo test -p data-svc --test history -- --nocapture'
+
+mutations: setup ## Break the protocol's rules one at a time, and see the tests fail
+	@scripts/mutations
 
 migrate: setup ## Run pending migrations with the Diesel CLI, which also prints the schema
 	@scripts/diesel migration run

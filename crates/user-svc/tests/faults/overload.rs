@@ -58,7 +58,9 @@ fn a_full_queue_refuses_at_once_and_what_waits_is_served() {
 #[test]
 fn a_locked_table_is_503_and_then_works_again() {
     let stack = Stack::shared();
-    let service = stack.user_svc().start();
+    // Nothing but the lock time-out may end the waiting.
+    let builder = stack.user_svc().env("DATABASE_STATEMENT_TIMEOUT", "60s").env("DATABASE_DEADLINE", "60s");
+    let service = builder.start();
     let lock = Session::holding(&stack, "LOCK TABLE users");
     // More than there are connections: none of them may be stuck.
     scope(|scope| {

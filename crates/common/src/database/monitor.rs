@@ -52,15 +52,21 @@ impl Monitor {
     pub fn watch(&self, url: &str, schema: Schema) {
         // Reasons that were told already; more than one, since a server that comes up refuses in several ways by turns.
         let mut told: Vec<String> = Vec::new();
+        let mut failures = 0;
         loop {
             let why = match self.watch_connection(url, schema) {
                 Ok(()) => {
                     told.clear();
+                    failures = 0;
                     continue; // the connection is lost: the next attempt tells whether the server is
                 }
                 Err(error) => error.to_string(),
             };
-            self.seen.store(0, Ordering::Release);
+            // One failure may be the monitor's own: its connection reset while it was made, the last one taken by another.
+            failures += 1;
+            if failures > 1 {
+                self.seen.store(0, Ordering::Release);
+            }
             if !told.contains(&why) && told.len() < REASONS {
                 log::warn!("PostgreSQL cannot be used, trying on: {why}");
                 told.push(why);

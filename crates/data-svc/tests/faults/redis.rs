@@ -261,6 +261,7 @@ fn a_redis_out_of_memory_serves_what_it_has_and_the_rest_comes_from_postgres() {
     }
     redis.cli(0, &["CONFIG", "SET", "maxmemory", "0"]);
     assert_eq!(found(&get(&service, "jane"), "jane"), MISS);
+    assert!(!service.log().contains("Redis is lost"), "{}", service.log());
 }
 
 #[test]

@@ -178,7 +178,10 @@ impl Service {
     /// Waits for its end. Panics with its log if that takes more than 60 s.
     pub fn wait(&self) -> ExitStatus {
         let ended = self.server.wait(Duration::from_secs(60));
-        ended.unwrap_or_else(|| panic!("{} does not end:\n{}", self.name, self.log()))
+        let status = ended.unwrap_or_else(|| panic!("{} does not end:\n{}", self.name, self.log()));
+        // Its last lines may still be on their way.
+        self.server.log().wait_for_end(Duration::from_secs(1));
+        status
     }
 
     /// True once it has ended.

@@ -49,7 +49,7 @@ fn a_service_told_to_end_is_waited_for_and_its_status_known() {
     let service = builder.spawn();
     service.terminate();
     assert_eq!(service.wait().code(), Some(7));
-    assert!(service.wait_for_log("bye").ends_with("bye\n"));
+    assert!(service.log().ends_with("bye\n"));
     // It is gone, and its number may be somebody else's: this must go nowhere.
     service.signal(Signal::KILL);
 }

@@ -6,7 +6,7 @@ use devstack::{ServiceBuilder, Stack, Stores, http};
 
 use crate::{
     BREAKER_OPEN, HIT, MISS, NO_CACHE, found, get, get_with, insert, is_hit, is_unavailable, kind,
-    wait_for_a_hit, wait_until,
+    wait_for_a_hit, wait_until, without_near,
 };
 
 /// With a shorter deadline, for tests that wait for its end.
@@ -99,7 +99,7 @@ fn neither_store_is_503_and_not_the_end() {
     let stack = Stack::shared();
     insert(&stack, "john");
     let (postgres, redis) = (stack.postgres_proxy(), stack.redis_proxy());
-    let service = soon(stack.data_svc().postgres_through(&postgres).redis_through(&redis)).start();
+    let service = soon(without_near(stack.data_svc().postgres_through(&postgres).redis_through(&redis))).start();
     wait_for_a_hit(&service, "john");
     postgres.cut();
     redis.cut();

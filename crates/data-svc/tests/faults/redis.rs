@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// One time-out of 50 ms with Redis, five times as slack, and the rest for Postgres on a busy machine.
-const BOUND: Duration = Duration::from_secs(1);
+const BOUND: Duration = Duration::from_secs(3);
 
 /// A Redis to hurt, in place of the one that tests share. (A Postgres of its own would take seconds to make.)
 fn with_own_redis() -> (Stack, Redis) {

@@ -146,6 +146,9 @@ pub enum Effect {
     Replace,
 }
 
+/// What a change returns: a value for who asked for it, and the keys that it changed.
+pub type Changed<T, R> = (R, Vec<<T as CacheAside>::Key>);
+
 /// Finds and changes what is kept as `T`; clones share everything.
 pub struct Repository<T>(Arc<Parts>, PhantomData<fn() -> T>);
 
@@ -394,12 +397,12 @@ impl<T: CacheAside> Repository<T> {
     pub async fn write<R: Send + Sync + 'static>(
         &self,
         effect: Effect,
-        change: impl Fn(&mut PgConnection) -> QueryResult<Result<(R, Vec<T::Key>), Error>> + Send + 'static,
+        change: impl Fn(&mut PgConnection) -> QueryResult<Result<Changed<T, R>, Error>> + Send + 'static,
     ) -> Result<R, Error> {
         let give_up = self.0.database.give_up();
         let turn = self.wait_for_turn(effect, give_up).await?;
         let this = self.clone();
-        let before_commit = move |(_, keys): &(R, Vec<T::Key>)| {
+        let before_commit = move |(_, keys): &Changed<T, R>| {
             let _held_until_the_wait_is_over = turn;
             this.guard(effect, keys)
         };
@@ -434,7 +437,7 @@ impl<T: CacheAside> Repository<T> {
     /// Steps 4 and 5: after COMMIT takes the barriers down, and only then tells the client.
     async fn see_through<R>(
         self,
-        mut pending: Pending<Written<(R, Vec<T::Key>), Barriers>>,
+        mut pending: Pending<Written<Changed<T, R>, Barriers>>,
         give_up: Instant,
         tell: oneshot::Sender<Result<R, Error>>,
     ) {

@@ -99,7 +99,8 @@ fn neither_store_is_503_and_not_the_end() {
     let stack = Stack::shared();
     insert(&stack, "john");
     let (postgres, redis) = (stack.postgres_proxy(), stack.redis_proxy());
-    let service = soon(without_near(stack.data_svc().postgres_through(&postgres).redis_through(&redis))).start();
+    let service =
+        soon(without_near(stack.data_svc().postgres_through(&postgres).redis_through(&redis))).start();
     wait_for_a_hit(&service, "john");
     postgres.cut();
     redis.cut();

@@ -1,0 +1,370 @@
+//! The clients: threads that read and write a few names as fast as they can, and note what they see.
+//!
+//! All clients use the same few names, so that they collide. Every second there are new ones, which keeps the history
+//! of a name short. Now and then a client comes back to an older name: what is wrong there is wrong for long.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::{scope, sleep};
+use std::time::{Duration, Instant};
+
+use crate::client::{Answer, Client, Reply};
+use crate::cluster::{Cluster, Replica};
+use crate::operation::{Action, OPEN, Operation, Outcome, Via};
+
+/// How many clients there are, and what they do.
+pub struct Load {
+    pub readers: usize,
+    pub writers: usize,
+    /// How many names are in use at once.
+    pub names: u32,
+    /// How long they are.
+    pub rotation: Duration,
+    /// How long a writer rests after a write or a few, at most.
+    pub pause: Duration,
+    /// Which of the two `user-svc` are used.
+    pub use_writers: &'static [usize],
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self {
+            readers: 8,
+            writers: 6,
+            names: 4,
+            rotation: Duration::from_secs(1),
+            pause: Duration::from_millis(500),
+            use_writers: &[0, 1],
+        }
+    }
+}
+
+/// How many rounds of names back a client goes at most: longer than a barrier stands.
+const MEMORY: u32 = 14;
+
+/// What was seen.
+#[derive(Default)]
+pub struct Recording {
+    /// The operations of each name, in no order.
+    pub histories: Vec<Vec<Operation>>,
+    /// Writes that were answered 503, and did not happen.
+    pub refused: u64,
+    /// Reads without an answer, or answered 503.
+    pub unanswered: u64,
+    /// Answers that the contract does not know.
+    pub unexpected: Vec<String>,
+}
+
+impl Recording {
+    fn add(&mut self, name: u32, operation: Operation) {
+        let name = name as usize;
+        if self.histories.len() <= name {
+            self.histories.resize_with(name + 1, Vec::new);
+        }
+        self.histories[name].push(operation);
+    }
+
+    fn merge(mut self, other: Self) -> Self {
+        for (name, operations) in (0..).zip(other.histories) {
+            operations.into_iter().for_each(|operation| self.add(name, operation));
+        }
+        self.refused += other.refused;
+        self.unanswered += other.unanswered;
+        self.unexpected.extend(other.unexpected);
+        self
+    }
+}
+
+/// What clients share.
+struct Shared<'a> {
+    cluster: &'a Cluster,
+    load: &'a Load,
+    stop: AtomicBool,
+    rotations: AtomicU32,
+    /// The number of the next write. Replaces and registers of all clients count together.
+    infos: AtomicU32,
+}
+
+/// Lets the others stop, also when this thread panics.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Lets clients work while `meanwhile` runs, and then reads every name once more, through both replicas and from
+/// Postgres itself.
+pub fn record(cluster: &Cluster, load: &Load, meanwhile: impl FnOnce()) -> Recording {
+    let (stop, rotations, infos) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(1));
+    let shared = Shared { cluster, load, stop, rotations, infos };
+    let recording = scope(|scope| {
+        let reader = || shared.run(|client, recording| shared.read(client, recording));
+        let writer = || shared.run(|client, recording| shared.write(client, recording));
+        let mut clients: Vec<_> = (0..load.readers).map(|_| scope.spawn(reader)).collect();
+        clients.extend((0..load.writers).map(|_| scope.spawn(writer)));
+        scope.spawn(|| shared.rotate());
+        {
+            let _stop = StopAtEnd(&shared.stop);
+            meanwhile();
+        }
+        let done = clients.into_iter().map(|client| client.join().expect("a client does not panic"));
+        done.fold(Recording::default(), Recording::merge)
+    });
+    shared.sweep(recording)
+}
+
+/// A thread's connections, and the last user that it saw.
+#[derive(Default)]
+struct Connections {
+    clients: [Client; 2],
+    seen: Option<(u32, String, u32)>,
+}
+
+impl Shared<'_> {
+    fn run(&self, act: impl Fn(&mut Connections, &mut Recording)) -> Recording {
+        let (mut connections, mut recording) = (Connections::default(), Recording::default());
+        while !self.stop.load(Ordering::SeqCst) {
+            act(&mut connections, &mut recording);
+        }
+        recording
+    }
+
+    fn rotate(&self) {
+        let mut next = Instant::now() + self.load.rotation;
+        while !self.stop.load(Ordering::SeqCst) {
+            sleep(Duration::from_millis(10));
+            if Instant::now() > next {
+                self.rotations.fetch_add(1, Ordering::SeqCst);
+                next += self.load.rotation;
+            }
+        }
+    }
+
+    fn names(&self) -> u32 {
+        (self.rotations.load(Ordering::SeqCst) + 1) * self.load.names
+    }
+
+    /// A name of now, or with this probability an older one.
+    fn choose(&self, older: f64) -> u32 {
+        let names = self.names();
+        let now = names - self.load.names;
+        if rand::random_bool(older) {
+            rand::random_range(now.saturating_sub(MEMORY * self.load.names)..names)
+        } else {
+            rand::random_range(now..names)
+        }
+    }
+
+    /// The name that half of all writes go to just now, so that they meet.
+    fn focus(&self) -> u32 {
+        let slot = self.cluster.beginning.elapsed().as_millis() / 150;
+        let number = u32::try_from(slot).unwrap_or(0) % self.load.names;
+        self.names() - self.load.names + number
+    }
+
+    fn read(&self, connections: &mut Connections, recording: &mut Recording) {
+        let name = self.choose(0.1);
+        let at = rand::random_range(0..2);
+        let mut header = String::new();
+        let mut known = None;
+        match (rand::random_range(0..100), &connections.seen) {
+            (0..10, _) => header.push_str("Cache-Control: no-cache\r\n"),
+            (10..30, Some((same, etag, info))) if *same == name => {
+                known = Some(*info);
+                header = format!("If-None-Match: {etag}\r\n");
+            }
+            _ => {}
+        }
+        let replica = &self.cluster.readers[at];
+        let seen = self.get(&mut connections.clients[at], replica, name, &header, known, recording);
+        if let Some((etag, info)) = seen {
+            connections.seen = Some((name, etag, info));
+        }
+    }
+
+    /// Reads `name` once, and notes it. Returns the entity tag and the info, if there was a user in the answer.
+    fn get(
+        &self,
+        client: &mut Client,
+        replica: &Replica,
+        name: u32,
+        header: &str,
+        known: Option<u32>,
+        recording: &mut Recording,
+    ) -> Option<(String, u32)> {
+        let request = format!("GET /user/h{name} HTTP/1.1\r\nHost: x\r\n{header}\r\n");
+        let start = self.cluster.now();
+        let reply = client.ask(replica.address(), &request);
+        let end = self.cluster.now();
+        let (state, answer) = match reply {
+            Reply::Answer(answer) => match (answer.status, info(&answer.body)) {
+                (200, Some(info)) => (Some(info), answer),
+                (304, _) if known.is_some() => (known, answer),
+                (404, _) => (None, answer),
+                (503, _) => {
+                    recording.unanswered += 1;
+                    sleep(Duration::from_millis(1));
+                    return None;
+                }
+                _ => {
+                    recording.unexpected.push(show("GET", &answer));
+                    return None;
+                }
+            },
+            Reply::Lost | Reply::Unsent => {
+                recording.unanswered += 1;
+                // It is being started again.
+                sleep(Duration::from_millis(2));
+                return None;
+            }
+        };
+        let via = Via { replica: replica.name, source: source(&answer.cache_status) };
+        let action = Action::Read(state);
+        recording.add(name, Operation { start, end, action, outcome: Outcome::Done, via });
+        (answer.status == 200).then_some((answer.etag, state?))
+    }
+
+    /// A few writes to one name, and a rest: a barrier stands for the most part of a write, and without rests there
+    /// would be nothing but barriers.
+    fn write(&self, connections: &mut Connections, recording: &mut Recording) {
+        let name = if rand::random_bool(0.5) { self.focus() } else { self.choose(0.05) };
+        let mut missing = rand::random_bool(0.3);
+        for _ in 0..rand::random_range(1..4) {
+            let info = self.infos.fetch_add(1, Ordering::Relaxed);
+            let action = match rand::random_range(0..100) {
+                _ if missing => Action::Register(info),
+                0..20 => Action::Register(info),
+                20..80 => Action::Replace(info),
+                _ => Action::Delete,
+            };
+            let outcome = self.change(connections, name, action, recording);
+            missing = outcome == Some(Outcome::Refused) && !matches!(action, Action::Register(_));
+        }
+        sleep(self.load.pause.mul_f64(rand::random()));
+    }
+
+    /// Writes once, and notes it. Returns none if it certainly did not happen.
+    fn change(
+        &self,
+        connections: &mut Connections,
+        name: u32,
+        action: Action,
+        recording: &mut Recording,
+    ) -> Option<Outcome> {
+        let at = self.load.use_writers[rand::random_range(0..self.load.use_writers.len())];
+        let replica = &self.cluster.writers[at];
+        let (method, request) = request(name, action);
+        let start = self.cluster.now();
+        let reply = connections.clients[at].ask(replica.address(), &request);
+        let end = self.cluster.now();
+        let outcome = match reply {
+            Reply::Unsent => None,
+            Reply::Lost => Some(Outcome::Unknown),
+            Reply::Answer(answer) => match (answer.status, action) {
+                (201, Action::Register(_)) | (200, Action::Replace(_)) | (204, Action::Delete) => {
+                    Some(Outcome::Done)
+                }
+                (409, Action::Register(_)) | (404, Action::Replace(_) | Action::Delete) => {
+                    Some(Outcome::Refused)
+                }
+                (503, _) if has(&answer, "/problems/outcome-unknown") => Some(Outcome::Unknown),
+                (503, _) if has(&answer, "/problems/unavailable") || has(&answer, "/problems/overloaded") => {
+                    None
+                }
+                _ => {
+                    recording.unexpected.push(show(method, &answer));
+                    Some(Outcome::Unknown)
+                }
+            },
+        };
+        let Some(outcome) = outcome else {
+            recording.refused += 1;
+            sleep(Duration::from_millis(5));
+            return None;
+        };
+        let end = if outcome == Outcome::Unknown { OPEN } else { end };
+        let via = Via { replica: replica.name, source: method };
+        recording.add(name, Operation { start, end, action, outcome, via });
+        Some(outcome)
+    }
+
+    /// Reads every name: from both replicas, from Postgres, and from both again. A last word on every unknown outcome,
+    /// and on whatever was left in a cache.
+    fn sweep(&self, mut recording: Recording) -> Recording {
+        let mut connections = Connections::default();
+        for round in 0..2 {
+            for name in 0..self.names() {
+                for (client, replica) in connections.clients.iter_mut().zip(&self.cluster.readers) {
+                    self.get(client, replica, name, "", None, &mut recording);
+                }
+            }
+            if round == 0 {
+                self.read_postgres(&mut recording);
+            }
+        }
+        recording
+    }
+
+    fn read_postgres(&self, recording: &mut Recording) {
+        let start = self.cluster.now();
+        let rows = self.cluster.stack.sql("SELECT substr(name, 2), substr(info, 2) FROM users");
+        let end = self.cluster.now();
+        let number = |text: &str| text.parse::<u32>().expect("names and infos are letters and numbers");
+        let rows = rows.lines().filter_map(|row| row.split_once('|'));
+        let rows: std::collections::HashMap<_, _> =
+            rows.map(|(name, info)| (number(name), number(info))).collect();
+        for name in 0..self.names() {
+            let action = Action::Read(rows.get(&name).copied());
+            let via = Via { replica: "postgres", source: "the row" };
+            recording.add(name, Operation { start, end, action, outcome: Outcome::Done, via });
+        }
+    }
+}
+
+/// The method and the whole request of a write.
+fn request(name: u32, action: Action) -> (&'static str, String) {
+    let (method, path, body) = match action {
+        Action::Register(info) => {
+            ("POST", "/register".to_owned(), format!(r#"{{"name":"h{name}","info":"w{info}"}}"#))
+        }
+        Action::Replace(info) => ("PUT", format!("/user/h{name}"), format!(r#"{{"info":"w{info}"}}"#)),
+        Action::Delete | Action::Read(_) => ("DELETE", format!("/user/h{name}"), String::new()),
+    };
+    let head = format!("Host: x\r\nContent-Type: application/json\r\nContent-Length: {}", body.len());
+    (method, format!("{method} {path} HTTP/1.1\r\n{head}\r\n\r\n{body}"))
+}
+
+/// The number of the write whose info the body holds.
+fn info(body: &[u8]) -> Option<u32> {
+    let (_, rest) = std::str::from_utf8(body).ok()?.split_once(r#""info":"w"#)?;
+    rest.split_once('"')?.0.parse().ok()
+}
+
+fn has(answer: &Answer, problem: &str) -> bool {
+    String::from_utf8_lossy(&answer.body).contains(problem)
+}
+
+fn show(method: &str, answer: &Answer) -> String {
+    format!("{method}: {} {}", answer.status, String::from_utf8_lossy(&answer.body))
+}
+
+/// `Cache-Status` in a word.
+fn source(cache_status: &str) -> &'static str {
+    let rest = cache_status.strip_prefix("data-svc; ").unwrap_or_default();
+    match rest {
+        "fwd=uri-miss; stored" => "miss, stored",
+        "fwd=uri-miss" => "miss",
+        "fwd=uri-miss; collapsed" => "collapsed",
+        "fwd=request; stored" => "forced, stored",
+        "fwd=request" => "forced",
+        "fwd=bypass; detail=write-in-progress" => "bypass",
+        "fwd=bypass; detail=breaker-open" => "breaker open",
+        "fwd=miss; detail=redis-timeout" => "redis timeout",
+        "fwd=miss; detail=redis-error" => "redis error",
+        _ if rest.ends_with("detail=near") => "near hit",
+        _ if rest.ends_with("detail=negative") => "negative hit",
+        _ if rest.starts_with("hit; ttl=") => "hit",
+        _ => "something else",
+    }
+}

@@ -1,0 +1,146 @@
+//! What a recording came to: counts, and for a violation the operations around it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use crate::checker::{self, Violation};
+use crate::cluster::Cluster;
+use crate::faults::Log;
+use crate::operation::{Action, OPEN, Operation, Outcome};
+use crate::recorder::Recording;
+
+/// How many operations of a name are shown before and after the one that is wrong.
+const AROUND: usize = 40;
+
+/// The promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Promise {
+    Visible,
+    Linearizable,
+    /// Neither: stale reads are measured.
+    Bounded,
+}
+
+/// What was counted.
+pub struct Report {
+    pub reads: usize,
+    pub writes: usize,
+    pub unknown: usize,
+    /// Reads by how they were answered.
+    pub sources: BTreeMap<&'static str, usize>,
+    /// Violations, shown.
+    pub violations: Vec<String>,
+    /// For how long the stalest user, and the stalest absence, had been overwritten when it was read.
+    pub oldest: [Duration; 2],
+    text: String,
+}
+
+impl Report {
+    /// Checks every history, counts, and prints what it counted.
+    pub fn of(test: &str, promise: Promise, cluster: &Cluster, recording: &Recording, faults: &Log) -> Self {
+        let all = || recording.histories.iter().flatten();
+        let is_read = |it: &&Operation| matches!(it.action, Action::Read(_));
+        let reads = all().filter(is_read).count();
+        let unknown = all().filter(|it| it.outcome == Outcome::Unknown).count();
+        let mut sources = BTreeMap::new();
+        for read in all().filter(is_read) {
+            *sources.entry(read.via.source).or_insert(0) += 1;
+        }
+        let started = Instant::now();
+        let (mut violations, mut first) = (Vec::new(), OPEN);
+        for (name, operations) in recording.histories.iter().enumerate() {
+            let found = match promise {
+                Promise::Visible => checker::visible(operations).into_iter().next(),
+                Promise::Linearizable => checker::linearizable(operations),
+                Promise::Bounded => None,
+            };
+            if let Some(found) = found {
+                first = first.min(operations[found.operation].start);
+                violations.push(trace(name, operations, &found, faults));
+            }
+        }
+        let oldest = oldest(recording);
+        let mut text = String::new();
+        let (names, seconds) = (recording.histories.len(), cluster.beginning.elapsed().as_secs());
+        let writes = all().count() - reads;
+        let counted = format!("{reads} reads, {writes} writes ({unknown} unknown) of {names} names");
+        let lost = format!("{} writes refused, {} reads unanswered", recording.refused, recording.unanswered);
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{test}: {promise:?}, {seconds} s: {counted}; {lost}");
+        let _ = writeln!(text, "  answers: {sources:?}");
+        let _ = writeln!(text, "  faults: {:?}", faults.counts());
+        let _ =
+            writeln!(text, "  {} names with a violation, {:?} to check", violations.len(), started.elapsed());
+        if first != OPEN {
+            let _ = writeln!(text, "  the first of them after {:.1} s", ms(first) / 1e3);
+        }
+        let _ = writeln!(text, "  stalest user {:?}, stalest absence {:?}", oldest[0], oldest[1]);
+        println!("{text}");
+        Self { reads, writes, unknown, sources, violations, oldest, text }
+    }
+
+    /// How often a read was answered like this.
+    pub fn source(&self, source: &str) -> usize {
+        self.sources.get(source).copied().unwrap_or(0)
+    }
+
+    /// Panics with the traces if there is a violation, or if something else went wrong that never may.
+    pub fn is_good(&self, cluster: &Cluster, recording: &Recording) {
+        let shown: Vec<&str> = self.violations.iter().take(3).map(String::as_str).collect();
+        assert!(self.violations.is_empty(), "{}\n{}", self.text, shown.join("\n"));
+        assert!(recording.unexpected.is_empty(), "unexpected answers: {:#?}", recording.unexpected);
+        for replica in cluster.replicas() {
+            let log = replica.log();
+            assert!(!log.contains("panicked"), "{} panicked:\n{log}", replica.name);
+        }
+    }
+}
+
+/// The greatest age of a stale user, and of a stale absence.
+fn oldest(recording: &Recording) -> [Duration; 2] {
+    let mut oldest = [0; 2];
+    for operations in &recording.histories {
+        for stale in checker::stale_reads(operations) {
+            let is_absence = operations[stale.operation].action == Action::Read(None);
+            let oldest = &mut oldest[usize::from(is_absence)];
+            *oldest = stale.age.max(*oldest);
+        }
+    }
+    oldest.map(Duration::from_nanos)
+}
+
+/// The operations around a violation, by their start, with the faults between them.
+fn trace(name: usize, operations: &[Operation], violation: &Violation, faults: &Log) -> String {
+    let wrong = &operations[violation.operation];
+    let mut sorted: Vec<&Operation> = operations.iter().collect();
+    sorted.sort_by_key(|it| it.start);
+    let at = sorted.iter().position(|it| std::ptr::eq(*it, wrong)).unwrap_or(0);
+    // Writes tell more than the reads between them.
+    let is_near = |number: usize| number + AROUND > at && number < at + AROUND / 4;
+    let about = |it: &Operation| it.writes().is_some_and(|info| wrong.action == Action::Read(Some(info)));
+    let shown: Vec<&Operation> =
+        (0..).zip(&sorted).filter(|(n, it)| is_near(*n) || about(it)).map(|(_, it)| *it).collect();
+    let from = shown.first().map_or(0, |it| it.start);
+    let mut lines: Vec<(u64, String)> = shown
+        .iter()
+        .map(|it| {
+            let end = if it.end == OPEN { "          ?".into() } else { format!("{:11.3}", ms(it.end)) };
+            let mark = if std::ptr::eq(*it, wrong) { " <== here" } else { "" };
+            let Operation { action, outcome, via, .. } = it;
+            let what = format!("{action:?} {outcome:?}, {} {}{mark}", via.replica, via.source);
+            (it.start, format!("  {:11.3} - {end} ms  {what}", ms(it.start)))
+        })
+        .collect();
+    let during = faults.entries().into_iter().filter(|it| it.end >= from && it.start <= wrong.end);
+    lines.extend(during.map(|it| {
+        (it.start, format!("  {:11.3} - {:11.3} ms  FAULT {}", ms(it.start), ms(it.end), it.what))
+    }));
+    lines.sort();
+    let lines: Vec<String> = lines.into_iter().map(|(_, line)| line).collect();
+    format!("h{name}: {} at {:.3} ms\n{}", violation.why, ms(wrong.start), lines.join("\n"))
+}
+
+fn ms(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e6
+}

@@ -7,6 +7,7 @@ mod redis;
 mod staleness;
 mod tls;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -82,6 +83,15 @@ fn wait_for_a_hit(service: &Service, name: &str) {
 /// The first letter of what is at the key, which tells its kind; empty if there is nothing.
 fn kind(stack: &Stack, name: &str) -> String {
     stack.redis_cli(&["GETRANGE", &format!("user:{{{name}}}"), "0", "0"])
+}
+
+/// Tells the other threads to stop, also when this one panics: the test must end.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// The value of a metric without labels.

@@ -1,12 +1,14 @@
 //! Redis absent, frozen, killed, slow, garbled, full, read-only, or holding garbage: every request succeeds in time.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::scope;
 use std::time::{Duration, Instant};
 
 use devstack::{Redis, Service, ServiceBuilder, Stack};
 
 use crate::{
-    BREAKER_OPEN, BYPASS, ERROR, HIT, MISS, NO_CACHE, TIMEOUT, found, get, get_with, insert, is_hit, kind,
-    wait_for_a_hit, wait_until, without_near,
+    BREAKER_OPEN, BYPASS, ERROR, HIT, MISS, NO_CACHE, StopAtEnd, TIMEOUT, found, get, get_with, insert,
+    is_hit, kind, wait_for_a_hit, wait_until, without_near,
 };
 
 /// One time-out of 50 ms with Redis, five times as slack, and the rest for Postgres on a busy machine.
@@ -100,11 +102,13 @@ fn a_redis_that_freezes_under_load_fails_no_request() {
     let service = data_svc(&stack, &redis).start();
     wait_for_a_hit(&service, "john");
     let service = &service;
-    let done = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
+    let stop = AtomicBool::new(false);
+    scope(|scope| {
+        let stop_all = StopAtEnd(&stop);
         for _ in 0..8 {
             scope.spawn(|| {
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let _stop = StopAtEnd(&stop);
+                while !stop.load(Ordering::Relaxed) {
                     john_in_time(service);
                 }
             });
@@ -115,7 +119,7 @@ fn a_redis_that_freezes_under_load_fails_no_request() {
             redis.thaw();
             wait_for_a_hit(service, "john");
         }
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(stop_all);
     });
 }
 
@@ -313,7 +317,7 @@ fn a_herd_at_one_cold_name_is_served_and_leaves_a_copy() {
     with_john(&stack);
     let replicas = [without_near(stack.data_svc()).start(), stack.data_svc().start()];
     replicas.iter().for_each(|replica| drop(replica.wait_for_log("Redis is there")));
-    std::thread::scope(|scope| {
+    scope(|scope| {
         for number in 0..64 {
             let replica = &replicas[number % 2];
             scope.spawn(move || found(&get(replica, "john"), "john"));

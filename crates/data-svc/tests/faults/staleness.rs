@@ -7,7 +7,7 @@ use std::time::Duration;
 use devstack::http::{self, Connection};
 use devstack::{Service, Stack};
 
-use crate::wait_until;
+use crate::{StopAtEnd, wait_until};
 
 const NAMES: usize = 200;
 
@@ -74,15 +74,6 @@ impl Race {
             self.acknowledged[name].store(true, Ordering::SeqCst);
             wait(&self.after, 8);
         }
-    }
-}
-
-/// Ends the others also when one panics.
-struct StopAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
     }
 }
 

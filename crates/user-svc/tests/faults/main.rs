@@ -12,6 +12,7 @@ mod stop;
 mod tls;
 
 use std::io::Result;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,15 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
         sleep(Duration::from_millis(5));
+    }
+}
+
+/// Tells the other threads to stop, also when this one panics: the test must end.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

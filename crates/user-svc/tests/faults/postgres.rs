@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use devstack::{Service, Stack, http};
 
-use crate::{is_registered, metric, register, terminate, try_register, unavailable, wait_until};
+use crate::{StopAtEnd, is_registered, metric, register, terminate, try_register, unavailable, wait_until};
 
 /// What clients were told while they registered one name after the other.
 #[derive(Default)]
@@ -50,24 +50,15 @@ impl Told {
     }
 }
 
-/// Ends the clients also when the test panics, so that the test ends.
-struct StopAtEnd<'a>(&'a Told);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.stop.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Lets clients register while `hurt` is done, and looks afterwards whether what they were told is true.
 fn under_load(stack: &Stack, service: &Service, hurt: impl FnOnce(&Told)) {
     let told = Told::default();
     scope(|scope| {
-        let stop = StopAtEnd(&told);
+        let stop = StopAtEnd(&told.stop);
         for client in 0..6 {
             let told = &told;
             scope.spawn(move || {
-                let _stop = StopAtEnd(told);
+                let _stop = StopAtEnd(&told.stop);
                 told.client(service, client);
             });
         }
@@ -200,7 +191,8 @@ fn while_postgres_is_known_to_be_away_a_request_does_not_wait_for_the_deadline()
 #[test]
 fn a_connection_that_was_terminated_between_requests_is_replaced_and_nobody_notices() {
     let stack = Stack::shared();
-    let service = stack.user_svc().start();
+    // One connection, or each request would meet another one, which the pool has looked at.
+    let service = stack.user_svc().env("DATABASE_CONNECTIONS", "1").start();
     for round in 0..5 {
         assert_eq!(register(&service, &format!("before-{round}")).status, 201);
         assert!(terminate(&stack, "application_name = 'users'") > 0);
@@ -212,7 +204,8 @@ fn a_connection_that_was_terminated_between_requests_is_replaced_and_nobody_noti
 fn a_connection_that_was_reset_between_requests_is_replaced_and_nobody_notices() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
-    let service = stack.user_svc().postgres_through(&proxy).start();
+    // One connection, or each request would meet another one, which the pool has looked at.
+    let service = stack.user_svc().postgres_through(&proxy).env("DATABASE_CONNECTIONS", "1").start();
     for round in 0..5 {
         assert_eq!(register(&service, &format!("before-{round}")).status, 201);
         proxy.reset();

@@ -4,6 +4,10 @@
 
 use std::borrow::Cow;
 
+use diesel::backend::Backend;
+use diesel::deserialize::{self, FromSql, FromSqlRow};
+use diesel::pg::Pg;
+use diesel::sql_types::Text;
 use diesel::{Queryable, Selectable};
 use serde::Serialize;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
@@ -22,7 +26,7 @@ pub const INFO_MAX_BYTES: usize = 16 * 1024;
 pub struct Invalid(pub &'static str);
 
 /// A user's name: 1 to 128 bytes of UTF-8 in Unicode normal form C, compared exactly.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, FromSqlRow, Serialize, ToSchema)]
 #[schema(value_type = String, min_length = 1, max_length = 128, pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$", example = "john_doe")]
 pub struct UserName(String);
 
@@ -57,6 +61,13 @@ impl UserName {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// The table's CHECKs have seen it, and its key is what it is found by: it is taken as it is.
+impl FromSql<Text, Pg> for UserName {
+    fn from_sql(bytes: <Pg as Backend>::RawValue<'_>) -> deserialize::Result<Self> {
+        <String as FromSql<Text, Pg>>::from_sql(bytes).map(Self)
     }
 }
 
@@ -120,10 +131,10 @@ pub struct NewInfo {
 
 /// A user as stored.
 #[derive(Debug, Clone, PartialEq, Eq, Queryable, Selectable, Serialize)]
-#[diesel(table_name = users, check_for_backend(diesel::pg::Pg))]
+#[diesel(table_name = users, check_for_backend(Pg))]
 pub struct User {
     /// The name, the primary key.
-    pub name: String,
+    pub name: UserName,
     /// The info.
     pub info: String,
 }

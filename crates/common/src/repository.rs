@@ -15,7 +15,8 @@
 //! - a **wait**: near copies may be used for [`near::LEASE`] after a proof that nothing was missed. A writer that
 //!   changes what others may hold waits as long between publishing the key and COMMIT.
 
-use std::marker::PhantomData;
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ use crate::cache::entry::{self, Answer, Filled, Slot};
 use crate::cache::near::{self, Near};
 use crate::cache::{BARRIER, Barriers, Cache, CacheError};
 use crate::config::CacheSettings;
-use crate::database::{Database, Late, Pending, Seen, Written, waited_too_long};
+use crate::database::{Batches, Database, Late, Pending, Seen, Written, waited_too_long};
 use crate::error::Error;
 use crate::flights::{Flights, Landed, Seat};
 
@@ -47,7 +48,7 @@ const UNBARRIER_PAUSE: Duration = Duration::from_millis(20);
 /// What can be kept in a [`Repository`].
 pub trait CacheAside: Send + Sync + 'static {
     /// What it is found by.
-    type Key: Clone + Send + Sync + 'static;
+    type Key: Clone + Eq + Hash + Send + Sync + 'static;
     /// A row.
     type Record: Send + 'static;
 
@@ -58,7 +59,10 @@ pub trait CacheAside: Send + Sync + 'static {
     ///
     /// # Errors
     /// The database's.
-    fn load(connection: &mut PgConnection, keys: &[Self::Key]) -> QueryResult<Vec<Self::Record>>;
+    fn load(connection: &mut PgConnection, keys: &[&Self::Key]) -> QueryResult<Vec<Self::Record>>;
+
+    /// The key of `record`.
+    fn key(record: &Self::Record) -> &Self::Key;
 
     /// The finished answer for `record`, to be sent as it is on every hit.
     fn encode(record: &Self::Record) -> Answer;
@@ -150,10 +154,14 @@ pub enum Effect {
 pub type Changed<T, R> = (R, Vec<<T as CacheAside>::Key>);
 
 /// Finds and changes what is kept as `T`; clones share everything.
-pub struct Repository<T>(Arc<Parts>, PhantomData<fn() -> T>);
+pub struct Repository<T: CacheAside>(Arc<Parts<T>>);
 
-struct Parts {
+/// Keys that wait to be loaded.
+type Loads<K> = Batches<K, (), Seen<Option<Answer>>>;
+
+struct Parts<T: CacheAside> {
     database: Database,
+    loads: Loads<T::Key>,
     cache: Cache,
     near: Option<Arc<Near>>,
     flights: Flights<Found>,
@@ -166,35 +174,36 @@ struct Parts {
 }
 
 // Derived, it would ask `T: Clone`.
-impl<T> Clone for Repository<T> {
+impl<T: CacheAside> Clone for Repository<T> {
     fn clone(&self) -> Self {
-        Self(self.0.clone(), PhantomData)
+        Self(self.0.clone())
     }
 }
 
 impl<T: CacheAside> Repository<T> {
-    /// A repository over `database`, which has `connections`, `cache` and perhaps a near cache; `requests` counts
-    /// finds by their [`Source::label`]. Must be called within a runtime.
+    /// A repository over `database`, `cache` and perhaps a near cache; `requests` counts finds by their
+    /// [`Source::label`]. Must be called within a runtime.
     #[must_use]
     pub fn new(
-        (database, connections): (Database, usize),
+        database: Database,
         cache: Cache,
         near: Option<Arc<Near>>,
         settings: &CacheSettings,
         requests: IntCounterVec,
     ) -> Self {
         let parts = Parts {
+            loads: Batches::new(database.clone()),
+            near_waits: Arc::new(Semaphore::new(database.quarter())),
             database,
             cache,
             near,
             flights: Flights::default(),
             refreshes: Flights::default(),
-            near_waits: Arc::new(Semaphore::new((connections / 4).max(1))),
             settings: settings.clone(),
             requests,
             runtime: Handle::current(),
         };
-        Self(Arc::new(parts), PhantomData)
+        Self(Arc::new(parts))
     }
 
     // ---------------------------------------------------------------- reading
@@ -369,11 +378,33 @@ impl<T: CacheAside> Repository<T> {
         }
     }
 
+    /// Loads a row, together with all that wait for theirs.
     async fn load(&self, key: &T::Key) -> Result<Seen<Option<Answer>>, Error> {
-        let key = key.clone();
-        let query = move |connection: &mut PgConnection| T::load(connection, std::slice::from_ref(&key));
-        let Seen { value: records, as_of } = self.0.database.read(query).await?;
-        Ok(Seen { value: records.first().map(T::encode), as_of })
+        let serve = || drop(tokio::spawn(self.clone().serve_loads()));
+        self.0.loads.join(key.clone(), (), serve).await
+    }
+
+    /// Sends one query for all who wait, and another, until nobody does.
+    async fn serve_loads(self) {
+        while let Some(batch) = self.0.loads.next() {
+            let batch = Arc::new(batch);
+            let taken = batch.clone();
+            let query = move |connection: &mut PgConnection| {
+                let keys: Vec<&T::Key> = taken.members().iter().map(|member| &member.key).collect();
+                let records = T::load(connection, &keys)?;
+                Ok(records.iter().map(|record| (T::key(record).clone(), T::encode(record))).collect())
+            };
+            let loaded: Result<Seen<HashMap<T::Key, Answer>>, Error> =
+                self.0.database.read(batch.give_up, query).await;
+            for member in batch.members() {
+                member.tell(match &loaded {
+                    Ok(Seen { value, as_of }) => {
+                        Ok(Seen { value: value.get(&member.key).cloned(), as_of: *as_of })
+                    }
+                    Err(error) => Err(error.clone()),
+                });
+            }
+        }
     }
 
     fn note(&self, cache_key: &str) -> Option<near::Note> {
@@ -399,7 +430,19 @@ impl<T: CacheAside> Repository<T> {
         effect: Effect,
         change: impl Fn(&mut PgConnection) -> QueryResult<Result<Changed<T, R>, Error>> + Send + 'static,
     ) -> Result<R, Error> {
-        let give_up = self.0.database.give_up();
+        self.write_by(self.0.database.give_up(), effect, change).await
+    }
+
+    /// As [`Repository::write`], with a deadline of the caller's.
+    ///
+    /// # Errors
+    /// As [`Repository::write`].
+    pub async fn write_by<R: Send + Sync + 'static>(
+        &self,
+        give_up: Instant,
+        effect: Effect,
+        change: impl Fn(&mut PgConnection) -> QueryResult<Result<Changed<T, R>, Error>> + Send + 'static,
+    ) -> Result<R, Error> {
         let turn = self.wait_for_turn(effect, give_up).await?;
         let this = self.clone();
         let before_commit = move |(_, keys): &Changed<T, R>| {

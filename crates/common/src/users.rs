@@ -3,11 +3,13 @@
 use actix_web::http::header::EntityTag;
 use actix_web::web::Bytes;
 use diesel::prelude::*;
+use diesel::sql_types::{Array, Text};
 use sha2::{Digest, Sha256};
 
 use crate::cache::entry::Answer;
+use crate::creations::Creations;
 use crate::error::Error;
-use crate::models::{Info, NewUser, User, UserName};
+use crate::models::{Info, User, UserName};
 use crate::repository::{CacheAside, Repository};
 use crate::schema::users;
 
@@ -26,16 +28,20 @@ impl CacheAside for User {
         format!("user:{{{}}}", name.as_str())
     }
 
-    fn load(connection: &mut PgConnection, names: &[UserName]) -> QueryResult<Vec<Self>> {
-        let names: Vec<&str> = names.iter().map(UserName::as_str).collect();
+    fn load(connection: &mut PgConnection, names: &[&UserName]) -> QueryResult<Vec<Self>> {
+        let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
         users::table.filter(users::name.eq_any(names)).select(Self::as_select()).load(connection)
+    }
+
+    fn key(user: &Self) -> &UserName {
+        &user.name
     }
 
     fn encode(user: &Self) -> Answer {
         let mut body = serde_json::to_vec(user).unwrap_or_default(); // two strings can always be written
         body.pop();
         body.extend_from_slice(FROM_CACHE.as_bytes());
-        Answer { etag: etag(&user.name, &user.info), body: body.into() }
+        Answer { etag: etag(user.name.as_str(), &user.info), body: body.into() }
     }
 }
 
@@ -65,14 +71,33 @@ pub fn entity_tag(etag: &[u8; 16]) -> EntityTag {
 /// What a write returns to the repository: the keys that it has changed; or why it refuses.
 pub type Changed = QueryResult<Result<((), Vec<UserName>), Error>>;
 
-/// Inserts `user`. The table's key decides who comes first.
+/// Users to be registered, which share their transactions.
+pub type Registrations = Creations<User, Info>;
+
+/// Inserts the users whose names are free, and returns those names. Waits for other transactions that write one.
 ///
 /// # Errors
-/// A unique violation for a name that is taken, and the database's.
-pub fn insert(connection: &mut PgConnection, user: &NewUser) -> Changed {
-    let row = (users::name.eq(user.name.as_str()), users::info.eq(user.info.as_str()));
-    diesel::insert_into(users::table).values(row).execute(connection)?;
-    Ok(Ok(((), vec![user.name.clone()])))
+/// The database's.
+pub fn insert(connection: &mut PgConnection, users: &[(&UserName, &Info)]) -> QueryResult<Vec<UserName>> {
+    // Two transactions that insert the same names in different orders would wait for each other.
+    let mut users = users.to_vec();
+    users.sort_unstable_by_key(|(name, _)| *name);
+    let (names, infos): (Vec<&str>, Vec<&str>) =
+        users.into_iter().map(|(name, info)| (name.as_str(), info.as_str())).unzip();
+    // Arrays make it one prepared statement, however many there are.
+    diesel::sql_query(
+        "INSERT INTO users (name, info) SELECT * FROM unnest($1, $2) ON CONFLICT DO NOTHING RETURNING name",
+    )
+    .bind::<Array<Text>, _>(names)
+    .bind::<Array<Text>, _>(infos)
+    .load::<Named>(connection)
+    .map(|inserted| inserted.into_iter().map(|row| row.name).collect())
+}
+
+#[derive(QueryableByName)]
+struct Named {
+    #[diesel(sql_type = Text)]
+    name: UserName,
 }
 
 /// Replaces the info of the user `name`, if it is as `condition` wants it.
@@ -108,7 +133,11 @@ fn check(
 ) -> QueryResult<Result<(), Error>> {
     let row = users::table.find(name.as_str()).select(User::as_select()).for_update();
     let user = row.first(connection)?;
-    Ok(if condition.holds(&etag(&user.name, &user.info)) { Ok(()) } else { Err(Error::PreconditionFailed) })
+    Ok(if condition.holds(&etag(user.name.as_str(), &user.info)) {
+        Ok(())
+    } else {
+        Err(Error::PreconditionFailed)
+    })
 }
 
 /// What `If-Match` asks for.

@@ -101,8 +101,7 @@ pub async fn serve(config: Config) -> Outcome {
         0 => None,
         bytes => Some(Near::start(&config.cache, bytes)?),
     };
-    let database_and_size = (database.clone(), config.database.connections);
-    let users = Users::new(database_and_size, cache, near, &config.cache, metrics.cache.clone());
+    let users = Users::new(database.clone(), cache, near, &config.cache, metrics.cache.clone());
     let users = Data::new(users);
     let service = Service {
         name: NAME,

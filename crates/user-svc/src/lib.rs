@@ -15,7 +15,7 @@ use common::metrics::Metrics;
 use common::migrations::Schema;
 use common::server::Service;
 use common::start::Outcome;
-use common::users::Users;
+use common::users::{self, Registrations, Users};
 use utoipa::OpenApi as _;
 
 const NAME: &str = "user-svc";
@@ -76,13 +76,8 @@ pub async fn serve(config: Config) -> Outcome {
     let metrics = Metrics::new(NAME)?;
     let database = Database::start(&config.database, Schema::Migrate, metrics.database.clone())?;
     let cache = Cache::start(&config.cache)?;
-    let users = Users::new(
-        (database.clone(), config.database.connections),
-        cache,
-        None,
-        &config.cache,
-        metrics.cache.clone(),
-    );
+    let users = Users::new(database.clone(), cache, None, &config.cache, metrics.cache.clone());
+    let registrations = Data::new(Registrations::new(users.clone(), database.clone(), users::insert));
     let users = Data::new(users);
     let links = Data::new(routes::Links { data_url: config.public_data_url });
     let service = Service {
@@ -98,7 +93,8 @@ pub async fn serve(config: Config) -> Outcome {
     };
     service
         .serve(move |config| {
-            config.app_data(users.clone()).app_data(links.clone()).configure(routes::routes);
+            config.app_data(users.clone()).app_data(registrations.clone()).app_data(links.clone());
+            config.configure(routes::routes);
         })
         .await?;
     Ok(())

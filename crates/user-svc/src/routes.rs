@@ -8,7 +8,7 @@ use common::extract::{Body, PathName};
 use common::health;
 use common::models::{NewInfo, NewUser, UserName};
 use common::repository::Effect;
-use common::users::{self, IfMatch, Users, entity_tag};
+use common::users::{self, IfMatch, Registrations, Users, entity_tag};
 use diesel::PgConnection;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use utoipa::OpenApi;
@@ -60,13 +60,12 @@ impl Links {
     (status = 503, body = Problem, content_type = "application/problem+json", description = "Try again later"),
 ))]
 async fn register(
-    users: Data<Users>,
+    registrations: Data<Registrations>,
     links: Data<Links>,
     body: Body<NewUser>,
 ) -> Result<HttpResponse, Error> {
     let Body(user) = body;
-    let new = user.clone();
-    users.write(Effect::Create, move |connection| users::insert(connection, &new)).await?;
+    registrations.create(user.name.clone(), user.info.clone()).await?;
     Ok(HttpResponse::Created()
         .insert_header((LOCATION, links.user(user.name.as_str())))
         .insert_header((ETAG, entity_tag(&users::etag(user.name.as_str(), user.info.as_str()))))

@@ -1,11 +1,13 @@
 //! PostgreSQL: the r2d2 pool, and the only bridge from async code to Diesel.
 //!
 //! A crew of threads, one a connection, takes work from one bounded queue. A thread checks its connection out once
-//! and keeps it until it fails, so that the pool's validation query is paid after an error, not at each query.
+//! and keeps it until it fails, so that the pool's validation query is paid after an error, not at each query. What
+//! can be done for many at once waits in [`Batches`] instead.
 //!
 //! Every caller has a deadline of its own: when PostgreSQL is frozen a thread can be stuck in it for long, whatever
 //! time-outs are set, but no request waits with it, and no more threads than the crew get stuck.
 
+mod batches;
 mod lane;
 mod monitor;
 
@@ -29,12 +31,14 @@ use crate::error::Error;
 use crate::metrics::DatabaseMetrics;
 use crate::migrations::Schema;
 
+pub use self::batches::{Batch, Batches, Member};
 pub use self::lane::Written;
 
 /// A handle to PostgreSQL; clones share one crew.
 #[derive(Clone, Debug)]
 pub struct Database {
     queue: Sender<Job>,
+    connections: usize,
     deadline: Duration,
     monitor: Arc<Monitor>,
     metrics: DatabaseMetrics,
@@ -85,7 +89,7 @@ impl Database {
         let watching = monitor.clone();
         let thread = thread::Builder::new().name("database-monitor".into());
         thread.spawn(move || watching.watch(&url, schema))?;
-        Ok(Self { queue, deadline: settings.deadline, monitor, metrics })
+        Ok(Self { queue, connections: settings.connections, deadline: settings.deadline, monitor, metrics })
     }
 
     /// Whether PostgreSQL can be used now.
@@ -100,16 +104,28 @@ impl Database {
         Instant::now() + self.deadline
     }
 
+    /// A quarter of the connections, but one at least: what may be used for one purpose while there are others.
+    #[must_use]
+    pub fn quarter(&self) -> usize {
+        (self.connections / 4).max(1)
+    }
+
+    /// How many may wait.
+    fn queue_bound(&self) -> usize {
+        self.queue.capacity().unwrap_or(usize::MAX)
+    }
+
     /// Runs `query`, which must only read: it is run once more if its connection turns out to be dead.
     ///
     /// # Errors
-    /// [`Error::Overloaded`] at once when the queue is full, [`Error::Unavailable`] when PostgreSQL is away or the
-    /// deadline passes, and what `query` fails with.
+    /// [`Error::Overloaded`] at once when the queue is full, [`Error::Unavailable`] when PostgreSQL is away or
+    /// `give_up` passes, and what `query` fails with.
     pub async fn read<T: Send + 'static>(
         &self,
+        give_up: Instant,
         query: impl Fn(&mut PgConnection) -> QueryResult<T> + Send + 'static,
     ) -> Result<Seen<T>, Error> {
-        let mut pending = self.enqueue(self.give_up(), move |lane, give_up, _| lane.read(give_up, query))?;
+        let mut pending = self.enqueue(give_up, move |lane, give_up, _| lane.read(give_up, query))?;
         match pending.by_deadline().await {
             Ok(result) => result?,
             Err(_) => Err(waited_too_long()),
@@ -152,11 +168,12 @@ impl Database {
                 drop(reply.send(work(lane, give_up, &may_commit)));
             }
         });
+        self.metrics.waiting.inc();
         if self.queue.try_send(job).is_err() {
+            self.metrics.waiting.dec();
             self.metrics.refused.inc();
             return Err(Error::Overloaded);
         }
-        self.metrics.waiting.set(self.queue.len().try_into().unwrap_or(i64::MAX));
         Ok(Pending { result, decided, give_up, metrics: self.metrics.clone() })
     }
 }
@@ -222,7 +239,7 @@ pub fn waited_too_long() -> Error {
 /// One thread of the crew: takes jobs until every handle is gone.
 fn work(mut lane: Lane, jobs: &Receiver<Job>, metrics: &DatabaseMetrics) {
     for job in jobs {
-        metrics.waiting.set(jobs.len().try_into().unwrap_or(i64::MAX));
+        metrics.waiting.dec();
         metrics.in_use.inc();
         if catch_unwind(AssertUnwindSafe(|| job(&mut lane))).is_err() {
             // The job's reply is dropped with it, which tells its caller. Its connection may be anywhere.

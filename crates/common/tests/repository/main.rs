@@ -25,19 +25,13 @@ fn repository<T: CacheAside>(stack: &Stack) -> Repository<T> {
     }
     let cache = Cache::start(&cache_settings).expect("a valid URL");
     let near = Near::start(&cache_settings, cache_settings.near_bytes).expect("a valid URL");
-    Repository::new(
-        (database, database_settings.connections),
-        cache,
-        Some(near),
-        &cache_settings,
-        metrics.cache,
-    )
+    Repository::new(database, cache, Some(near), &cache_settings, metrics.cache)
 }
 
 fn settings(stack: &Stack) -> (DatabaseSettings, CacheSettings) {
     let database = DatabaseSettings {
         url: stack.database_url().into(),
-        connections: 4,
+        connections: 8,
         queue: 100,
         deadline: Duration::from_secs(9),
         statement_timeout: Duration::from_secs(1),

@@ -26,9 +26,13 @@ impl CacheAside for Country {
         format!("country:{{{number}}}")
     }
 
-    fn load(connection: &mut PgConnection, numbers: &[i32]) -> QueryResult<Vec<Self>> {
+    fn load(connection: &mut PgConnection, numbers: &[&i32]) -> QueryResult<Vec<Self>> {
         let query = sql_query("SELECT number, capital FROM countries WHERE number = ANY ($1)");
         query.bind::<Array<Integer>, _>(numbers).load(connection)
+    }
+
+    fn key(country: &Self) -> &i32 {
+        &country.number
     }
 
     fn encode(country: &Self) -> Answer {

@@ -34,7 +34,7 @@ impl CacheAside for Note {
         format!("note:{{{number}}}")
     }
 
-    fn load(connection: &mut PgConnection, _: &[i32]) -> QueryResult<Vec<Self>> {
+    fn load(connection: &mut PgConnection, _: &[&i32]) -> QueryResult<Vec<Self>> {
         let notes = sql_query("SELECT text FROM notes").load(connection)?;
         let (go_on, gone_on) = std::sync::mpsc::channel();
         if let Some(listener) = &*listener() {
@@ -43,6 +43,10 @@ impl CacheAside for Note {
         // A sender that is dropped is leave as well.
         let _ended = gone_on.recv();
         Ok(notes)
+    }
+
+    fn key(_: &Self) -> &i32 {
+        &1
     }
 
     fn encode(note: &Self) -> Answer {

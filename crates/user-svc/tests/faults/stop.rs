@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use devstack::http::{self, Connection};
 use devstack::{Signal, Stack};
 
-use crate::{Session, StopAtEnd, body, problem, register, wait_until};
+use crate::{Session, StopAtEnd, body, metric, problem, register, wait_until};
 
 /// The default grace period.
 const GRACE: Duration = Duration::from_secs(10);
@@ -62,15 +62,18 @@ fn sigterm_without_drain_delay_still_answers_what_was_begun() {
     let builder = stack.user_svc().env("DATABASE_LOCK_TIMEOUT", "9s").env("DATABASE_STATEMENT_TIMEOUT", "9s");
     let service = builder.env("DATABASE_DEADLINE", "9s").start();
     let lock = Session::holding(&stack, "LOCK TABLE users");
-    let mut connections: Vec<Connection> = (0..8)
-        .map(|number| {
-            let mut connection = Connection::open(service.address());
-            connection.send(request(&format!("begun-{number}")));
-            connection
-        })
-        .collect();
+    let begin = |number: usize| {
+        let mut connection = Connection::open(service.address());
+        connection.send(request(&format!("begun-{number}")));
+        connection
+    };
+    let mut connections = vec![begin(0)];
     let blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'users'::regclass";
-    wait_until("all have begun", || stack.sql(blocked) == "8");
+    wait_until("one is at work", || stack.sql(blocked) == "1");
+    connections.push(begin(1));
+    wait_until("another is at work", || stack.sql(blocked) == "2");
+    connections.extend((2..8).map(begin));
+    wait_until("six wait to share a transaction", || metric(&service, "database_queries_waiting ") == 6);
     service.terminate();
     service.wait_for_log("stopping");
     drop(lock);

@@ -1,0 +1,84 @@
+//! Registrations that wait together share a transaction, and none of them is told anything that it would not be told
+//! alone.
+
+use std::thread::scope;
+
+use devstack::{Service, Stack, http};
+
+use crate::{Session, metric, register, unavailable, wait_until};
+
+/// A service that serves one batch at a time, with as much patience as a test needs.
+fn one_batch_at_a_time(stack: &Stack) -> Service {
+    let builder = stack.user_svc().env("DATABASE_CONNECTIONS", "4").env("DATABASE_DEADLINE", "9s");
+    builder.env("DATABASE_STATEMENT_TIMEOUT", "9s").start()
+}
+
+/// Registers `names`, all in one batch: they wait until `lock`, which holds up the one before them, is let go.
+fn register_together(stack: &Stack, service: &Service, names: &[&'static str]) -> Vec<http::Response> {
+    let lock = Session::holding(stack, "LOCK TABLE users");
+    scope(|scope| {
+        let first = scope.spawn(|| register(service, "first"));
+        wait_until("one is at work", || metric(service, "database_connections_in_use ") == 1);
+        let waiting: Vec<_> = (1..)
+            .zip(names)
+            .map(|(number, name)| {
+                let request = scope.spawn(move || register(service, name));
+                wait_until("it waits", || metric(service, "database_queries_waiting ") == number);
+                request
+            })
+            .collect();
+        drop(lock);
+        assert_eq!(first.join().expect("answered").status, 201);
+        waiting.into_iter().map(|request| request.join().expect("answered")).collect()
+    })
+}
+
+fn statuses(answers: &[http::Response]) -> Vec<u16> {
+    answers.iter().map(|answer| answer.status).collect()
+}
+
+#[test]
+fn registrations_that_wait_together_share_a_transaction() {
+    let stack = Stack::shared();
+    let service = one_batch_at_a_time(&stack);
+    let answers = register_together(&stack, &service, &["d", "b", "a", "c"]);
+    assert_eq!(statuses(&answers), [201; 4]);
+    assert_eq!(stack.sql("SELECT count(DISTINCT xmin::text) FROM users WHERE length(name) = 1"), "1");
+}
+
+#[test]
+fn of_two_that_register_one_name_together_one_is_201_and_the_other_409() {
+    let stack = Stack::shared();
+    let service = one_batch_at_a_time(&stack);
+    let answers = register_together(&stack, &service, &["ann", "bob", "ann", "ann"]);
+    assert_eq!(statuses(&answers), [201, 201, 409, 409]);
+}
+
+#[test]
+fn a_name_that_is_taken_is_409_and_those_that_wait_with_it_are_201() {
+    let stack = Stack::shared();
+    let service = one_batch_at_a_time(&stack);
+    assert_eq!(register(&service, "taken").status, 201);
+    let answers = register_together(&stack, &service, &["ann", "taken", "bob"]);
+    assert_eq!(statuses(&answers), [201, 409, 201]);
+}
+
+#[test]
+fn a_name_that_another_session_holds_is_503_and_those_that_wait_with_it_are_201() {
+    let stack = Stack::shared();
+    let service = one_batch_at_a_time(&stack);
+    let other = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
+    // The table's lock of `register_together` would wait for `other`: a first one that holds up the rest is enough.
+    scope(|scope| {
+        let first = scope.spawn(|| register(&service, "held"));
+        wait_until("one is at work", || metric(&service, "database_connections_in_use ") == 1);
+        let service = &service;
+        let waiting = ["ann", "held", "bob"].map(|name| scope.spawn(move || register(service, name)));
+        wait_until("three wait", || metric(service, "database_queries_waiting ") == 3);
+        assert_eq!(unavailable(&first.join().expect("answered")), "unavailable");
+        let answers = waiting.map(|request| request.join().expect("answered"));
+        assert_eq!(statuses(&answers), [201, 503, 201]);
+    });
+    drop(other);
+    assert_eq!(register(&service, "held").status, 201, "what was refused has not happened");
+}

@@ -10,7 +10,7 @@
 //! | [`service`] | one running `user-svc` or `data-svc`: its address, log, signals and end |
 //! | [`http`] | requests as a client sends them, and bytes as no client would |
 //! | [`postgres`], [`redis`] | the servers: start, freeze, kill, restart |
-//! | [`proxy`] | a TCP proxy that cuts, delays, stalls and garbles |
+//! | [`proxy`] | a TCP proxy that cuts, delays, stalls, garbles, and holds a single message |
 //! | [`certificates`] | a certificate authority and a certificate for 127.0.0.1 |
 //! | [`guard`] | how a server is sure to end when the test does, however the test ends |
 //! | [`native`] | `devstack up`, `down`, `status`, `logs`, `reset` |
@@ -40,7 +40,7 @@ pub mod stack;
 pub use certificates::Certificates;
 pub use postgres::Postgres;
 pub use process::free_port;
-pub use proxy::Proxy;
+pub use proxy::{Direction, Proxy};
 pub use redis::Redis;
 pub use rustix::process::Signal;
 pub use service::{Service, ServiceBuilder};

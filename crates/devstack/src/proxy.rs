@@ -1,7 +1,9 @@
-//! A TCP proxy that cuts, delays, stalls and garbles what passes between a service and a store.
+//! A TCP proxy that cuts, delays, stalls and garbles what passes between a service and a store, or holds one message.
 //!
 //! A connection has two threads, one for each direction. Every piece of data goes through `Shared::pass`, which holds or
 //! changes it as the faults of the moment say; a new kind of fault belongs there.
+
+mod hold;
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -12,6 +14,10 @@ use std::time::Duration;
 
 use rustix::net::sockopt::set_socket_linger;
 
+use self::hold::Hold;
+
+pub use self::hold::Held;
+
 /// A proxy on a port of its own on 127.0.0.1. Dropping it resets its connections.
 #[derive(Debug)]
 pub struct Proxy {
@@ -21,9 +27,20 @@ pub struct Proxy {
 
 /// The two ways through the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Direction {
+pub enum Direction {
+    /// From the service to the store.
     ToUpstream,
+    /// From the store to the service.
     FromUpstream,
+}
+
+impl Direction {
+    fn opposite(self) -> Direction {
+        match self {
+            Direction::ToUpstream => Direction::FromUpstream,
+            Direction::FromUpstream => Direction::ToUpstream,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -40,12 +57,14 @@ struct State {
     stalled: bool,
     garbled: bool,
     delay: Duration,
+    hold: Option<Hold>,
     connections: HashMap<u64, Arc<Connection>>,
     accepted: u64,
 }
 
 #[derive(Debug)]
 struct Connection {
+    number: u64,
     client: TcpStream,
     upstream: TcpStream,
     // Set under the lock of the state, so that whoever waits there sees it.
@@ -112,7 +131,27 @@ impl Proxy {
         self.change(|state| state.stalled = true);
     }
 
-    /// Ends all faults. Connections that were cut stay so.
+    /// Holds the `nth` message that has `needle` in it, from now on and counted from 1, and what comes after it on its
+    /// connection in the same direction. All else passes: earlier messages, other connections, the other direction.
+    ///
+    /// A message is what was read at once: what a client sends in one go comes in one piece if it is short, perhaps
+    /// with more of the same connection before or after it. Panics if something is held already.
+    pub fn hold(&self, direction: Direction, needle: impl AsRef<[u8]>, nth: usize) -> Held {
+        self.set_hold(Hold::new(direction, needle.as_ref(), false, nth))
+    }
+
+    /// Lets the `nth` message to upstream that has `needle` in it pass, and holds what is sent back next on its connection.
+    pub fn hold_reply(&self, needle: impl AsRef<[u8]>, nth: usize) -> Held {
+        self.set_hold(Hold::new(Direction::ToUpstream, needle.as_ref(), true, nth))
+    }
+
+    fn set_hold(&self, hold: Hold) -> Held {
+        let before = self.shared.lock().hold.replace(hold);
+        assert!(before.is_none(), "one at a time: {before:?}");
+        Held { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Ends all faults. Connections that were cut stay so, and a message that is held.
     pub fn restore(&self) {
         self.change(|state| {
             (state.cut, state.stalled, state.garbled, state.delay) = (false, false, false, Duration::ZERO);
@@ -152,7 +191,8 @@ impl Shared {
 
     /// One connection, from its begin to its end.
     fn serve(&self, client: TcpStream) {
-        let Some((number, connection)) = self.open(client) else { return };
+        let Some(connection) = self.open(client) else { return };
+        let number = connection.number;
         std::thread::scope(|scope| {
             scope.spawn(|| self.pump(&connection, Direction::FromUpstream));
             self.pump(&connection, Direction::ToUpstream);
@@ -164,7 +204,7 @@ impl Shared {
     }
 
     /// Connects to upstream; if that fails, or the proxy is cut, the client is reset.
-    fn open(&self, client: TcpStream) -> Option<(u64, Arc<Connection>)> {
+    fn open(&self, client: TcpStream) -> Option<Arc<Connection>> {
         close_by_reset(&client);
         if self.lock().cut {
             return None;
@@ -182,9 +222,9 @@ impl Shared {
         state.accepted += 1;
         let number = state.accepted;
         close_in_order(&client);
-        let connection = Arc::new(Connection { client, upstream, reset: AtomicBool::new(false) });
+        let connection = Arc::new(Connection { number, client, upstream, reset: AtomicBool::new(false) });
         state.connections.insert(number, Arc::clone(&connection));
-        Some((number, connection))
+        Some(connection)
     }
 
     /// Carries one direction until its source ends.
@@ -205,8 +245,10 @@ impl Shared {
                 }
                 Ok(read) => {
                     let data = &mut buffer[..read];
-                    if !(self.pass(connection, direction, data) && write(connection, target, data)) {
-                        return self.reset(connection);
+                    let gone = self.pass(connection, direction, data) && write(connection, target, data);
+                    self.let_go(connection, direction);
+                    if !gone {
+                        return self.target_lost(connection, direction);
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -231,7 +273,39 @@ impl Shared {
         if state.garbled && direction == Direction::FromUpstream {
             data.iter_mut().for_each(|byte| *byte ^= 0xA5);
         }
+        let (mut state, number) = (state, connection.number);
+        if state.hold.as_mut().is_some_and(|hold| hold.takes(number, direction, data)) {
+            self.changed.notify_all();
+            let is_held = |state: &mut State| state.hold.as_ref().is_some_and(Hold::is_held);
+            state = self
+                .changed
+                .wait_while(state, |state| !connection.is_reset() && is_held(state))
+                .unwrap_or_else(PoisonError::into_inner);
+            if state.hold.as_ref().is_some_and(Hold::is_discarded) {
+                connection.reset();
+                self.changed.notify_all();
+            }
+        }
         !connection.is_reset()
+    }
+
+    /// What was held on this way is delivered, or lost.
+    fn let_go(&self, connection: &Connection, direction: Direction) {
+        let mut state = self.lock();
+        if state.hold.take_if(|hold| hold.has(connection.number, direction)).is_some() {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Resets a connection one side of which has gone, but not before what that side had sent, and is held, has gone on.
+    fn target_lost(&self, connection: &Connection, direction: Direction) {
+        let number = connection.number;
+        let holds_its_last = |state: &mut State| {
+            state.hold.as_ref().is_some_and(|hold| hold.has(number, direction.opposite()))
+        };
+        let waiting = |state: &mut State| !connection.is_reset() && holds_its_last(state);
+        drop(self.changed.wait_while(self.lock(), waiting));
+        self.reset(connection);
     }
 
     fn reset(&self, connection: &Connection) {

@@ -1,10 +1,10 @@
 //! The proxy's faults, each shown on an echo server.
 
 use std::io::{Error, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use devstack::Proxy;
+use devstack::{Direction, Proxy};
 
 /// A server that sends back what it gets, as long as the test runs.
 fn echo_server() -> SocketAddr {
@@ -27,6 +27,27 @@ fn connect(proxy: &Proxy) -> TcpStream {
     stream
 }
 
+/// A proxy in front of a server that the test plays.
+fn listener_behind_a_proxy() -> (TcpListener, Proxy) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("some port is free");
+    let proxy = Proxy::start(listener.local_addr().expect("it is bound"));
+    (listener, proxy)
+}
+
+/// Both ends of a connection through the proxy.
+fn pair(upstream: &TcpListener, proxy: &Proxy) -> (TcpStream, TcpStream) {
+    let client = connect(proxy);
+    let (server, _) = upstream.accept().expect("the proxy connects");
+    server.set_read_timeout(Some(Duration::from_secs(10))).expect("a valid time-out");
+    (client, server)
+}
+
+fn receive(stream: &mut TcpStream, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).expect("it comes");
+    bytes
+}
+
 fn exchange(stream: &mut TcpStream, text: &[u8]) -> Result<Vec<u8>, ErrorKind> {
     let mut answer = vec![0; text.len()];
     let done = stream.write_all(text).and_then(|()| stream.read_exact(&mut answer));
@@ -42,7 +63,7 @@ fn data_and_ends_pass_unchanged_in_both_directions() {
     let copy = long.clone();
     let sent = std::thread::spawn(move || {
         writer.write_all(&copy).expect("all is taken");
-        writer.shutdown(std::net::Shutdown::Write).expect("it is open");
+        writer.shutdown(Shutdown::Write).expect("it is open");
     });
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).expect("it ends in good order");
@@ -139,4 +160,99 @@ fn a_client_is_reset_when_nobody_listens_upstream() {
         TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
     let proxy = Proxy::start(closed);
     assert!(exchange(&mut connect(&proxy), b"hello").is_err());
+}
+
+#[test]
+fn the_nth_message_with_the_needle_is_held_and_all_else_passes() {
+    let proxy = Proxy::start(echo_server());
+    let (mut one, mut other) = (connect(&proxy), connect(&proxy));
+    let held = proxy.hold(Direction::ToUpstream, "lo", 2);
+    assert_eq!(exchange(&mut one, b"hello"), Ok(b"hello".to_vec()));
+    assert_eq!(exchange(&mut one, b"bye"), Ok(b"bye".to_vec()));
+    one.write_all(b"hello").expect("it is open");
+    held.wait();
+    assert_eq!(exchange(&mut other, b"hello"), Ok(b"hello".to_vec()));
+    // What comes after it waits for it.
+    one.write_all(b" again").expect("it is open");
+    one.set_read_timeout(Some(Duration::from_millis(100))).expect("a valid time-out");
+    assert_eq!(one.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
+    held.release();
+    one.set_read_timeout(Some(Duration::from_secs(10))).expect("a valid time-out");
+    let mut answer = [0; 11];
+    one.read_exact(&mut answer).expect("it goes on");
+    assert_eq!(&answer, b"hello again");
+}
+
+#[test]
+fn a_reply_is_held_on_the_connection_of_its_message_alone() {
+    let (upstream, proxy) = listener_behind_a_proxy();
+    let ((mut one, mut server), (mut other, mut of_other)) =
+        (pair(&upstream, &proxy), pair(&upstream, &proxy));
+    let held = proxy.hold_reply("hello", 1);
+    server.write_all(b"before").expect("it is open");
+    assert_eq!(receive(&mut one, 6), b"before");
+    one.write_all(b"hello").expect("it is open");
+    assert_eq!(receive(&mut server, 5), b"hello", "the message itself passes");
+    of_other.write_all(b"to another").expect("it is open");
+    assert_eq!(receive(&mut other, 10), b"to another");
+    server.write_all(b"reply").expect("it is open");
+    held.wait();
+    one.write_all(b"more").expect("it is open");
+    assert_eq!(receive(&mut server, 4), b"more", "the other direction passes");
+    held.release();
+    assert_eq!(receive(&mut one, 5), b"reply");
+}
+
+#[test]
+fn what_a_client_sent_before_it_died_arrives_when_it_is_released() {
+    for by_reset in [false, true] {
+        let (upstream, proxy) = listener_behind_a_proxy();
+        let (mut client, mut server) = pair(&upstream, &proxy);
+        let held = proxy.hold(Direction::ToUpstream, "last", 1);
+        if by_reset {
+            // Closing with something unread sends RST.
+            server.write_all(b"unread").expect("it is open");
+            client.peek(&mut [0]).expect("it is there");
+        }
+        client.write_all(b"last words").expect("it is open");
+        held.wait();
+        drop(client);
+        // The first of these is answered with RST at the latest, so that the proxy knows: nobody is there any more.
+        server.set_read_timeout(Some(Duration::from_millis(50))).expect("a valid time-out");
+        for _ in 0..3 {
+            server.write_all(b"are you there?").expect("it is not reset");
+            assert_eq!(server.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
+        }
+        server.set_read_timeout(Some(Duration::from_secs(10))).expect("a valid time-out");
+        held.release();
+        assert_eq!(receive(&mut server, 10), b"last words");
+    }
+}
+
+#[test]
+fn what_is_discarded_never_arrives_and_its_connection_is_reset() {
+    let (upstream, proxy) = listener_behind_a_proxy();
+    let (mut client, mut server) = pair(&upstream, &proxy);
+    let held = proxy.hold(Direction::ToUpstream, "hello", 1);
+    client.write_all(b"hello").expect("it is open");
+    held.discard();
+    for side in [&mut client, &mut server] {
+        assert_eq!(side.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+    }
+    let (mut client, mut server) = pair(&upstream, &proxy);
+    client.write_all(b"hello").expect("it is open");
+    assert_eq!(receive(&mut server, 5), b"hello", "others pass");
+}
+
+#[test]
+fn a_hold_that_is_dropped_lets_its_message_go_on() {
+    let proxy = Proxy::start(echo_server());
+    let mut stream = connect(&proxy);
+    drop(proxy.hold(Direction::ToUpstream, "hello", 1));
+    assert_eq!(exchange(&mut stream, b"hello"), Ok(b"hello".to_vec()));
+    let held = proxy.hold(Direction::FromUpstream, "hello", 1);
+    stream.write_all(b"hello").expect("it is open");
+    held.wait();
+    drop(held);
+    assert_eq!(receive(&mut stream, 5), b"hello");
 }

@@ -5,6 +5,7 @@ mod leases;
 mod postgres;
 mod redis;
 mod staleness;
+mod steps;
 mod tls;
 
 use std::sync::atomic::{AtomicBool, Ordering};

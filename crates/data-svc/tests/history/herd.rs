@@ -3,18 +3,19 @@
 use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{scope, sleep};
+use std::thread::{Scope, scope, sleep};
 use std::time::{Duration, Instant};
 
-use devstack::{Postgres, Redis, Service, Stack, Stores};
+use devstack::{Postgres, Redis, Service, Stack, Stores, http};
 
 use crate::client::{Client, Reply};
 use crate::one_at_a_time;
+use crate::recorder::StopAtEnd;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const CLIENTS: usize = 500;
-/// What [`waiting`] says of four names.
-const ALL: &str = "data-0|4\ndata-1|4";
+/// What [`waiting`] says of four names at each of two replicas.
+const ALL: [u64; 2] = [4, 4];
 const SELECT: &str = r#"FROM "users""#;
 
 /// A stack whose Postgres writes every statement to its log.
@@ -23,12 +24,12 @@ fn talkative() -> Stack {
     Stack::on(Stores::of(Postgres::start_with(&settings), Redis::start()))
 }
 
-/// A replica that tells Postgres its name, and lets a load take as long as the test wants.
+/// A replica that tells Postgres its name, sends one query at a time, and lets a load take as long as the test wants.
 fn replica(stack: &Stack, name: &str) -> Service {
     let patient =
         ["DATABASE_DEADLINE", "DATABASE_STATEMENT_TIMEOUT", "DATABASE_LOCK_TIMEOUT", "CACHE_TIMEOUT"];
     let url = format!("{}?application_name={name}", stack.database_url());
-    let builder = stack.data_svc().env("DATABASE_URL", url);
+    let builder = stack.data_svc().env("DATABASE_URL", url).env("DATABASE_CONNECTIONS", "4");
     let service = patient.iter().fold(builder, |builder, name| builder.env(name, "60s")).start();
     service.wait_for_log("Redis is there");
     service
@@ -98,6 +99,28 @@ fn five_hundred_who_ask_two_replicas_for_an_uncached_name_cost_two_selects_at_mo
 }
 
 #[test]
+fn twenty_who_ask_for_different_names_while_a_load_is_under_way_cost_one_select_more() {
+    let _turn = one_at_a_time();
+    let stack = talkative();
+    let replica = &replica(&stack, "data-0");
+    let names: Vec<String> = (0..20).map(|number| format!("together-{number}")).collect();
+    insert(&stack, &names);
+    let before = selects(&stack);
+    scope(|scope| {
+        let lock = Lock::taken(&stack, scope);
+        let unknown = scope.spawn(|| http::get(&replica.url_of("/user/unknown")).status);
+        lock.holds_up(1);
+        for name in &names {
+            scope.spawn(move || assert_eq!(http::get(&replica.url_of(&format!("/user/{name}"))).status, 200));
+        }
+        wait_until("twenty wait", || waiting(replica) == 20);
+        lock.release();
+        assert_eq!(unknown.join().expect("answered"), 404);
+    });
+    assert_eq!(selects(&stack) - before, 2);
+}
+
+#[test]
 fn after_flushall_at_load_each_replica_has_one_load_per_name_in_flight() {
     let _turn = one_at_a_time();
     let stack = talkative();
@@ -116,41 +139,71 @@ fn after_flushall_at_load_each_replica_has_one_load_per_name_in_flight() {
                 }
             });
         }
-        let seen: Vec<String> = (0..3).map(|_| flush_while_loads_are_held(&stack)).collect();
-        stop.store(true, Ordering::SeqCst);
+        let _stop = StopAtEnd(&stop);
+        let seen: Vec<_> = (0..3).map(|round| flush_while_loads_are_held(&stack, &replicas, round)).collect();
         assert_eq!(seen, [ALL; 3], "loads in flight of each replica");
     });
 }
 
-/// Holds every load, empties the caches, and returns how many loads of each replica wait when no more come.
-fn flush_while_loads_are_held(stack: &Stack) -> String {
-    let lock = "BEGIN; LOCK TABLE users; SELECT pg_sleep(60)";
-    let locks = || {
-        let granted = "mode = 'AccessExclusiveLock' AND granted AND relation = 'users'::regclass";
-        stack.sql(&format!("SELECT count(*) FROM pg_locks WHERE {granted}"))
-    };
+/// Holds up the replicas' queries by one load each, empties the caches, and returns how many loads of each replica
+/// wait when no more come.
+fn flush_while_loads_are_held(stack: &Stack, replicas: &[Service; 2], round: usize) -> [u64; 2] {
     scope(|scope| {
-        scope.spawn(|| drop(stack.postgres().try_sql(stack.database(), lock)));
-        wait_until("the table is locked", || locks() == "1");
+        let lock = Lock::taken(stack, scope);
+        for replica in replicas {
+            let url = replica.url_of(&format!("/user/unknown-{round}"));
+            scope.spawn(move || assert_eq!(http::get(&url).status, 404));
+        }
+        lock.holds_up(2);
         stack.redis_cli(&["FLUSHALL"]);
         // The near caches forget what they hold.
         stack.redis_cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
         // Until all are there, and a little longer: whoever else would load has done so by then.
+        let all_wait = || replicas.each_ref().map(waiting);
         let end = Instant::now() + PATIENCE;
-        while waiting(stack) != ALL && Instant::now() < end {}
+        while all_wait() != ALL && Instant::now() < end {}
         sleep(Duration::from_millis(300));
-        let seen = waiting(stack);
-        stack.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
-        wait_until("the lock is gone", || locks() == "0");
+        let seen = all_wait();
+        lock.release();
         seen
     })
 }
 
-fn waiting(stack: &Stack) -> String {
-    stack.sql(
-        "SELECT application_name, count(*) FROM pg_stat_activity \
-         WHERE wait_event_type = 'Lock' AND application_name LIKE 'data-%' GROUP BY 1 ORDER BY 1",
-    )
+/// A lock on the table that another session holds.
+struct Lock<'a>(&'a Stack);
+
+impl<'a> Lock<'a> {
+    /// Takes it, in a thread that ends when it is released.
+    fn taken<'scope>(stack: &'a Stack, scope: &'scope Scope<'scope, 'a>) -> Self {
+        let lock = "BEGIN; LOCK TABLE users; SELECT pg_sleep(60)";
+        scope.spawn(|| drop(stack.postgres().try_sql(stack.database(), lock)));
+        wait_until("the table is locked", || Self(stack).is_held());
+        Self(stack)
+    }
+
+    fn is_held(&self) -> bool {
+        let granted = "mode = 'AccessExclusiveLock' AND granted AND relation = 'users'::regclass";
+        self.0.sql(&format!("SELECT count(*) FROM pg_locks WHERE {granted}")) == "1"
+    }
+
+    /// Waits until so many queries of replicas wait for it.
+    fn holds_up(&self, queries: usize) {
+        let blocked = "wait_event_type = 'Lock' AND application_name LIKE 'data-%'";
+        let count = format!("SELECT count(*) FROM pg_stat_activity WHERE {blocked}");
+        wait_until("it holds them up", || self.0.sql(&count) == queries.to_string());
+    }
+
+    fn release(self) {
+        self.0.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
+        wait_until("the lock is gone", || !self.is_held());
+    }
+}
+
+/// How many loads wait in `replica`.
+fn waiting(replica: &Service) -> u64 {
+    let text = http::get(&format!("{}/metrics", replica.metrics_url())).text();
+    let value = text.lines().find_map(|line| line.strip_prefix("database_queries_waiting ")?.parse().ok());
+    value.expect("the metric is there")
 }
 
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {

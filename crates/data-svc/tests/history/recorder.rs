@@ -85,7 +85,7 @@ struct Shared<'a> {
 }
 
 /// Lets the others stop, also when this thread panics.
-struct StopAtEnd<'a>(&'a AtomicBool);
+pub struct StopAtEnd<'a>(pub &'a AtomicBool);
 
 impl Drop for StopAtEnd<'_> {
     fn drop(&mut self) {

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use crate::config::HttpSettings;
 use crate::error::Error;
 use crate::metrics::REVISION;
+use crate::request::resource;
 use crate::server::Draining;
 use crate::start::Outcome;
 
@@ -42,13 +43,13 @@ pub fn routes(config: &mut ServiceConfig) {
 }
 
 /// A resource that answers GET and HEAD by `handler`, and 405 to the rest.
-pub fn readable<F, A>(path: &str, handler: F) -> Resource
+pub fn readable<F, A>(template: &'static str, handler: F) -> Resource
 where
     F: Handler<A>,
     A: FromRequest + 'static,
     F::Output: Responder + 'static,
 {
-    web::resource(path).route(web::get().to(handler.clone())).route(web::head().to(handler))
+    resource(template).route(web::get().to(handler.clone())).route(web::head().to(handler))
 }
 
 /// That the process runs, or can work.

@@ -38,7 +38,9 @@ impl UserName {
     /// format, private-use or unassigned code point. (Path segments `.` and `..` never reach a server as they were
     /// sent; invisible characters make two names look like one.)
     pub fn parse(text: &str) -> Result<Self, Invalid> {
-        let name = normal_form_c(text);
+        // Printable ASCII, as most names are, needs none of Unicode's tables.
+        let plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        let name = if plain { Cow::Borrowed(text) } else { normal_form_c(text) };
         if name.is_empty() {
             return Err(Invalid("must not be empty"));
         }
@@ -51,7 +53,7 @@ impl UserName {
         if name.starts_with(char::is_whitespace) || name.ends_with(char::is_whitespace) {
             return Err(Invalid("must not start or end with white space"));
         }
-        if name.chars().any(is_forbidden) {
+        if !plain && name.chars().any(is_forbidden) {
             return Err(Invalid("must not hold control, format, private-use or unassigned characters"));
         }
         Ok(Self(name.into_owned()))

@@ -220,12 +220,13 @@ impl<T: CacheAside> Repository<T> {
 
     /// The near cache, else Redis, else a load that all who came before it share.
     async fn find_copy(&self, key: &T::Key) -> Result<Found, Error> {
-        let arrival = Instant::now();
         let cache_key = T::cache_key(key);
         if let Some(filled) = self.0.near.as_ref().and_then(|near| near.get(&cache_key)) {
             self.refresh_if_due(key, &cache_key, &filled);
             return Ok(Found { source: Source::NearHit(filled.ttl()), answer: filled.answer });
         }
+        // Late for an arrival, which errs on the safe side.
+        let arrival = Instant::now();
         loop {
             // Noted before the GET is sent: an invalidation that comes after it makes what is read not worth keeping.
             let note = self.note(&cache_key);

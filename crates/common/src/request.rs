@@ -14,12 +14,21 @@ use actix_web::http::header::{
 };
 use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::middleware::Next;
-use actix_web::{HttpResponse, HttpResponseBuilder, web};
+use actix_web::{HttpResponse, HttpResponseBuilder, Resource, web};
 use log::Level;
 
 use crate::error::{Error, Kind};
 use crate::metrics::Metrics;
 use crate::server::Draining;
+
+/// A resource's template, for logs and metrics: to ask the router would be to route a second time.
+#[derive(Clone, Copy)]
+struct Route(&'static str);
+
+/// A resource at `template`.
+pub fn resource(template: &'static str) -> Resource {
+    web::resource(template).app_data(Route(template))
+}
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_MAX_BYTES: usize = 128;
@@ -73,11 +82,10 @@ pub async fn watch<B: MessageBody + 'static>(
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }
 
-    let route = response.request().match_pattern();
     let line = Line {
         id: id.to_str().unwrap_or_default(),
         method: method_label(&method),
-        route: route.as_deref().unwrap_or("(none)"),
+        route: response.request().app_data().map_or("(none)", |Route(template)| template),
         status,
         took: start.elapsed(),
         cache: response.headers().get(CACHE_STATUS).and_then(|value| value.to_str().ok()),
@@ -98,8 +106,8 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         (1..=REQUEST_ID_MAX_BYTES).contains(&bytes.len()) && bytes.iter().all(sane)
     });
     given.cloned().unwrap_or_else(|| {
-        let id = format!("{:032x}", rand::random::<u128>());
-        HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("-"))
+        let id: [u8; 16] = rand::random();
+        HeaderValue::try_from(hex::encode(id)).unwrap_or_else(|_| HeaderValue::from_static("-"))
     })
 }
 

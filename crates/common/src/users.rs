@@ -1,6 +1,6 @@
 //! Users in the database and in the cache: the queries, and what the repository must know.
 
-use actix_web::http::header::EntityTag;
+use actix_web::http::header::{EntityTag, HeaderValue};
 use actix_web::web::Bytes;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Text};
@@ -25,7 +25,7 @@ impl CacheAside for User {
     type Record = Self;
 
     fn cache_key(name: &UserName) -> String {
-        format!("user:{{{}}}", name.as_str())
+        ["user:{", name.as_str(), "}"].concat()
     }
 
     fn load(connection: &mut PgConnection, names: &[&UserName]) -> QueryResult<Vec<Self>> {
@@ -64,8 +64,16 @@ pub fn etag(name: &str, info: &str) -> [u8; 16] {
 
 /// The entity tag as a header holds it: weak, since the body also tells `cache_hit`, which no tag covers.
 #[must_use]
-pub fn entity_tag(etag: &[u8; 16]) -> EntityTag {
-    EntityTag::new_weak(format!("{:032x}", u128::from_be_bytes(*etag)))
+pub fn entity_tag(etag: &[u8; 16]) -> HeaderValue {
+    let text = ["W/\"", &hex::encode(etag), "\""].concat();
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("*"))
+}
+
+/// Whether one of `tags` is `etag`, by weak comparison (RFC 9110, section 8.8.3.2).
+#[must_use]
+pub fn is_among(tags: &[EntityTag], etag: &[u8; 16]) -> bool {
+    let current = hex::encode(etag);
+    tags.iter().any(|tag| tag.tag() == current)
 }
 
 /// What a write returns to the repository: the keys that it has changed; or why it refuses.
@@ -156,7 +164,7 @@ impl IfMatch {
     fn holds(&self, current: &[u8; 16]) -> bool {
         match self {
             Self::Any => true,
-            Self::Tags(tags) => tags.iter().any(|tag| tag.weak_eq(&entity_tag(current))),
+            Self::Tags(tags) => is_among(tags, current),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The routes of `data-svc`.
 
 use actix_web::http::header::{
-    CACHE_CONTROL, CACHE_STATUS, CONTENT_TYPE, CacheControl, CacheDirective, ETAG, EntityTag, Header as _,
-    HeaderValue, IfNoneMatch,
+    CACHE_CONTROL, CACHE_STATUS, CONTENT_TYPE, CacheControl, CacheDirective, ETAG, Header as _, HeaderValue,
+    IF_NONE_MATCH, IfNoneMatch,
 };
 use actix_web::web::{Data, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
@@ -10,7 +10,7 @@ use common::error::{Error, Problem};
 use common::extract::PathName;
 use common::health::{self, readable};
 use common::repository::{Found, Source};
-use common::users::{Users, entity_tag, not_from_cache};
+use common::users::{Users, entity_tag, is_among, not_from_cache};
 use utoipa::{OpenApi, ToSchema};
 
 /// Adds the routes.
@@ -67,15 +67,12 @@ async fn get_user(users: Data<Users>, name: PathName, request: HttpRequest) -> R
         response.headers_mut().insert(CACHE_STATUS, status);
         return Ok(response);
     };
-    let tag = entity_tag(&answer.etag);
-    let mut response = match is_current(&request, &tag) {
-        true => HttpResponse::NotModified(),
-        false => HttpResponse::Ok(),
-    };
+    let is_current = is_current(&request, &answer.etag);
+    let mut response = if is_current { HttpResponse::NotModified() } else { HttpResponse::Ok() };
     response.insert_header((CACHE_STATUS, status));
     response.insert_header((CACHE_CONTROL, HeaderValue::from_static("private, no-cache")));
-    response.insert_header((ETAG, tag.clone()));
-    if is_current(&request, &tag) {
+    response.insert_header((ETAG, entity_tag(&answer.etag)));
+    if is_current {
         return Ok(response.finish());
     }
     response.insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")));
@@ -90,13 +87,14 @@ fn wants_fresh(request: &HttpRequest) -> bool {
         && CacheControl::parse(request).is_ok_and(|control| control.contains(&CacheDirective::NoCache))
 }
 
-/// Whether `If-None-Match` names `tag`, by weak comparison (RFC 9110, section 13.1.2).
-fn is_current(request: &HttpRequest, tag: &EntityTag) -> bool {
-    match IfNoneMatch::parse(request) {
-        Ok(IfNoneMatch::Any) => true,
-        Ok(IfNoneMatch::Items(items)) => items.iter().any(|item| item.weak_eq(tag)),
-        Err(_) => false,
-    }
+/// Whether `If-None-Match` names `etag` (RFC 9110, section 13.1.2).
+fn is_current(request: &HttpRequest, etag: &[u8; 16]) -> bool {
+    request.headers().contains_key(IF_NONE_MATCH)
+        && match IfNoneMatch::parse(request) {
+            Ok(IfNoneMatch::Any) => true,
+            Ok(IfNoneMatch::Items(tags)) => is_among(&tags, etag),
+            Err(_) => false,
+        }
 }
 
 /// `Cache-Status` (RFC 9211). Never with `key=`: it would tell the name to whoever reads headers.
@@ -109,7 +107,7 @@ fn cache_status(found: &Found) -> HeaderValue {
                 (_, None) => "; detail=negative",
                 _ => "",
             };
-            let text = format!("data-svc; hit; ttl={}{detail}", ttl.as_secs());
+            let text = ["data-svc; hit; ttl=", &ttl.as_secs().to_string(), detail].concat();
             HeaderValue::try_from(text).unwrap_or_else(|_| fixed("data-svc; hit"))
         }
         (Source::Miss { stored: true }, _) => fixed("data-svc; fwd=uri-miss; stored"),

@@ -8,6 +8,7 @@ use common::extract::{Body, PathName};
 use common::health;
 use common::models::{NewInfo, NewUser, UserName};
 use common::repository::Effect;
+use common::request::resource;
 use common::users::{self, IfMatch, Registrations, Users, entity_tag};
 use diesel::PgConnection;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -15,9 +16,8 @@ use utoipa::OpenApi;
 
 /// Adds the routes.
 pub fn routes(config: &mut ServiceConfig) {
-    config.service(web::resource("/register").route(web::post().to(register)));
-    config
-        .service(web::resource("/user/{name}").route(web::put().to(replace)).route(web::delete().to(delete)));
+    config.service(resource("/register").route(web::post().to(register)));
+    config.service(resource("/user/{name}").route(web::put().to(replace)).route(web::delete().to(delete)));
 }
 
 /// The API, described.

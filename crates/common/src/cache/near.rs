@@ -107,8 +107,9 @@ impl Near {
             return None;
         }
         let kept = self.entries.get(key)?;
-        let proved = self.now() < proof + LEASE.as_micros() as u64;
-        (proved && Instant::now() < kept.until).then_some(kept.filled)
+        let now = Instant::now();
+        let proved = self.at(now) < proof + LEASE.as_micros() as u64;
+        (proved && now < kept.until).then_some(kept.filled)
     }
 
     /// To be taken before `key` is read from Redis; none while out of use.
@@ -155,7 +156,11 @@ impl Near {
 
     /// Microseconds since the start, never 0.
     fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX - 1) + 1
+        self.at(Instant::now())
+    }
+
+    fn at(&self, time: Instant) -> u64 {
+        u64::try_from(time.duration_since(self.start).as_micros()).unwrap_or(u64::MAX - 1) + 1
     }
 
     fn keep_listening(&self, client: &Client, channel: &str) {

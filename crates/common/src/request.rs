@@ -106,9 +106,16 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         (1..=REQUEST_ID_MAX_BYTES).contains(&bytes.len()) && bytes.iter().all(sane)
     });
     given.cloned().unwrap_or_else(|| {
-        let id: [u8; 16] = rand::random();
-        HeaderValue::try_from(hex::encode(id)).unwrap_or_else(|_| HeaderValue::from_static("-"))
+        HeaderValue::from_bytes(&hex(&rand::random())).unwrap_or_else(|_| HeaderValue::from_static("-"))
     })
+}
+
+/// 128 bits as hexadecimal digits, without the formatting machinery.
+#[must_use]
+pub fn hex(bits: &[u8; 16]) -> [u8; 32] {
+    let mut digits = [b'0'; 32];
+    hex::encode_to_slice(bits, &mut digits).unwrap_or_default();
+    digits
 }
 
 /// What an error answer says, inside and outside.

@@ -11,6 +11,7 @@ use crate::creations::Creations;
 use crate::error::Error;
 use crate::models::{Info, User, UserName};
 use crate::repository::{CacheAside, Repository};
+use crate::request::hex;
 use crate::schema::users;
 
 /// The users, cached.
@@ -65,15 +66,14 @@ pub fn etag(name: &str, info: &str) -> [u8; 16] {
 /// The entity tag as a header holds it: weak, since the body also tells `cache_hit`, which no tag covers.
 #[must_use]
 pub fn entity_tag(etag: &[u8; 16]) -> HeaderValue {
-    let text = ["W/\"", &hex::encode(etag), "\""].concat();
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("*"))
+    let text = [b"W/\"".as_slice(), &hex(etag), b"\""].concat();
+    HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or_else(|_| HeaderValue::from_static("*"))
 }
 
 /// Whether one of `tags` is `etag`, by weak comparison (RFC 9110, section 8.8.3.2).
 #[must_use]
 pub fn is_among(tags: &[EntityTag], etag: &[u8; 16]) -> bool {
-    let current = hex::encode(etag);
-    tags.iter().any(|tag| tag.tag() == current)
+    tags.iter().any(|tag| tag.tag().as_bytes() == hex(etag))
 }
 
 /// What a write returns to the repository: the keys that it has changed; or why it refuses.

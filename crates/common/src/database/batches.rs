@@ -65,11 +65,10 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
     /// [`Error::Overloaded`] at once if too many wait, [`Error::Unavailable`] at the deadline if no batch has taken
     /// it, and then none will; what it is told otherwise.
     pub async fn join(&self, key: K, value: V, serve: impl FnOnce()) -> Result<O, Error> {
-        let give_up = self.0.database.give_up();
         let settled = Arc::new(AtomicBool::new(false));
         let (tell, mut told) = oneshot::channel();
-        let tell = Mutex::new(Some(tell));
-        if self.enlist(Member { key, value, give_up, settled: settled.clone(), tell })? {
+        let (needed, give_up) = self.enlist(key, value, settled.clone(), tell)?;
+        if needed {
             serve();
         }
         match timeout_at(give_up.into(), &mut told).await {
@@ -83,18 +82,26 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
         }
     }
 
-    /// Returns whether one more is needed to serve.
-    fn enlist(&self, member: Member<K, V, O>) -> Result<bool, Error> {
+    /// Returns whether one more is needed to serve, and when the new member gives up.
+    fn enlist(
+        &self,
+        key: K,
+        value: V,
+        settled: Arc<AtomicBool>,
+        tell: oneshot::Sender<Result<O, Error>>,
+    ) -> Result<(bool, Instant), Error> {
         let mut waiting = self.lock();
+        // Under the lock: who stands before others must not give up after them.
+        let give_up = self.0.database.give_up();
         if waiting.members.len() >= self.0.database.queue_bound() {
             self.0.database.metrics.refused.inc();
             return Err(Error::Overloaded);
         }
-        waiting.members.push_back(member);
+        waiting.members.push_back(Member { key, value, give_up, settled, tell: Mutex::new(Some(tell)) });
         self.0.database.metrics.waiting.inc();
         let needed = waiting.at_work < self.0.database.quarter();
         waiting.at_work += usize::from(needed);
-        Ok(needed)
+        Ok((needed, give_up))
     }
 
     /// The next batch for one who serves; none if nobody waits, and then the server's place is free again.

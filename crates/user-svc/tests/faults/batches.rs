@@ -82,3 +82,19 @@ fn a_name_that_another_session_holds_is_503_and_those_that_wait_with_it_are_201(
     drop(other);
     assert_eq!(register(&service, "held").status, 201, "what was refused has not happened");
 }
+
+#[test]
+fn of_many_who_register_at_the_same_time_each_is_registered() {
+    let stack = Stack::shared();
+    let service = &stack.user_svc().start();
+    scope(|scope| {
+        for client in 0..32 {
+            scope.spawn(move || {
+                for number in 0..40 {
+                    assert_eq!(register(service, &format!("user-{client}-{number}")).status, 201);
+                }
+            });
+        }
+    });
+    assert_eq!(stack.sql("SELECT count(*) FROM users"), "1280");
+}

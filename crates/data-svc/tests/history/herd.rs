@@ -127,22 +127,34 @@ fn after_flushall_at_load_each_replica_has_one_load_per_name_in_flight() {
     let replicas = ["data-0", "data-1"].map(|name| replica(&stack, name));
     let names: Vec<String> = (0..4).map(|number| format!("flushed-{number}")).collect();
     insert(&stack, &names);
-    let stop = AtomicBool::new(false);
-    scope(|scope| {
-        for number in 0..32_usize {
-            // Four clients for each name at each replica.
-            let (stop, name, address) = (&stop, &names[number / 2 % 4], address(&replicas[number % 2]));
-            scope.spawn(move || {
-                let mut client = Client::default();
-                while !stop.load(Ordering::SeqCst) {
-                    get(&mut client, address, name);
-                }
-            });
+    for round in 0..3 {
+        // Loads of the round before are over: what is asked now is there.
+        for (replica, name) in
+            replicas.iter().flat_map(|replica| names.iter().map(move |name| (replica, name)))
+        {
+            wait_until("it is cached", || is_hit(&http::get(&replica.url_of(&format!("/user/{name}")))));
         }
-        let _stop = StopAtEnd(&stop);
-        let seen: Vec<_> = (0..3).map(|round| flush_while_loads_are_held(&stack, &replicas, round)).collect();
-        assert_eq!(seen, [ALL; 3], "loads in flight of each replica");
-    });
+        let stop = AtomicBool::new(false);
+        let seen = scope(|scope| {
+            let _stop = StopAtEnd(&stop);
+            for number in 0..32_usize {
+                // Four clients for each name at each replica.
+                let (stop, name, address) = (&stop, &names[number / 2 % 4], address(&replicas[number % 2]));
+                scope.spawn(move || {
+                    let mut client = Client::default();
+                    while !stop.load(Ordering::SeqCst) {
+                        get(&mut client, address, name);
+                    }
+                });
+            }
+            flush_while_loads_are_held(&stack, &replicas, round)
+        });
+        assert_eq!(seen, ALL, "loads in flight of each replica");
+    }
+}
+
+fn is_hit(answer: &http::Response) -> bool {
+    answer.header("cache-status").is_some_and(|status| status.contains("; hit"))
 }
 
 /// Holds up the replicas' queries by one load each, empties the caches, and returns how many loads of each replica

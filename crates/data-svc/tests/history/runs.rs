@@ -18,10 +18,20 @@ const SLACK: Duration = Duration::from_millis(500);
 /// More connections than the default, and so more near waits at once; no write without its barrier.
 const STRICT: [(&str, &str); 2] = [("DATABASE_CONNECTIONS", "24"), ("CACHE_STRICT", "true")];
 
+/// How long a soak's faults go on in one recording.
+fn soak_seconds() -> Option<u64> {
+    std::env::var("SOAK_SECONDS").ok()?.parse().ok()
+}
+
 /// How long the faults of one recording go on: some seconds, or as long as `SOAK_SECONDS` says.
 fn time(default: u64) -> Duration {
-    let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(default))
+    Duration::from_secs(soak_seconds().unwrap_or(default))
+}
+
+/// The clients of a recording; a soak has more of them.
+fn load() -> Load {
+    let usual = Load::default();
+    Load { readers: if soak_seconds().is_some() { 4 * usual.readers } else { usual.readers }, ..usual }
 }
 
 /// Asserts that all ways to answer a read were seen.
@@ -36,7 +46,7 @@ fn saw_every_tier(report: &Report) {
 fn reads_are_linearizable_when_nothing_fails() {
     let _turn = one_at_a_time();
     let cluster = Cluster::start(&[], &STRICT);
-    let recording = record(&cluster, &Load::default(), || sleep(time(4)));
+    let recording = record(&cluster, &load(), || sleep(time(4)));
     let report = Report::of("nothing fails", Promise::Linearizable, &cluster, &recording, &Log::default());
     report.is_good(&cluster, &recording);
     saw_every_tier(&report);
@@ -48,7 +58,7 @@ fn reads_are_linearizable_under_every_fault_that_keeps_barriers() {
     let _turn = one_at_a_time();
     let cluster = Cluster::start(&[], &STRICT);
     let log = Log::default();
-    let recording = record(&cluster, &Load::default(), || {
+    let recording = record(&cluster, &load(), || {
         scope(|scope| {
             // Two at a time: what one of them hurts the other has to live with.
             scope.spawn(|| faults::inject(&cluster, REDIS_KEEPS_BARRIERS, time(18), &log));
@@ -75,7 +85,7 @@ fn acknowledged_writes_are_visible_under_every_fault() {
     let cluster = Cluster::start(&[], &writers);
     let log = Log::default();
     let lossy = [REDIS_LOSES_BARRIERS, REDIS_LOSES_BARRIERS, REDIS_KEEPS_BARRIERS, POSTGRES].concat();
-    let recording = record(&cluster, &Load::default(), || {
+    let recording = record(&cluster, &load(), || {
         faults::inject(&cluster, &[&lossy[..], &[Fault::KillReader]].concat(), time(20), &log);
     });
     let report = Report::of("barriers lost", Promise::Visible, &cluster, &recording, &log);
@@ -91,7 +101,7 @@ fn without_strict_a_read_is_stale_for_the_ttl_at_most_when_the_writer_cannot_rea
     let readers = [("CACHE_TTL", ttl.as_str()), ("CACHE_ABSENT_TTL", absent.as_str())];
     let cluster = Cluster::start(&readers, &[("DATABASE_CONNECTIONS", "24")]);
     // The writer behind the proxy alone, on names that live long enough to be read when they are stale.
-    let load = Load { rotation: Duration::from_secs(4), use_writers: &[1], ..Load::default() };
+    let load = Load { rotation: Duration::from_secs(4), use_writers: &[1], ..load() };
     let recording = record(&cluster, &load, || {
         let end = Instant::now() + time(9);
         while Instant::now() < end {

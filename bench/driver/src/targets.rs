@@ -1,0 +1,171 @@
+//! What is measured: our services, their peers, and the ceiling.
+
+use std::env;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use devstack::guard::{Guarded, watched};
+use devstack::{Signal, free_port, http};
+use serde::{Deserialize, Serialize};
+
+use crate::names::{Series, info};
+use crate::stores::Stores;
+use crate::usage;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// user-svc and data-svc.
+    Ours,
+    /// bench/axum-peer.
+    Axum,
+    /// bench/flask-peer.
+    Flask,
+    /// bench/ceiling.
+    Ceiling,
+}
+
+impl Kind {
+    /// As in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Ours => "ours",
+            Kind::Axum => "axum",
+            Kind::Flask => "flask",
+            Kind::Ceiling => "ceiling",
+        }
+    }
+
+    fn redis_url(self, stores: &Stores) -> String {
+        stores.redis_url(self as u32 + 1)
+    }
+}
+
+/// A running target.
+#[derive(Debug)]
+pub struct Target {
+    /// Who it is.
+    pub kind: Kind,
+    /// Where users are registered.
+    pub user: SocketAddr,
+    /// Where they are read.
+    pub data: SocketAddr,
+    servers: Vec<Server>,
+}
+
+impl Target {
+    /// Starts it anew, with nothing in any cache; returns when it is ready. `info_bytes` is what the ceiling sends.
+    pub fn start(kind: Kind, stores: &Stores, info_bytes: usize) -> Target {
+        stores.settle();
+        let servers = match kind {
+            Kind::Ours => vec![ours("user-svc", stores), ours("data-svc", stores)],
+            Kind::Axum => vec![with_stores(kind, stores, &release("axum-peer"))],
+            Kind::Flask => vec![flask(stores)],
+            Kind::Ceiling => vec![ceiling(info_bytes)],
+        };
+        let servers: Vec<Server> = servers.into_iter().map(Launch::start).collect();
+        let [user, .., data] = &servers[..] else {
+            let only = servers[0].address;
+            return Target { kind, user: only, data: only, servers };
+        };
+        Target { kind, user: user.address, data: data.address, servers }
+    }
+
+    /// Processor time used so far by all its processes.
+    pub fn cpu(&self) -> Duration {
+        self.servers.iter().map(|server| usage::cpu(server.guard.pid())).sum()
+    }
+
+    /// The most memory that any of its services had, in MiB.
+    pub fn peak_mib(&self) -> f64 {
+        self.servers.iter().map(|server| usage::peak_mib(server.guard.pid())).fold(0.0, f64::max)
+    }
+}
+
+/// A program that listens, and is killed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// From exec to the first 200 of `/readyz`.
+    pub ready_after: Duration,
+    /// The process.
+    pub guard: Guarded,
+}
+
+/// A program about to start, and the port that it is told.
+#[derive(Debug)]
+pub struct Launch {
+    command: Command,
+    port: u16,
+}
+
+impl Launch {
+    fn new(program: &Path) -> Launch {
+        let port = free_port();
+        let mut command = watched(Signal::KILL, program);
+        // A folder without a .env, which the services would read.
+        command.env("PORT", port.to_string()).current_dir("/");
+        Launch { command, port }
+    }
+
+    /// Sets a setting.
+    pub fn env(mut self, name: &str, value: &str) -> Launch {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Starts it, and waits for its readiness. Panics with its log if it never comes.
+    pub fn start(self) -> Server {
+        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+        let url = format!("http://{address}/readyz");
+        let began = Instant::now();
+        let guard = Guarded::start(self.command);
+        while !http::try_send("GET", &url, &[], "").is_ok_and(|answer| answer.status == 200) {
+            let alive = guard.status().is_none() && began.elapsed() < PATIENCE;
+            assert!(alive, "{url} is not ready:\n{}", guard.log().text());
+            sleep(Duration::from_millis(1));
+        }
+        Server { address, ready_after: began.elapsed(), guard }
+    }
+}
+
+/// One of our own programs: all are built into one folder.
+fn release(name: &str) -> PathBuf {
+    let path = env::current_exe().expect("a program knows its own path").with_file_name(name);
+    assert!(path.is_file(), "{} is missing: scripts/bench builds it", path.display());
+    path
+}
+
+/// One of our two services.
+pub fn ours(name: &str, stores: &Stores) -> Launch {
+    with_stores(Kind::Ours, stores, &release(name)).env("METRICS_PORT", "0")
+}
+
+fn with_stores(kind: Kind, stores: &Stores, program: &Path) -> Launch {
+    let database = stores.database(kind.name());
+    Launch::new(program).env("DATABASE_URL", &database).env("REDIS_URL", &kind.redis_url(stores))
+}
+
+fn ceiling(info_bytes: usize) -> Launch {
+    let name = Series::Seeded.name(0);
+    let body = format!(r#"{{"name":"{name}","info":"{}","cache_hit":true}}"#, info(&name, info_bytes));
+    Launch::new(&release("ceiling")).env("BODY", &body)
+}
+
+/// gunicorn takes no port from its environment.
+fn flask(stores: &Stores) -> Launch {
+    let gunicorn = release("bench").with_file_name("../flask-venv/bin/gunicorn");
+    let mut launch = with_stores(Kind::Flask, stores, &gunicorn);
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../flask-peer");
+    let bind = format!("127.0.0.1:{}", launch.port);
+    let arguments = ["--workers", "2", "--threads", "8", "--keep-alive", "75", "--chdir", folder];
+    launch.command.args(arguments).args(["--bind", &bind, "app:app"]);
+    launch
+}

@@ -60,15 +60,20 @@ impl Once {
         Once { step: 1, ..Once::new(first, count) }
     }
 
+    /// The same number so many times.
+    pub fn same(number: u32, times: u32) -> Once {
+        Once { step: 0, ..Once::new(number, times) }
+    }
+
+    /// Takes so many of numbers that are handed out in their order.
+    pub fn portion(&self, count: u32) -> Once {
+        Once::ordered(self.first + self.used.fetch_add(count, Ordering::Relaxed), count)
+    }
+
     fn next(&self) -> Option<u32> {
         let used = self.used.fetch_add(1, Ordering::Relaxed);
         let jumped = u64::from(used) * u64::from(self.step) % u64::from(self.count.max(1));
         (used < self.count).then(|| self.first + jumped as u32)
-    }
-
-    /// How many are used.
-    pub fn used(&self) -> u32 {
-        self.used.load(Ordering::Relaxed).min(self.count)
     }
 }
 
@@ -114,12 +119,12 @@ impl Load {
         Load { parts: vec![Part { requests, numbers, share: 1.0 }], clients }
     }
 
-    /// Sends each number's request and returns when all are answered: to fill caches. Panics if an answer is wrong.
-    pub fn once(requests: Requests, numbers: Once) {
-        let running = Load::of(requests, Numbers::Once(numbers), 16).start();
+    /// Sends each number's request and returns when all are answered. Panics if an answer is wrong.
+    pub fn once(requests: Requests, numbers: Once, clients: usize) {
+        let running = Load::of(requests, Numbers::Once(numbers), clients).start();
         running.measure();
-        let tally = running.stop_after(Duration::from_secs(60));
-        assert_eq!((tally.errors, tally.wrong), (0, 0), "the caches cannot be filled");
+        let tally = running.stop_after(Duration::from_secs(120));
+        assert_eq!((tally.errors, tally.wrong), (0, 0), "wrong answers");
     }
 
     /// Begins to send. What comes back is forgotten until [`Running::measure`].
@@ -153,7 +158,7 @@ impl Running {
     pub fn wait(&self, time: Duration) {
         let end = Instant::now() + time;
         while !self.thread.is_finished() && Instant::now() < end {
-            thread::sleep(Duration::from_millis(5).min(end.saturating_duration_since(Instant::now())));
+            thread::sleep(Duration::from_millis(1).min(end.saturating_duration_since(Instant::now())));
         }
     }
 
@@ -330,11 +335,12 @@ impl Tally {
                 self.refused.saturating_record(took);
             }
         }
-        if self.answers.is_multiple_of(CHECK_EVERY) && answer.status == requests.status {
-            if let Some(right) = requests.is_right(number, answer.body) {
-                self.checked += 1;
-                self.wrong += u64::from(!right);
-            }
+        if self.answers.is_multiple_of(CHECK_EVERY)
+            && answer.status == requests.status
+            && let Some(right) = requests.is_right(number, answer.body)
+        {
+            self.checked += 1;
+            self.wrong += u64::from(!right);
         }
         self.answers += 1;
     }

@@ -1,23 +1,49 @@
 //! The benchmark's driver. It starts everything itself, on servers of its own, and stops it again.
+//!
+//! A **target** is a running program that answers ([`targets`]); a **workload** is what is asked of it
+//! ([`workload`]), by the load generator ([`load`]); together they make a **row** ([`row`]). Beside the rows stand
+//! other measures, a module each. [`results`] holds them all, [`goals`] judges them, [`report`] and [`chart`] show
+//! them.
 
 mod answer;
+mod ceilings;
+mod chart;
+mod goals;
+mod growth;
+mod instructions;
 mod load;
+mod machine;
 mod names;
+mod overload;
+mod report;
+mod results;
 mod row;
+mod selects;
+mod start;
 mod stores;
 mod table;
 mod targets;
 mod usage;
 mod workload;
+mod wrk;
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::row::{Plan, measure};
+use crate::instructions::Instructions;
+use crate::machine::Machine;
+use crate::results::Results;
+use crate::row::{Plan, Row};
 use crate::stores::Stores;
 use crate::targets::Kind;
 use crate::workload::Workload;
+
+const USERS: u32 = 1_000_000;
+const TIME: Duration = Duration::from_secs(3);
+const ROUNDS: usize = 3;
+const TARGETS: [Kind; 5] = [Kind::Ours, Kind::Axum, Kind::Flask, Kind::Ceiling, Kind::Bare];
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures the services against their peers and the ceiling")]
@@ -28,14 +54,30 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Some rows, to try something out; nothing is written.
+    /// The main rows at 64 clients, and what stands beside them
+    Main,
+    /// Everything, at 32 and 128 clients; writes docs/benchmarks.md
+    Full,
+    /// Write docs/benchmarks.md from the last full run
+    Report,
+    /// Some rows, to try something out
     Rows(Rows),
+    /// What stands beside the rows, briefly
+    Beside,
+    /// Count instructions and compare them with bench/instructions.json
+    Instructions {
+        /// Write that file instead
+        #[arg(long)]
+        expect: bool,
+    },
+    /// Compare the load generator with wrk
+    Generator,
 }
 
 #[derive(Debug, Args)]
 struct Rows {
     /// Workloads, such as hot,miss
-    #[arg(value_delimiter = ',')]
+    #[arg(value_delimiter = ',', required = true)]
     workloads: Vec<Workload>,
     /// Who answers
     #[arg(long, value_delimiter = ',', default_value = "ours,axum,ceiling")]
@@ -46,29 +88,115 @@ struct Rows {
     seconds: f64,
     #[arg(long, default_value_t = 1)]
     rounds: usize,
-    /// Seeded users
-    #[arg(long, default_value_t = 1_000_000)]
-    users: u32,
 }
 
-fn main() {
+fn main() -> ExitCode {
     match Arguments::parse().command {
+        Command::Main => judge(&everything("main", &[64])),
+        Command::Full => {
+            let results = everything("full", &[32, 128]);
+            report::write_docs(&results);
+            judge(&results)
+        }
+        Command::Report => {
+            report::write_docs(&Results::load("full"));
+            ExitCode::SUCCESS
+        }
         Command::Rows(rows) => try_out(&rows),
-    }
-}
-
-fn try_out(rows: &Rows) {
-    let stores = Stores::start(rows.users);
-    let plan = Plan {
-        clients: rows.clients,
-        time: Duration::from_secs_f64(rows.seconds),
-        rounds: rows.rounds,
-        users: rows.users,
-    };
-    println!("{}", table::HEAD);
-    for &workload in &rows.workloads {
-        for row in measure(&stores, workload, &workload.targets(&rows.targets), &plan) {
-            println!("{}", table::line(&row));
+        Command::Beside => {
+            let stores = Stores::start(USERS);
+            let plan = Plan { time: Duration::from_secs(1), rounds: 1, ..plan(64) };
+            println!("{}", report::beside(&results(&stores, &plan, Vec::new(), &[64])));
+            ExitCode::SUCCESS
+        }
+        Command::Instructions { expect } => count_instructions(expect),
+        Command::Generator => {
+            wrk::compare(&Stores::start(1), &plan(64));
+            ExitCode::SUCCESS
         }
     }
+}
+
+fn plan(clients: usize) -> Plan {
+    Plan { clients, time: TIME, rounds: ROUNDS, users: USERS }
+}
+
+/// A whole run. A full one, with several numbers of clients, has the growth tables as well.
+fn everything(name: &str, clients: &[usize]) -> Results {
+    let stores = Stores::start(USERS);
+    println!("{}", table::HEAD);
+    let rows = clients.iter().flat_map(|&clients| table(&stores, &Workload::ALL, &TARGETS, &plan(clients)));
+    let rows = rows.collect();
+    let most = clients.last().copied().unwrap_or_default();
+    let mut results = results(&stores, &plan(most), rows, clients);
+    if clients.len() > 1 {
+        results.growth = growth::growth(&stores, &plan(64));
+        drop(stores);
+        for users in [10_000, 1_000_000, 10_000_000] {
+            results.growth.extend(growth::rows(users, &plan(64)));
+        }
+    }
+    println!("\n{}\n{}", report::beside(&results), report::verdicts(&results));
+    println!("Written to {}", results.save(name).display());
+    results
+}
+
+/// Measures workloads on targets, and prints each row as it comes.
+fn table(stores: &Stores, workloads: &[Workload], targets: &[Kind], plan: &Plan) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for workload in workloads {
+        for row in row::measure(stores, *workload, &workload.targets(targets), plan) {
+            println!("{}", table::line(&row));
+            rows.push(row);
+        }
+    }
+    rows
+}
+
+/// Rows, and all that stands beside them.
+fn results(stores: &Stores, plan: &Plan, rows: Vec<Row>, clients: &[usize]) -> Results {
+    Results {
+        machine: Machine::here(stores),
+        seconds: plan.time.as_secs_f64(),
+        rounds: plan.rounds,
+        users: plan.users,
+        rows,
+        ceilings: ceilings::measure(stores, plan),
+        statements: clients.iter().flat_map(|&it| selects::statements(stores, plan.users, it)).collect(),
+        herds: selects::herds(stores),
+        starts: start::starts(stores),
+        overloads: overload::overloads(stores, plan),
+        instructions: Instructions::count(stores),
+        growth: Vec::new(),
+    }
+}
+
+/// Fails if answers were wrong or a request takes more instructions than it did. That a goal is not met is no
+/// failure: machines differ.
+fn judge(results: &Results) -> ExitCode {
+    let mut failures = results.instructions.excess(&Instructions::expected());
+    failures.extend(report::failures(results).iter().map(|row| format!("errors: {}", table::line(row))));
+    failures.iter().for_each(|failure| eprintln!("{failure}"));
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn count_instructions(expect: bool) -> ExitCode {
+    let counted = Instructions::count(&Stores::start(1_000));
+    println!("a hit: {:.0}, a register: {:.0}", counted.hit, counted.register);
+    if expect {
+        counted.expect();
+        return ExitCode::SUCCESS;
+    }
+    let excess = counted.excess(&Instructions::expected());
+    excess.iter().for_each(|line| eprintln!("{line}"));
+    if excess.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn try_out(rows: &Rows) -> ExitCode {
+    let stores = Stores::start(USERS);
+    let time = Duration::from_secs_f64(rows.seconds);
+    let plan = Plan { clients: rows.clients, time, rounds: rows.rounds, users: USERS };
+    println!("{}", table::HEAD);
+    table(&stores, &rows.workloads, &rows.targets, &plan);
+    ExitCode::SUCCESS
 }

@@ -13,7 +13,7 @@ const BLANK: &str = "#########";
 pub enum Series {
     /// `n`: there from the start.
     Seeded,
-    /// `b`: there from the start, with an info of 16 KiB.
+    /// `b`: there from the start, with infos of 16 KiB and 1 KiB.
     Big,
     /// `u`: never there.
     Unknown,

@@ -22,6 +22,8 @@ const POSTGRES: [(&str, &str); 3] = [
 ];
 /// Memory enough, so that nothing is evicted.
 const REDIS: [&str; 2] = ["--maxmemory", "2gb"];
+/// The info of the big series' second user, in bytes.
+pub const KIB: usize = 1024;
 const TEMPLATE: &str = "seeded";
 
 /// Both servers.
@@ -41,6 +43,7 @@ impl Stores {
             "CREATE EXTENSION pg_stat_statements",
             &seed(Series::Seeded, 0..users, INFO_BYTES),
             &seed(Series::Big, 0..1, BIG_INFO_BYTES),
+            &seed(Series::Big, 1..2, KIB),
             "VACUUM (FREEZE, ANALYZE) users",
         ] {
             stores.postgres.sql(TEMPLATE, statement);
@@ -74,26 +77,31 @@ impl Stores {
         self.postgres.sql("postgres", "CHECKPOINT");
     }
 
-    /// Runs a statement in a database, and returns what psql prints.
-    pub fn sql(&self, database: &str, statement: &str) -> String {
-        self.postgres.sql(database, statement)
-    }
-
     /// From now on, new connections to this database count their statements, from zero.
-    pub fn count_statements(&self, database: &str, on: bool) {
-        let track = if on { "top" } else { "none" };
-        self.sql(database, &format!("ALTER DATABASE {database} SET pg_stat_statements.track = '{track}'"));
-        self.sql(database, "SELECT pg_stat_statements_reset()");
+    pub fn count(&self, database: &str) {
+        self.track(database, "top");
     }
 
-    /// How many statements on users this database has run, and on how many rows, since they are counted.
-    pub fn statements(&self, database: &str, verb: &str) -> (u64, u64) {
+    /// New connections to this database do not count any more.
+    pub fn do_not_count(&self, database: &str) {
+        self.track(database, "none");
+    }
+
+    fn track(&self, database: &str, what: &str) {
+        self.database(database);
+        self.postgres
+            .sql(database, &format!("ALTER DATABASE {database} SET pg_stat_statements.track = '{what}'"));
+        self.postgres.sql(database, "SELECT pg_stat_statements_reset()");
+    }
+
+    /// How many statements on users with this verb were counted, and how many rows they had.
+    pub fn counted(&self, database: &str, verb: &str) -> (u64, u64) {
         let counted = format!(
             "SELECT coalesce(sum(calls), 0), coalesce(sum(rows), 0) FROM pg_stat_statements \
              JOIN pg_database ON oid = dbid AND datname = current_database() \
              WHERE query ~* '^\\s*{verb}' AND query ~* '\\musers\\M'"
         );
-        let answer = self.sql(database, &counted);
+        let answer = self.postgres.sql(database, &counted);
         let mut numbers = answer.split('|').map(|number| number.parse().expect("a count"));
         (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
     }

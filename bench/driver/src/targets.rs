@@ -15,7 +15,8 @@ use crate::names::{Series, info};
 use crate::stores::Stores;
 use crate::usage;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a start may take, under valgrind as well.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
@@ -29,6 +30,8 @@ pub enum Kind {
     Flask,
     /// bench/ceiling.
     Ceiling,
+    /// bench/ceiling, its static body.
+    Bare,
 }
 
 impl Kind {
@@ -39,6 +42,7 @@ impl Kind {
             Kind::Axum => "axum",
             Kind::Flask => "flask",
             Kind::Ceiling => "ceiling",
+            Kind::Bare => "bare",
         }
     }
 
@@ -63,18 +67,27 @@ impl Target {
     /// Starts it anew, with nothing in any cache; returns when it is ready. `info_bytes` is what the ceiling sends.
     pub fn start(kind: Kind, stores: &Stores, info_bytes: usize) -> Target {
         stores.settle();
-        let servers = match kind {
+        let launches = match kind {
             Kind::Ours => vec![ours("user-svc", stores), ours("data-svc", stores)],
-            Kind::Axum => vec![with_stores(kind, stores, &release("axum-peer"))],
+            Kind::Axum => vec![axum(stores)],
             Kind::Flask => vec![flask(stores)],
-            Kind::Ceiling => vec![ceiling(info_bytes)],
+            Kind::Ceiling | Kind::Bare => vec![ceiling(info_bytes)],
         };
-        let servers: Vec<Server> = servers.into_iter().map(Launch::start).collect();
-        let [user, .., data] = &servers[..] else {
-            let only = servers[0].address;
-            return Target { kind, user: only, data: only, servers };
-        };
-        Target { kind, user: user.address, data: data.address, servers }
+        Target::of(kind, launches)
+    }
+
+    /// Starts our services with one more setting.
+    pub fn ours_with(stores: &Stores, name: &str, value: &str) -> Target {
+        stores.settle();
+        let launches = ["user-svc", "data-svc"].map(|service| ours(service, stores).env(name, value));
+        Target::of(Kind::Ours, launches.into())
+    }
+
+    /// The first of them writes, the last one reads.
+    fn of(kind: Kind, launches: Vec<Launch>) -> Target {
+        let servers: Vec<Server> = launches.into_iter().map(Launch::start).collect();
+        let (user, data) = (servers[0].address, servers[servers.len() - 1].address);
+        Target { kind, user, data, servers }
     }
 
     /// Processor time used so far by all its processes.
@@ -107,7 +120,8 @@ pub struct Launch {
 }
 
 impl Launch {
-    fn new(program: &Path) -> Launch {
+    /// A program that listens on `PORT`.
+    pub fn new(program: &Path) -> Launch {
         let port = free_port();
         let mut command = watched(Signal::KILL, program);
         // A folder without a .env, which the services would read.
@@ -118,6 +132,12 @@ impl Launch {
     /// Sets a setting.
     pub fn env(mut self, name: &str, value: &str) -> Launch {
         self.command.env(name, value);
+        self
+    }
+
+    /// Adds arguments.
+    pub fn arguments(mut self, arguments: &[&str]) -> Launch {
+        self.command.args(arguments);
         self
     }
 
@@ -137,7 +157,7 @@ impl Launch {
 }
 
 /// One of our own programs: all are built into one folder.
-fn release(name: &str) -> PathBuf {
+pub fn release(name: &str) -> PathBuf {
     let path = env::current_exe().expect("a program knows its own path").with_file_name(name);
     assert!(path.is_file(), "{} is missing: scripts/bench builds it", path.display());
     path
@@ -148,7 +168,13 @@ pub fn ours(name: &str, stores: &Stores) -> Launch {
     with_stores(Kind::Ours, stores, &release(name)).env("METRICS_PORT", "0")
 }
 
-fn with_stores(kind: Kind, stores: &Stores, program: &Path) -> Launch {
+/// The axum peer.
+pub fn axum(stores: &Stores) -> Launch {
+    with_stores(Kind::Axum, stores, &release("axum-peer"))
+}
+
+/// A program with stores of its own.
+pub fn with_stores(kind: Kind, stores: &Stores, program: &Path) -> Launch {
     let database = stores.database(kind.name());
     Launch::new(program).env("DATABASE_URL", &database).env("REDIS_URL", &kind.redis_url(stores))
 }
@@ -159,13 +185,12 @@ fn ceiling(info_bytes: usize) -> Launch {
     Launch::new(&release("ceiling")).env("BODY", &body)
 }
 
-/// gunicorn takes no port from its environment.
-fn flask(stores: &Stores) -> Launch {
+/// The Flask peer. gunicorn takes no port from its environment.
+pub fn flask(stores: &Stores) -> Launch {
     let gunicorn = release("bench").with_file_name("../flask-venv/bin/gunicorn");
-    let mut launch = with_stores(Kind::Flask, stores, &gunicorn);
+    let launch = with_stores(Kind::Flask, stores, &gunicorn);
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../flask-peer");
     let bind = format!("127.0.0.1:{}", launch.port);
     let arguments = ["--workers", "2", "--threads", "8", "--keep-alive", "75", "--chdir", folder];
-    launch.command.args(arguments).args(["--bind", &bind, "app:app"]);
-    launch
+    launch.arguments(&arguments).arguments(&["--bind", &bind, "app:app"])
 }

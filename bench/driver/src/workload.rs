@@ -69,8 +69,12 @@ impl Workload {
 
     /// Those of `targets` that this says something about: only where the cache answers, there is a ceiling.
     pub fn targets(self, targets: &[Kind]) -> Vec<Kind> {
-        let cached = matches!(self, Workload::Hot | Workload::Warm | Workload::Big);
-        targets.iter().copied().filter(|&kind| cached || kind != Kind::Ceiling).collect()
+        let told = |kind| match kind {
+            Kind::Ceiling => matches!(self, Workload::Hot | Workload::Warm | Workload::Big),
+            Kind::Bare => self == Workload::Hot,
+            _ => true,
+        };
+        targets.iter().copied().filter(|&kind| told(kind)).collect()
     }
 
     /// The size of the infos that are read.
@@ -92,7 +96,7 @@ impl Workload {
             // The first time fills Redis, the second a near cache.
             for _ in 0..2 {
                 let requests = Requests::get(target.data, Series::Seeded, INFO_BYTES);
-                Load::once(requests, Once::new(0, WARM_NAMES));
+                Load::once(requests, Once::new(0, WARM_NAMES), 16);
             }
         }
     }
@@ -100,14 +104,15 @@ impl Workload {
     /// What is sent to `target`, which holds so many users.
     pub fn load(self, target: &Target, users: u32, clients: usize) -> Load {
         let get = |series| Requests::get(target.data, series, self.info_bytes());
-        let seeded =
-            if target.kind == Kind::Ceiling { get(Series::Seeded).unchecked() } else { get(Series::Seeded) };
-        let register =
-            || (Requests::register(target.user, INFO_BYTES), Numbers::Once(new_names(target.kind)));
+        let seeded = match target.kind {
+            Kind::Bare => Requests::path(target.data, "/bare"),
+            Kind::Ceiling => get(Series::Seeded).unchecked(),
+            _ => get(Series::Seeded),
+        };
+        let register = || (Requests::register(target.user, INFO_BYTES), Numbers::Once(new_names()));
         let (requests, numbers) = match self {
-            Workload::Hot => (seeded, Numbers::One(0)),
-            Workload::Big if target.kind == Kind::Ceiling => (seeded, Numbers::One(0)),
-            Workload::Big => (get(Series::Big), Numbers::One(0)),
+            Workload::Big if target.kind != Kind::Ceiling => (get(Series::Big), Numbers::One(0)),
+            Workload::Hot | Workload::Big => (seeded, Numbers::One(0)),
             Workload::Warm => (seeded, Numbers::Below(WARM_NAMES)),
             Workload::Zipf | Workload::Mixed => (seeded, Numbers::Drawn(Arc::clone(&ZIPF))),
             Workload::Miss => (seeded, Numbers::Once(Once::new(0, users))),
@@ -124,8 +129,8 @@ impl Workload {
     }
 }
 
-/// Names that nobody has registered yet: each target goes on where it was.
-fn new_names(kind: Kind) -> Once {
-    static NAMES: LazyLock<[Once; 4]> = LazyLock::new(|| [(); 4].map(|()| Once::ordered(0, 900_000_000)));
-    NAMES[kind as usize].clone()
+/// Names that nobody has registered yet: all targets go on where the last one stopped.
+pub fn new_names() -> Once {
+    static NAMES: LazyLock<Once> = LazyLock::new(|| Once::ordered(0, 900_000_000));
+    NAMES.clone()
 }

@@ -1,11 +1,12 @@
 //! Instructions that a hit and a register take, counted by callgrind: a guard that a noisy machine cannot fool.
 //!
-//! The service runs twice, with few and with many requests. What differs is the cost of the requests alone, without
-//! that of the start.
+//! The service runs twice for as long, with many requests and with few. What differs is the cost of the requests
+//! alone, without that of the start and of what goes on in the background.
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use devstack::Signal;
 use serde::{Deserialize, Serialize};
@@ -69,12 +70,13 @@ impl Instructions {
 }
 
 fn count(stores: &Stores, service: &str, send: impl Fn(&Server, u32)) -> f64 {
-    let [few, many] = [FEW, MANY].map(|times| total(stores, service, |server| send(server, times)));
+    let (many, time) = total(stores, service, Duration::ZERO, |server| send(server, MANY));
+    let (few, _) = total(stores, service, time, |server| send(server, FEW));
     (many as f64 - few as f64) / f64::from(MANY - FEW)
 }
 
-/// All instructions of a service from its start to its end.
-fn total(stores: &Stores, service: &str, send: impl FnOnce(&Server)) -> u64 {
+/// All instructions of a service that is ready for so long at least, and how long it was.
+fn total(stores: &Stores, service: &str, time: Duration, send: impl FnOnce(&Server)) -> (u64, Duration) {
     stores.settle();
     let file = std::env::temp_dir().join(format!("bench-{}.callgrind", std::process::id()));
     let output = format!("--callgrind-out-file={}", file.display());
@@ -83,12 +85,15 @@ fn total(stores: &Stores, service: &str, send: impl FnOnce(&Server)) -> u64 {
         .arguments(&["--tool=callgrind", &output, &program])
         .env("METRICS_PORT", "0")
         .start();
+    let ready = Instant::now();
     send(&server);
+    sleep(time.saturating_sub(ready.elapsed()));
+    let time = ready.elapsed();
     server.guard.signal(Signal::TERM);
     let ended = server.guard.wait(Duration::from_secs(60));
     assert!(ended.is_some(), "{service} does not end under valgrind:\n{}", server.guard.log().text());
     let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     drop(fs::remove_file(&file));
     let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
-    totals.and_then(|number| number.trim().parse().ok()).expect("callgrind writes totals")
+    (totals.and_then(|number| number.trim().parse().ok()).expect("callgrind writes totals"), time)
 }

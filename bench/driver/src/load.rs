@@ -127,12 +127,13 @@ impl Load {
         assert_eq!((tally.errors, tally.wrong), (0, 0), "wrong answers");
     }
 
-    /// Begins to send. What comes back is forgotten until [`Running::measure`].
+    /// Connects, and begins to send. What comes back is forgotten until [`Running::measure`].
     pub fn start(&self) -> Running {
+        let generator = Generator::new(self);
         let phase = Arc::new(AtomicU8::new(WARM_UP));
-        // The services need the cores as well: one thread, as one more only takes their time.
-        let (load, seen) = (self.clone(), Arc::clone(&phase));
-        let thread = thread::spawn(move || Generator::new(&load).run(&seen));
+        let seen = Arc::clone(&phase);
+        // The services need the cores as well: a second thread takes from them more than it gives.
+        let thread = thread::spawn(move || generator.run(&seen));
         Running { phase, thread }
     }
 }

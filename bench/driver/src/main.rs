@@ -41,8 +41,6 @@ use crate::targets::Kind;
 use crate::workload::Workload;
 
 const USERS: u32 = 1_000_000;
-const TIME: Duration = Duration::from_secs(3);
-const ROUNDS: usize = 3;
 const TARGETS: [Kind; 5] = [Kind::Ours, Kind::Axum, Kind::Flask, Kind::Ceiling, Kind::Bare];
 
 #[derive(Debug, Parser)]
@@ -55,15 +53,15 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The main rows at 64 clients, and what stands beside them
-    Main,
+    Main(Length),
     /// Everything, at 32 and 128 clients; writes docs/benchmarks.md
-    Full,
+    Full(Length),
     /// Write docs/benchmarks.md from the last full run
     Report,
     /// Some rows, to try something out
     Rows(Rows),
-    /// What stands beside the rows, briefly
-    Beside,
+    /// What stands beside the rows
+    Beside(Length),
     /// Count instructions and compare them with bench/instructions.json
     Instructions {
         /// Write that file instead
@@ -71,7 +69,23 @@ enum Command {
         expect: bool,
     },
     /// Compare the load generator with wrk
-    Generator,
+    Generator(Length),
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+struct Length {
+    /// How long answers count, in each round
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// How often, each target in turn
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
+impl Length {
+    fn plan(self, clients: usize) -> Plan {
+        Plan { clients, time: Duration::from_secs_f64(self.seconds), rounds: self.rounds, users: USERS }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -82,59 +96,48 @@ struct Rows {
     /// Who answers
     #[arg(long, value_delimiter = ',', default_value = "ours,axum,ceiling")]
     targets: Vec<Kind>,
+    /// Clients at once
     #[arg(long, default_value_t = 64)]
     clients: usize,
-    #[arg(long, default_value_t = 3.0)]
-    seconds: f64,
-    #[arg(long, default_value_t = 1)]
-    rounds: usize,
+    #[command(flatten)]
+    length: Length,
 }
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Main => judge(&everything("main", &[64])),
-        Command::Full => {
-            let results = everything("full", &[32, 128]);
+        Command::Main(length) => return judge(&everything("main", &[64], length)),
+        Command::Full(length) => {
+            let results = everything("full", &[32, 128], length);
             report::write_docs(&results);
-            judge(&results)
+            return judge(&results);
         }
-        Command::Report => {
-            report::write_docs(&Results::load("full"));
-            ExitCode::SUCCESS
-        }
+        Command::Report => report::write_docs(&Results::load("full")),
         Command::Rows(rows) => try_out(&rows),
-        Command::Beside => {
-            let stores = Stores::start(USERS);
-            let plan = Plan { time: Duration::from_secs(1), rounds: 1, ..plan(64) };
-            println!("{}", report::beside(&results(&stores, &plan, Vec::new(), &[64])));
-            ExitCode::SUCCESS
+        Command::Beside(length) => {
+            let results = results(&Stores::start(USERS), &length.plan(64), Vec::new(), &[64]);
+            println!("{}", report::beside(&results));
         }
-        Command::Instructions { expect } => count_instructions(expect),
-        Command::Generator => {
-            wrk::compare(&Stores::start(1), &plan(64));
-            ExitCode::SUCCESS
-        }
+        Command::Instructions { expect } => return count_instructions(expect),
+        Command::Generator(length) => wrk::compare(&Stores::start(1), &length.plan(64)),
     }
-}
-
-fn plan(clients: usize) -> Plan {
-    Plan { clients, time: TIME, rounds: ROUNDS, users: USERS }
+    ExitCode::SUCCESS
 }
 
 /// A whole run. A full one, with several numbers of clients, has the growth tables as well.
-fn everything(name: &str, clients: &[usize]) -> Results {
+fn everything(name: &str, clients: &[usize], length: Length) -> Results {
     let stores = Stores::start(USERS);
     println!("{}", table::HEAD);
-    let rows = clients.iter().flat_map(|&clients| table(&stores, &Workload::ALL, &TARGETS, &plan(clients)));
-    let rows = rows.collect();
+    let table = |&clients: &usize| table(&stores, &Workload::ALL, &TARGETS, &length.plan(clients));
+    let rows = clients.iter().flat_map(table).collect();
     let most = clients.last().copied().unwrap_or_default();
-    let mut results = results(&stores, &plan(most), rows, clients);
+    let mut results = results(&stores, &length.plan(most), rows, clients);
     if clients.len() > 1 {
-        results.growth = growth::growth(&stores, &plan(64));
+        let plan = length.plan(64);
+        results.growth = growth::growth(&stores, &plan);
         drop(stores);
-        for users in [10_000, 1_000_000, 10_000_000] {
-            results.growth.extend(growth::rows(users, &plan(64)));
-        }
+        results
+            .growth
+            .extend([10_000, 1_000_000, 10_000_000].iter().flat_map(|&users| growth::rows(users, &plan)));
     }
     println!("\n{}\n{}", report::beside(&results), report::verdicts(&results));
     println!("Written to {}", results.save(name).display());
@@ -192,11 +195,7 @@ fn count_instructions(expect: bool) -> ExitCode {
     if excess.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn try_out(rows: &Rows) -> ExitCode {
-    let stores = Stores::start(USERS);
-    let time = Duration::from_secs_f64(rows.seconds);
-    let plan = Plan { clients: rows.clients, time, rounds: rows.rounds, users: USERS };
+fn try_out(rows: &Rows) {
     println!("{}", table::HEAD);
-    table(&stores, &rows.workloads, &rows.targets, &plan);
-    ExitCode::SUCCESS
+    table(&Stores::start(USERS), &rows.workloads, &rows.targets, &rows.length.plan(rows.clients));
 }

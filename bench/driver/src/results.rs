@@ -63,6 +63,7 @@ impl Results {
     /// Writes them to bench/results, and tells where.
     pub fn save(&self, name: &str) -> PathBuf {
         let path = file(name);
+        fs::create_dir_all(path.parent().unwrap_or(&path)).expect("bench/ can be written to");
         let text = serde_json::to_string_pretty(self).expect("results are JSON");
         fs::write(&path, text + "\n").unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         path

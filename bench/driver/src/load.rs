@@ -2,6 +2,7 @@
 //! It is our own since wrk can neither talk to two services nor tell one status' latency from another's;
 //! `bench generator` shows how it compares.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -20,8 +21,12 @@ use crate::names::Requests;
 
 /// One answer of so many is compared with what it must be; all have their status looked at.
 const CHECK_EVERY: u64 = 100;
-/// How long to wait for answers that are on their way when the time is over.
-const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+/// How long to wait for an answer before looking whether to stop, or who has waited long enough.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+/// How long a client waits that got a 503 (our services ask for a second).
+const PAUSE: Duration = Duration::from_millis(100);
+/// Two saturate two cores along with what they load; one would be the bound that is measured.
+const THREADS: usize = 2;
 /// Large enough for any answer.
 const BUFFER: usize = 32 * 1024;
 
@@ -129,12 +134,15 @@ impl Load {
 
     /// Connects, and begins to send. What comes back is forgotten until [`Running::measure`].
     pub fn start(&self) -> Running {
-        let generator = Generator::new(self);
         let phase = Arc::new(AtomicU8::new(WARM_UP));
-        let seen = Arc::clone(&phase);
-        // The services need the cores as well: a second thread takes from them more than it gives.
-        let thread = thread::spawn(move || generator.run(&seen));
-        Running { phase, thread }
+        let shares = (0..THREADS).map(|thread| (self.clients + thread) / THREADS);
+        let generators: Vec<Generator> = shares.map(|clients| Generator::new(&self.parts, clients)).collect();
+        let spawn = |generator: Generator| {
+            let phase = Arc::clone(&phase);
+            thread::spawn(move || generator.run(&phase))
+        };
+        let threads = generators.into_iter().map(spawn).collect();
+        Running { phase, threads }
     }
 }
 
@@ -146,7 +154,7 @@ const STOP: u8 = 2;
 #[derive(Debug)]
 pub struct Running {
     phase: Arc<AtomicU8>,
-    thread: thread::JoinHandle<Tally>,
+    threads: Vec<thread::JoinHandle<Tally>>,
 }
 
 impl Running {
@@ -158,7 +166,7 @@ impl Running {
     /// Waits this long, or until the numbers are used up.
     pub fn wait(&self, time: Duration) {
         let end = Instant::now() + time;
-        while !self.thread.is_finished() && Instant::now() < end {
+        while !self.threads.iter().all(thread::JoinHandle::is_finished) && Instant::now() < end {
             thread::sleep(Duration::from_millis(1).min(end.saturating_duration_since(Instant::now())));
         }
     }
@@ -166,7 +174,9 @@ impl Running {
     /// Stops, and tells what was counted.
     pub fn stop(self) -> Tally {
         self.phase.store(STOP, Ordering::Relaxed);
-        self.thread.join().expect("the generator does not panic")
+        let tallies =
+            self.threads.into_iter().map(|thread| thread.join().expect("a generator does not panic"));
+        tallies.reduce(Tally::plus).unwrap_or_else(Tally::new)
     }
 
     /// [`Running::wait`], then [`Running::stop`].
@@ -198,11 +208,20 @@ impl Tally {
         let (right, refused) = (histogram(), histogram());
         Tally { right, refused, errors: 0, checked: 0, wrong: 0, answers: 0 }
     }
+
+    fn plus(mut self, other: Tally) -> Tally {
+        self.right += other.right;
+        self.refused += other.refused;
+        self.errors += other.errors;
+        self.checked += other.checked;
+        self.wrong += other.wrong;
+        self
+    }
 }
 
 struct Client {
     sockets: Vec<TcpStream>,
-    /// The part that its request under way belongs to; `None` if all numbers are used up.
+    /// The part that its request under way belongs to, if there is one.
     part: Option<usize>,
     number: u32,
     sent: Instant,
@@ -215,19 +234,26 @@ struct Generator {
     epoll: OwnedFd,
     parts: Vec<Part>,
     clients: Vec<Client>,
-    /// Clients with a request under way.
+    /// Clients with a request under way, or one to send.
     busy: usize,
+    /// Clients that wait until then, the first first.
+    paused: VecDeque<(Instant, usize)>,
     random: Rng,
     tally: Tally,
 }
 
 impl Generator {
-    fn new(load: &Load) -> Generator {
-        let epoll = epoll::create(CreateFlags::CLOEXEC).expect("an epoll instance");
-        let parts = load.parts.clone();
-        let mut generator =
-            Generator { epoll, parts, clients: Vec::new(), busy: 0, random: Rng::new(), tally: Tally::new() };
-        for client in 0..load.clients {
+    fn new(parts: &[Part], clients: usize) -> Generator {
+        let mut generator = Generator {
+            epoll: epoll::create(CreateFlags::CLOEXEC).expect("an epoll instance"),
+            parts: parts.to_vec(),
+            clients: Vec::new(),
+            busy: 0,
+            paused: VecDeque::new(),
+            random: Rng::new(),
+            tally: Tally::new(),
+        };
+        for client in 0..clients {
             let parts = 0..generator.parts.len();
             let sockets = parts.map(|part| generator.connect(client, part)).collect();
             let buffer = vec![0; BUFFER].into_boxed_slice();
@@ -260,8 +286,16 @@ impl Generator {
                 let data = event.data.u64() as usize;
                 self.receive(data / self.parts.len(), data % self.parts.len(), counts);
             }
+            self.wake();
         }
         self.tally
+    }
+
+    /// Lets those go on whose pause is over.
+    fn wake(&mut self) {
+        while let Some((_, client)) = self.paused.pop_front_if(|(end, _)| *end <= Instant::now()) {
+            self.send(client);
+        }
     }
 
     /// Sends the client's next request, if there is one.
@@ -304,15 +338,20 @@ impl Generator {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return,
             Err(_) => return self.lost(index, part),
         }
-        match answer::parse(&client.buffer[..client.filled]) {
+        let answer = match answer::parse(&client.buffer[..client.filled]) {
+            Ok(Some(answer)) => answer,
             Ok(None) => return,
-            Ok(Some(answer)) if counts => {
-                self.tally.count(&self.parts[part].requests, client.number, client.sent, &answer);
-            }
-            Ok(Some(_)) => {}
             Err(answer::Strange) => return self.lost(index, part),
+        };
+        if counts {
+            self.tally.count(&self.parts[part].requests, client.number, client.sent, &answer);
         }
-        self.send(index);
+        if answer.status == 503 {
+            client.part = None;
+            self.paused.push_back((Instant::now() + PAUSE, index));
+        } else {
+            self.send(index);
+        }
     }
 
     /// A connection is gone: opens another one, and goes on there.

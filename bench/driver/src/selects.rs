@@ -84,8 +84,8 @@ pub fn herds(stores: &Stores) -> Vec<Herd> {
 }
 
 fn herd(stores: &Stores, kind: Kind, replicas: usize) -> Vec<u64> {
-    stores.settle();
     stores.count(kind.name());
+    stores.settle();
     let launch = || if kind == Kind::Ours { ours("data-svc", stores) } else { axum(stores) };
     let servers: Vec<Server> = (0..replicas).map(|_| Launch::start(launch())).collect();
     let get = |to: SocketAddr| Requests::get(to, Series::Seeded, INFO_BYTES);

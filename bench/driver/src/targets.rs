@@ -66,25 +66,24 @@ pub struct Target {
 impl Target {
     /// Starts it anew, with nothing in any cache; returns when it is ready. `info_bytes` is what the ceiling sends.
     pub fn start(kind: Kind, stores: &Stores, info_bytes: usize) -> Target {
-        stores.settle();
         let launches = match kind {
             Kind::Ours => vec![ours("user-svc", stores), ours("data-svc", stores)],
             Kind::Axum => vec![axum(stores)],
             Kind::Flask => vec![flask(stores)],
             Kind::Ceiling | Kind::Bare => vec![ceiling(info_bytes)],
         };
-        Target::of(kind, launches)
+        Target::of(kind, stores, launches)
     }
 
     /// Starts our services with one more setting.
     pub fn ours_with(stores: &Stores, name: &str, value: &str) -> Target {
-        stores.settle();
         let launches = ["user-svc", "data-svc"].map(|service| ours(service, stores).env(name, value));
-        Target::of(Kind::Ours, launches.into())
+        Target::of(Kind::Ours, stores, launches.into())
     }
 
     /// The first of them writes, the last one reads.
-    fn of(kind: Kind, launches: Vec<Launch>) -> Target {
+    fn of(kind: Kind, stores: &Stores, launches: Vec<Launch>) -> Target {
+        stores.settle();
         let servers: Vec<Server> = launches.into_iter().map(Launch::start).collect();
         let (user, data) = (servers[0].address, servers[servers.len() - 1].address);
         Target { kind, user, data, servers }

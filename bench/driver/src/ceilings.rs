@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,8 +33,7 @@ pub fn measure(stores: &Stores, plan: &Plan) -> Vec<Ceiling> {
     let mut ceilings = Vec::new();
     for connections in [POOL, plan.clients] {
         for (what, script) in [(INSERT, insert()), (SELECT, select(plan.users))] {
-            let runs =
-                (0..plan.rounds).map(|_| pgbench(stores, &script, connections, plan.time.as_secs().max(1)));
+            let runs = (0..plan.rounds).map(|_| pgbench(stores, &script, connections, plan.time));
             let runs: Vec<f64> = runs.collect();
             ceilings.push(Ceiling { what: what.into(), connections, per_second: median(runs.into_iter()) });
         }
@@ -61,9 +61,11 @@ fn select(users: u32) -> String {
     )
 }
 
-fn pgbench(stores: &Stores, script: &str, connections: usize, seconds: u64) -> f64 {
+fn pgbench(stores: &Stores, script: &str, connections: usize, time: Duration) -> f64 {
     stores.database("pgbench");
     stores.settle();
+    // It connects within its time, which for many connections takes a while.
+    let seconds = time.as_secs() + 2;
     let file = std::env::temp_dir().join(format!("bench-{}.sql", std::process::id()));
     fs::write(&file, script).expect("the folder for temporary files can be written to");
     let mut command = Command::new(stores.programs().join("pgbench"));

@@ -39,7 +39,8 @@ impl Machine {
             cores: available_parallelism().map_or(0, usize::from),
             memory_gib: field("/proc/meminfo", "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0.0)
                 / f64::from(1 << 20),
-            kernel: said(Command::new("uname").arg("-sr")),
+            // What a distribution appends says nothing of speed.
+            kernel: said(Command::new("uname").arg("-sr")).split('-').next().unwrap_or_default().to_owned(),
             stores: format!("{postgres}, Redis {redis}"),
             revision: said(Command::new("git").args([
                 "-C",

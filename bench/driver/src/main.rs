@@ -2,7 +2,7 @@
 //!
 //! A **target** is a running program that answers ([`targets`]); a **workload** is what is asked of it
 //! ([`workload`]), by the load generator ([`load`]); together they make a **row** ([`row`]). Beside the rows stand
-//! other measures, a module each. [`results`] holds them all, [`goals`] judges them, [`report`] and [`chart`] show
+//! other measures, a module each. [`mod@results`] holds them all, [`goals`] judges them, [`report`] and [`chart`] show
 //! them.
 
 mod answer;

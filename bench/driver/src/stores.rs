@@ -14,7 +14,7 @@ pub const INFO_BYTES: usize = 100;
 pub const BIG_INFO_BYTES: usize = 16 * 1024;
 
 /// As in production (fsync and synchronous_commit are on), but with memory enough for the users, so that the disk
-/// only has to take commits. Statements are counted only where [`Stores::count_statements`] says so.
+/// only has to take commits. Statements are counted only where [`Stores::count`] says so.
 const POSTGRES: [(&str, &str); 3] = [
     ("shared_buffers", "512MB"),
     ("shared_preload_libraries", "pg_stat_statements"),

@@ -1,9 +1,9 @@
 # `make` lists what there is. Longer recipes are in scripts/.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status logs reset test check soak mutations migrate schema
+.PHONY: help setup up down status logs reset test check soak mutations bench bench-full migrate schema
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  MODE=docker or MODE=native chooses how to run; otherwise Docker if an engine answers."
 
@@ -36,6 +36,12 @@ soak: setup ## Record histories under faults for a long time (SOAK_SECONDS, 600 
 
 mutations: setup ## Break the protocol's rules one at a time, and see the tests fail
 	@scripts/mutations
+
+bench: setup ## Measure the services against a ceiling and peers: the main rows at 64 clients (some minutes)
+	@scripts/bench main
+
+bench-full: setup ## Measure everything, and write docs/benchmarks.md
+	@scripts/bench full
 
 migrate: setup ## Run pending migrations with the Diesel CLI, which also prints the schema
 	@scripts/diesel migration run

@@ -1,0 +1,141 @@
+//! What was wanted, and whether it is met: all of it ratios within one run, or bounds.
+
+use crate::ceilings::INSERT;
+use crate::results::Results;
+use crate::row::{Figures, Row};
+use crate::selects::Herd;
+use crate::targets::Kind;
+use crate::workload::Workload;
+
+/// One goal.
+#[derive(Clone, Debug)]
+pub struct Goal {
+    /// What is looked at.
+    pub what: String,
+    /// What is wanted of it.
+    pub wanted: String,
+    /// What it is.
+    pub measured: String,
+    /// Whether that is good enough.
+    pub met: bool,
+}
+
+impl Goal {
+    fn at_least(what: impl Into<String>, bound: f64, of: &str, measured: f64) -> Goal {
+        let (wanted, text) = (format!("at least {bound} {of}"), format!("{measured:.2}"));
+        Goal { what: what.into(), wanted, measured: text, met: measured >= bound }
+    }
+
+    fn at_most(what: impl Into<String>, bound: f64, of: &str, measured: f64) -> Goal {
+        let (wanted, text) = (format!("at most {bound} {of}"), format!("{measured:.2}"));
+        Goal { what: what.into(), wanted, measured: text, met: measured <= bound }
+    }
+}
+
+/// A near cache's bound by default, in MiB.
+const NEAR_MIB: f64 = 64.0;
+
+/// All goals, computed.
+pub fn goals(results: &Results) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    for clients in results.clients() {
+        goals.extend(throughput(results, clients));
+        goals.extend(latency(results, clients));
+    }
+    goals.extend(memory_and_start(results));
+    goals.extend(selects(results));
+    goals.extend(overload(results));
+    goals
+}
+
+fn throughput(results: &Results, clients: usize) -> Vec<Goal> {
+    use Workload::{Big, Hot, Miss, Mixed, NotFound, Register, Warm, Zipf};
+    let mut goals = Vec::new();
+    let mut ratio = |workload: Workload, to: Kind, bound: f64, of: &str| {
+        let Some((ours, other)) = pair(results, workload, to, clients) else { return };
+        let what = format!("{} requests/s, {clients} clients", workload.name());
+        goals.push(Goal::at_least(what, bound, of, ours.requests_per_second / other.requests_per_second));
+    };
+    for (workload, bound) in [(Hot, 0.9), (Warm, 0.9), (Big, 0.85)] {
+        ratio(workload, Kind::Ceiling, bound, "of the ceiling");
+    }
+    for (workload, bound) in [(Zipf, 1.6), (Mixed, 1.6), (Miss, 2.5), (NotFound, 2.5), (Register, 3.0)] {
+        ratio(workload, Kind::Axum, bound, "times axum");
+    }
+    for workload in [Hot, Warm] {
+        let Some((ours, ceiling)) = pair(results, workload, Kind::Ceiling, clients) else { continue };
+        let what = format!("{} CPU, {clients} clients", workload.name());
+        goals.push(Goal::at_most(what, 1.3, "times the ceiling's", ours.service_us / ceiling.service_us));
+    }
+    goals.extend(against_pgbench(results, clients));
+    goals
+}
+
+fn pair(results: &Results, workload: Workload, to: Kind, clients: usize) -> Option<(&Figures, &Figures)> {
+    let row = |kind| Some(&results.row(workload, kind, clients)?.figures);
+    Some((row(Kind::Ours)?, row(to)?))
+}
+
+/// The best that pgbench did, with however many connections.
+fn against_pgbench(results: &Results, clients: usize) -> Option<Goal> {
+    let ours = results.row(Workload::Register, Kind::Ours, clients)?.figures.requests_per_second;
+    let inserts = results.ceilings.iter().filter(|ceiling| ceiling.what == INSERT);
+    let best = inserts.map(|ceiling| ceiling.per_second).fold(0.0, f64::max);
+    let what = format!("register requests/s, {clients} clients");
+    Some(Goal::at_least(what, 2.0, "times pgbench's best", ours / best))
+}
+
+fn latency(results: &Results, clients: usize) -> Vec<Goal> {
+    let goal = |workload: &Workload| {
+        let (ours, axum) = pair(results, *workload, Kind::Axum, clients)?;
+        let what = format!("{} p99, {clients} clients", workload.name());
+        Some(Goal::at_most(what, 1.0, "times axum's", ours.p99_us / axum.p99_us))
+    };
+    Workload::ALL.iter().filter_map(goal).collect()
+}
+
+fn memory_and_start(results: &Results) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    for start in results.starts.iter().filter(|start| start.program.ends_with("-svc")) {
+        goals.push(Goal::at_most(format!("{} idle", start.program), 20.0, "MiB", start.idle_mib));
+        goals.push(Goal::at_most(format!("{} ready", start.program), 250.0, "ms after exec", start.ready_ms));
+    }
+    let ours = results.rows.iter().filter(|row: &&Row| row.target == Kind::Ours);
+    let peak = ours.map(|row| row.figures.peak_mib).fold(0.0, f64::max);
+    goals.push(Goal::at_most("memory under load, the worst row", 48.0 + NEAR_MIB, "MiB", peak));
+    goals
+}
+
+fn selects(results: &Results) -> Vec<Goal> {
+    let misses =
+        results.statements.iter().filter(|it| it.target == Kind::Ours && it.workload == Workload::Miss);
+    let mut goals: Vec<Goal> = misses
+        .filter(|it| it.clients >= 128)
+        .map(|it| {
+            let what = format!("statements per row loaded, {} clients", it.clients);
+            Goal::at_most(what, 0.2, "", it.per_row())
+        })
+        .collect();
+    let ours = results.herds.iter().filter(|herd: &&Herd| herd.target == Kind::Ours);
+    goals.extend(ours.map(|herd| {
+        let what = format!("SELECTs for a herd, {} replica(s)", herd.replicas);
+        Goal::at_most(what, herd.replicas as f64, "", herd.most() as f64)
+    }));
+    goals
+}
+
+fn overload(results: &Results) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    for it in results.overloads.iter().filter(|it| it.target == Kind::Ours) {
+        let same =
+            |other: &&crate::overload::Overload| (other.workload, other.target) == (it.workload, it.target);
+        let peak = results.overloads.iter().filter(same).map(|other| other.goodput).fold(0.0, f64::max);
+        let queue = if it.short_queue { ", short queue" } else { "" };
+        let what = format!("{} with {} clients{queue}", it.workload.name(), it.clients);
+        goals.push(Goal::at_least(format!("{what}: goodput"), 0.9, "of the peak", it.goodput / peak));
+        if it.refused > 0.0 {
+            goals.push(Goal::at_most(format!("{what}: p99 of 503"), 10.0, "ms", it.refused_p99_ms));
+        }
+    }
+    goals
+}

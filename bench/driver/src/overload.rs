@@ -1,0 +1,75 @@
+//! More clients than can be served: what is still served, how fast, and how fast the rest is refused.
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use crate::row::{Plan, run};
+use crate::stores::{INFO_BYTES, Stores};
+use crate::targets::{Kind, Target};
+use crate::workload::Workload;
+
+/// So many times the clients.
+const FACTOR: usize = 10;
+/// A queue that so many clients fill. The default one holds them all.
+const SHORT_QUEUE: &str = "128";
+
+/// One load.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Overload {
+    /// What was asked for.
+    pub workload: Workload,
+    /// Who answered.
+    pub target: Kind,
+    /// Clients at once.
+    pub clients: usize,
+    /// Whether the service's queue was short, or as it comes.
+    pub short_queue: bool,
+    /// Right answers a second.
+    pub goodput: f64,
+    /// The latency that one right answer in a hundred exceeds, in milliseconds.
+    pub p99_ms: f64,
+    /// Answers with 503 a second.
+    pub refused: f64,
+    /// The median latency of 503, in milliseconds.
+    pub refused_p50_ms: f64,
+    /// The latency that one 503 in a hundred exceeds, in milliseconds.
+    pub refused_p99_ms: f64,
+    /// Errors other than 503.
+    pub errors: u64,
+}
+
+/// Loads ours and the axum peer with the plan's clients and ten times as many.
+pub fn overloads(stores: &Stores, plan: &Plan) -> Vec<Overload> {
+    let mut overloads = Vec::new();
+    for workload in [Workload::Miss, Workload::Register] {
+        for (kind, short_queue) in [(Kind::Ours, false), (Kind::Ours, true), (Kind::Axum, false)] {
+            for clients in [plan.clients, plan.clients * FACTOR] {
+                overloads.push(overload(stores, workload, (kind, short_queue), &Plan { clients, ..*plan }));
+            }
+        }
+    }
+    overloads
+}
+
+fn overload(stores: &Stores, workload: Workload, (kind, short_queue): (Kind, bool), plan: &Plan) -> Overload {
+    let target = match short_queue {
+        true => Target::ours_with(stores, "DATABASE_QUEUE", SHORT_QUEUE),
+        false => Target::start(kind, stores, INFO_BYTES),
+    };
+    let load = workload.load(&target, plan.users, plan.clients);
+    let (figures, tally) = run(stores, &target, &load, workload.warm_up(), plan.time);
+    let ms = |of: &Histogram<u32>, quantile| of.value_at_quantile(quantile) as f64 / 1e3;
+    let per_answer = figures.requests_per_second / tally.right.len().max(1) as f64;
+    Overload {
+        workload,
+        target: kind,
+        clients: plan.clients,
+        short_queue,
+        goodput: figures.requests_per_second,
+        p99_ms: ms(&tally.right, 0.99),
+        refused: tally.refused.len() as f64 * per_answer,
+        refused_p50_ms: ms(&tally.refused, 0.5),
+        refused_p99_ms: ms(&tally.refused, 0.99),
+        errors: tally.errors - tally.refused.len(),
+    }
+}

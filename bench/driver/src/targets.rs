@@ -1,0 +1,195 @@
+//! What is measured: our services, their peers, and the ceiling.
+
+use std::env;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use devstack::guard::{Guarded, watched};
+use devstack::{Signal, free_port, http};
+use serde::{Deserialize, Serialize};
+
+use crate::names::{Series, info};
+use crate::stores::Stores;
+use crate::usage;
+
+/// How long a start may take, under valgrind as well.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// user-svc and data-svc.
+    Ours,
+    /// bench/axum-peer.
+    Axum,
+    /// bench/flask-peer.
+    Flask,
+    /// bench/ceiling.
+    Ceiling,
+    /// bench/ceiling, its static body.
+    Bare,
+}
+
+impl Kind {
+    /// As in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Ours => "ours",
+            Kind::Axum => "axum",
+            Kind::Flask => "flask",
+            Kind::Ceiling => "ceiling",
+            Kind::Bare => "bare",
+        }
+    }
+
+    fn redis_url(self, stores: &Stores) -> String {
+        stores.redis_url(self as u32 + 1)
+    }
+}
+
+/// A running target.
+#[derive(Debug)]
+pub struct Target {
+    /// Who it is.
+    pub kind: Kind,
+    /// Where users are registered.
+    pub user: SocketAddr,
+    /// Where they are read.
+    pub data: SocketAddr,
+    servers: Vec<Server>,
+}
+
+impl Target {
+    /// Starts it anew, with nothing in any cache; returns when it is ready. `info_bytes` is what the ceiling sends.
+    pub fn start(kind: Kind, stores: &Stores, info_bytes: usize) -> Target {
+        let launches = match kind {
+            Kind::Ours => vec![ours("user-svc", stores), ours("data-svc", stores)],
+            Kind::Axum => vec![axum(stores)],
+            Kind::Flask => vec![flask(stores)],
+            Kind::Ceiling | Kind::Bare => vec![ceiling(info_bytes)],
+        };
+        Target::of(kind, stores, launches)
+    }
+
+    /// Starts our services with one more setting.
+    pub fn ours_with(stores: &Stores, name: &str, value: &str) -> Target {
+        let launches = ["user-svc", "data-svc"].map(|service| ours(service, stores).env(name, value));
+        Target::of(Kind::Ours, stores, launches.into())
+    }
+
+    /// The first of them writes, the last one reads.
+    fn of(kind: Kind, stores: &Stores, launches: Vec<Launch>) -> Target {
+        stores.settle();
+        let servers: Vec<Server> = launches.into_iter().map(Launch::start).collect();
+        let (user, data) = (servers[0].address, servers[servers.len() - 1].address);
+        Target { kind, user, data, servers }
+    }
+
+    /// Processor time used so far by all its processes.
+    pub fn cpu(&self) -> Duration {
+        self.servers.iter().map(|server| usage::cpu(server.guard.pid())).sum()
+    }
+
+    /// The most memory that any of its services had, in MiB.
+    pub fn peak_mib(&self) -> f64 {
+        self.servers.iter().map(|server| usage::peak_mib(server.guard.pid())).fold(0.0, f64::max)
+    }
+}
+
+/// A program that listens, and is killed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// From exec to the first 200 of `/readyz`.
+    pub ready_after: Duration,
+    /// The process.
+    pub guard: Guarded,
+}
+
+/// A program about to start, and the port that it is told.
+#[derive(Debug)]
+pub struct Launch {
+    command: Command,
+    port: u16,
+}
+
+impl Launch {
+    /// A program that listens on `PORT`.
+    pub fn new(program: &Path) -> Launch {
+        let port = free_port();
+        let mut command = watched(Signal::KILL, program);
+        // A folder without a .env, which the services would read.
+        command.env("PORT", port.to_string()).current_dir("/");
+        Launch { command, port }
+    }
+
+    /// Sets a setting.
+    pub fn env(mut self, name: &str, value: &str) -> Launch {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Adds arguments.
+    pub fn arguments(mut self, arguments: &[&str]) -> Launch {
+        self.command.args(arguments);
+        self
+    }
+
+    /// Starts it, and waits for its readiness. Panics with its log if it never comes.
+    pub fn start(self) -> Server {
+        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+        let url = format!("http://{address}/readyz");
+        let began = Instant::now();
+        let guard = Guarded::start(self.command);
+        while !http::try_send("GET", &url, &[], "").is_ok_and(|answer| answer.status == 200) {
+            let alive = guard.status().is_none() && began.elapsed() < PATIENCE;
+            assert!(alive, "{url} is not ready:\n{}", guard.log().text());
+            sleep(Duration::from_millis(1));
+        }
+        Server { address, ready_after: began.elapsed(), guard }
+    }
+}
+
+/// One of our own programs: all are built into one folder.
+pub fn release(name: &str) -> PathBuf {
+    let path = env::current_exe().expect("a program knows its own path").with_file_name(name);
+    assert!(path.is_file(), "{} is missing: scripts/bench builds it", path.display());
+    path
+}
+
+/// One of our two services.
+pub fn ours(name: &str, stores: &Stores) -> Launch {
+    with_stores(Kind::Ours, stores, &release(name)).env("METRICS_PORT", "0")
+}
+
+/// The axum peer.
+pub fn axum(stores: &Stores) -> Launch {
+    with_stores(Kind::Axum, stores, &release("axum-peer"))
+}
+
+/// A program with stores of its own.
+pub fn with_stores(kind: Kind, stores: &Stores, program: &Path) -> Launch {
+    let database = stores.database(kind.name());
+    Launch::new(program).env("DATABASE_URL", &database).env("REDIS_URL", &kind.redis_url(stores))
+}
+
+fn ceiling(info_bytes: usize) -> Launch {
+    let name = Series::Seeded.name(0);
+    let body = format!(r#"{{"name":"{name}","info":"{}","cache_hit":true}}"#, info(&name, info_bytes));
+    Launch::new(&release("ceiling")).env("BODY", &body)
+}
+
+/// The Flask peer. gunicorn takes no port from its environment.
+pub fn flask(stores: &Stores) -> Launch {
+    let gunicorn = release("bench").with_file_name("../flask-venv/bin/gunicorn");
+    let launch = with_stores(Kind::Flask, stores, &gunicorn);
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../flask-peer");
+    let bind = format!("127.0.0.1:{}", launch.port);
+    let arguments = ["--workers", "2", "--threads", "8", "--keep-alive", "75", "--chdir", folder];
+    launch.arguments(&arguments).arguments(&["--bind", &bind, "app:app"])
+}

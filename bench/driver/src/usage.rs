@@ -1,0 +1,49 @@
+//! What processes have used, from `/proc`.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::param::clock_ticks_per_second;
+use rustix::process::Pid;
+
+/// The processor time of a process, its children, and children that are gone and waited for. Its resolution is 10 ms.
+pub fn cpu(pid: Pid) -> Duration {
+    own_cpu(pid, 4) + children(pid).into_iter().map(cpu).sum::<Duration>()
+}
+
+/// The processor time of this process, whose threads make the load.
+pub fn generator_cpu() -> Duration {
+    own_cpu(rustix::process::getpid(), 2)
+}
+
+/// The sum of the first so many of utime, stime, cutime and cstime (proc(5)).
+fn own_cpu(pid: Pid, count: usize) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    // The name stands in parentheses and may hold any character, so count from the last one.
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+    let ticks: u64 = fields.skip(11).take(count).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64)
+}
+
+/// Memory in use now, of a process and its children, in MiB.
+pub fn resident_mib(pid: Pid) -> f64 {
+    memory_mib(pid, "VmRSS:")
+}
+
+/// The most memory that was in use, of a process and its children, in MiB.
+pub fn peak_mib(pid: Pid) -> f64 {
+    memory_mib(pid, "VmHWM:")
+}
+
+fn memory_mib(pid: Pid, field: &str) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let kib: f64 = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or_default();
+    kib / 1024.0 + children(pid).into_iter().map(|child| memory_mib(child, field)).sum::<f64>()
+}
+
+fn children(pid: Pid) -> Vec<Pid> {
+    let number = pid.as_raw_nonzero();
+    let listed = fs::read_to_string(format!("/proc/{number}/task/{number}/children")).unwrap_or_default();
+    listed.split_whitespace().filter_map(|word| Pid::from_raw(word.parse().ok()?)).collect()
+}

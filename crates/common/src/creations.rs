@@ -14,7 +14,7 @@ use crate::database::{Batch, Batches, Database};
 use crate::error::Error;
 use crate::repository::{CacheAside, Effect, Repository};
 
-/// Inserts those whose keys are free, and returns these keys.
+/// How rows are inserted.
 type Insert<K, V> = fn(&mut PgConnection, &[(&K, &V)]) -> QueryResult<Vec<K>>;
 
 /// Creates what is kept as `T` from a key and a `V`; clones share those who wait.
@@ -31,7 +31,7 @@ impl<T: CacheAside, V> Clone for Creations<T, V> {
 }
 
 impl<T: CacheAside, V: Send + Sync + 'static> Creations<T, V> {
-    /// None yet. `insert` must not insert a part of what it is given.
+    /// None yet. `insert` inserts those whose keys are free, and returns these keys.
     #[must_use]
     pub fn new(repository: Repository<T>, database: Database, insert: Insert<T::Key, V>) -> Self {
         Self { repository, waiting: Batches::new(database), insert }

@@ -84,13 +84,16 @@ async fn a_load_is_shared_by_who_came_before_it_was_sent_and_not_by_who_came_aft
     notes.write(Effect::Replace, change).await.expect("acknowledged");
 
     // It finds no copy, and the old load still under way.
-    let second = tokio::spawn(text(notes.clone()));
+    let mut second = tokio::spawn(text(notes.clone()));
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     drop(old_load);
     assert_eq!(first.await.expect("no panic").0, "old", "it began before the write was acknowledged");
 
     // Those who come now, before the second's own load has read, share it.
-    let new_load = loads.recv().await.expect("the second has read for itself");
+    let new_load = tokio::select! {
+        load = loads.recv() => load.expect("the second has read for itself"),
+        handed = &mut second => panic!("it was handed {handed:?}"),
+    };
     drop(new_load);
     assert_eq!(second.await.expect("no panic").0, "new");
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::{PgConnection, QueryResult};
 
-use crate::database::{Batch, Batches, Database};
+use crate::database::{Batch, Batches};
 use crate::error::Error;
 use crate::repository::{CacheAside, Effect, Repository};
 
@@ -33,8 +33,8 @@ impl<T: CacheAside, V> Clone for Creations<T, V> {
 impl<T: CacheAside, V: Send + Sync + 'static> Creations<T, V> {
     /// None yet. `insert` inserts those whose keys are free, and returns these keys.
     #[must_use]
-    pub fn new(repository: Repository<T>, database: Database, insert: Insert<T::Key, V>) -> Self {
-        Self { repository, waiting: Batches::new(database), insert }
+    pub fn new(repository: Repository<T>, insert: Insert<T::Key, V>) -> Self {
+        Self { waiting: Batches::new(repository.database().clone()), repository, insert }
     }
 
     /// Creates what `key` names. When this returns `Ok`, it is committed, and every read that starts from now on

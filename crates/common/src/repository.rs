@@ -50,7 +50,7 @@ pub trait CacheAside: Send + Sync + 'static {
     /// What it is found by.
     type Key: Clone + Eq + Hash + Send + Sync + 'static;
     /// A row.
-    type Record: Send + 'static;
+    type Record;
 
     /// The Redis key of `key`: a prefix, and the key within braces (a cluster hash tag).
     fn cache_key(key: &Self::Key) -> String;
@@ -204,6 +204,11 @@ impl<T: CacheAside> Repository<T> {
             runtime: Handle::current(),
         };
         Self(Arc::new(parts))
+    }
+
+    /// The database under it, for those who wait together for a write.
+    pub(crate) fn database(&self) -> &Database {
+        &self.0.database
     }
 
     // ---------------------------------------------------------------- reading

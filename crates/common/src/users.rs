@@ -10,7 +10,7 @@ use crate::cache::entry::Answer;
 use crate::creations::Creations;
 use crate::error::Error;
 use crate::models::{Info, User, UserName};
-use crate::repository::{CacheAside, Repository};
+use crate::repository::{self, CacheAside, Repository};
 use crate::request::hex;
 use crate::schema::users;
 
@@ -73,11 +73,12 @@ pub fn entity_tag(etag: &[u8; 16]) -> HeaderValue {
 /// Whether one of `tags` is `etag`, by weak comparison (RFC 9110, section 8.8.3.2).
 #[must_use]
 pub fn is_among(tags: &[EntityTag], etag: &[u8; 16]) -> bool {
-    tags.iter().any(|tag| tag.tag().as_bytes() == hex(etag))
+    let current = hex(etag);
+    tags.iter().any(|tag| tag.tag().as_bytes() == current)
 }
 
 /// What a write returns to the repository: the keys that it has changed; or why it refuses.
-pub type Changed = QueryResult<Result<((), Vec<UserName>), Error>>;
+pub type Changed = QueryResult<Result<repository::Changed<User, ()>, Error>>;
 
 /// Users to be registered, which share their transactions.
 pub type Registrations = Creations<User, Info>;

@@ -77,7 +77,7 @@ pub async fn serve(config: Config) -> Outcome {
     let database = Database::start(&config.database, Schema::Migrate, metrics.database.clone())?;
     let cache = Cache::start(&config.cache)?;
     let users = Users::new(database.clone(), cache, None, &config.cache, metrics.cache.clone());
-    let registrations = Data::new(Registrations::new(users.clone(), database.clone(), users::insert));
+    let registrations = Data::new(Registrations::new(users.clone(), users::insert));
     let users = Data::new(users);
     let links = Data::new(routes::Links { data_url: config.public_data_url });
     let service = Service {

@@ -120,12 +120,12 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
     fn take(&self, give_up: Instant) -> Vec<Member<K, V, O>> {
         let mut taken: Vec<Member<K, V, O>> = Vec::new();
         let mut waiting = self.lock();
-        let mut later = VecDeque::new();
+        let mut later = Vec::new();
         while taken.len() < BATCH_MAX
             && let Some(member) = waiting.members.pop_front()
         {
             if taken.iter().any(|other| other.key == member.key) {
-                later.push_back(member);
+                later.push(member);
                 continue;
             }
             self.0.database.metrics.waiting.dec();
@@ -137,8 +137,8 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
                 false => taken.push(member),
             }
         }
-        later.append(&mut waiting.members);
-        waiting.members = later;
+        // Back to where they stood.
+        later.into_iter().rev().for_each(|member| waiting.members.push_front(member));
         taken
     }
 

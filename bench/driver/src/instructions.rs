@@ -1,4 +1,4 @@
-//! Instructions that a hit and a register take, counted by callgrind: a guard that a noisy machine cannot fool.
+//! Instructions that a hit, a miss and a register take, counted by callgrind: a guard that a noisy machine cannot fool.
 //!
 //! The service runs twice for as long, with many requests and with few. What differs is the cost of the requests
 //! alone, without that of the start and of what goes on in the background.
@@ -29,17 +29,23 @@ const EXPECTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../instructions.jso
 pub struct Instructions {
     /// A near hit in data-svc.
     pub hit: f64,
+    /// A read of what is in no cache, in data-svc.
+    pub miss: f64,
     /// A register in user-svc.
     pub register: f64,
 }
 
 impl Instructions {
-    /// Counts both.
+    /// Counts them.
     pub fn count(stores: &Stores) -> Instructions {
         Instructions {
             hit: count(stores, "data-svc", |server, times| {
                 let requests = Requests::get(server.address, Series::Seeded, INFO_BYTES);
                 Load::once(requests, Once::same(0, times), 1);
+            }),
+            miss: count(stores, "data-svc", |server, times| {
+                let requests = Requests::get(server.address, Series::Seeded, INFO_BYTES);
+                Load::once(requests, Once::ordered(0, times), 1);
             }),
             register: count(stores, "user-svc", |server, times| {
                 Load::once(Requests::register(server.address, INFO_BYTES), new_names().portion(times), 1);
@@ -61,8 +67,12 @@ impl Instructions {
 
     /// What is more than 10 % above `expected`, in words.
     pub fn excess(&self, expected: &Instructions) -> Vec<String> {
-        let both = [("a hit", self.hit, expected.hit), ("a register", self.register, expected.register)];
-        let grown = both.into_iter().filter(|(_, now, then)| *now > then * TOLERANCE);
+        let all = [
+            ("a hit", self.hit, expected.hit),
+            ("a miss", self.miss, expected.miss),
+            ("a register", self.register, expected.register),
+        ];
+        let grown = all.into_iter().filter(|(_, now, then)| *now > then * TOLERANCE);
         grown
             .map(|(what, now, then)| format!("{what} takes {now:.0} instructions, expected {then:.0}"))
             .collect()

@@ -184,8 +184,8 @@ fn judge(results: &Results) -> ExitCode {
 }
 
 fn count_instructions(expect: bool) -> ExitCode {
-    let counted = Instructions::count(&Stores::start(1_000));
-    println!("a hit: {:.0}, a register: {:.0}", counted.hit, counted.register);
+    let counted = Instructions::count(&Stores::start(10_000));
+    println!("a hit: {:.0}, a miss: {:.0}, a register: {:.0}", counted.hit, counted.miss, counted.register);
     if expect {
         counted.expect();
         return ExitCode::SUCCESS;

@@ -89,8 +89,9 @@ fn overloads(results: &Results) -> String {
 fn instructions(results: &Results) -> String {
     let it = &results.instructions;
     format!(
-        "| request | instructions |\n|---|--:|\n| near hit in data-svc | {} |\n| register in user-svc | {} |\n",
+        "| request | instructions |\n|---|--:|\n| near hit in data-svc | {} |\n| miss in data-svc | {} |\n| register in user-svc | {} |\n",
         thousands(it.hit),
+        thousands(it.miss),
         thousands(it.register)
     )
 }

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::{PgConnection, QueryResult};
+use tokio::sync::oneshot;
+use tokio::time::timeout_at;
 
 use crate::database::{Batch, Batches};
 use crate::error::Error;
@@ -49,15 +51,20 @@ impl<T: CacheAside, V: Send + Sync + 'static> Creations<T, V> {
 
     async fn serve(self) {
         while let Some(batch) = self.waiting.next() {
-            self.create_all(Arc::new(batch)).await;
+            let (working, free) = oneshot::channel();
+            let give_up = batch.give_up;
+            tokio::spawn(self.clone().create_all(Arc::new(batch), working));
+            // The next transaction need not wait until this one's barriers are down.
+            drop(timeout_at(give_up.into(), free).await);
         }
     }
 
-    /// One transaction for `batch`.
-    async fn create_all(&self, batch: Arc<Batch<T::Key, V, ()>>) {
+    /// One transaction for `batch`. `working` is dropped when the connection is free again.
+    async fn create_all(self, batch: Arc<Batch<T::Key, V, ()>>, working: oneshot::Sender<()>) {
         let progress = Arc::new(Mutex::new(Progress::NotInserted));
         let (taken, report, insert) = (batch.clone(), progress.clone(), self.insert);
         let change = move |connection: &mut PgConnection| {
+            let _until_the_transaction_has_ended = &working;
             let rows: Vec<_> = taken.members().iter().map(|member| (&member.key, &member.value)).collect();
             let inserted = insert(connection, &rows);
             *lock(&report) = Progress::of(&inserted);

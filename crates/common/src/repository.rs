@@ -30,9 +30,9 @@ use tokio::time::{sleep, timeout_at};
 
 use crate::cache::entry::{self, Answer, Filled, Slot};
 use crate::cache::near::{self, Near};
-use crate::cache::{BARRIER, Barriers, Cache, CacheError};
+use crate::cache::{BARRIER, Barriers, Cache, CacheError, Copy};
 use crate::config::CacheSettings;
-use crate::database::{Batches, Database, Late, Pending, Seen, Written, waited_too_long};
+use crate::database::{Batch, Batches, Database, Late, Pending, Seen, Written, waited_too_long};
 use crate::error::Error;
 use crate::flights::{Flights, Landed, Seat};
 
@@ -156,12 +156,28 @@ pub type Changed<T, R> = (R, Vec<<T as CacheAside>::Key>);
 /// Finds and changes what is kept as `T`; clones share everything.
 pub struct Repository<T: CacheAside>(Arc<Parts<T>>);
 
-/// Keys that wait to be loaded.
-type Loads<K> = Batches<K, (), Seen<Option<Answer>>>;
+/// Keys that are loaded together.
+type Loads<T> = Batch<<T as CacheAside>::Key, Option<Place>, Loaded>;
+
+/// Where a copy is to go.
+struct Place {
+    cache_key: String,
+    /// What must still be there.
+    expected: Bytes,
+}
+
+/// What a load came to.
+struct Loaded {
+    answer: Option<Answer>,
+    /// When the query was sent.
+    as_of: Instant,
+    /// Whether the copy went in.
+    stored: bool,
+}
 
 struct Parts<T: CacheAside> {
     database: Database,
-    loads: Loads<T::Key>,
+    loads: Batches<T::Key, Option<Place>, Loaded>,
     cache: Cache,
     near: Option<Arc<Near>>,
     flights: Flights<Found>,
@@ -233,21 +249,13 @@ impl<T: CacheAside> Repository<T> {
         // Late for an arrival, which errs on the safe side.
         let arrival = Instant::now();
         loop {
-            // Noted before the GET is sent: an invalidation that comes after it makes what is read not worth keeping.
-            let note = self.note(&cache_key);
-            let slot = self.0.cache.get(&cache_key).await;
-            if let Ok(Slot::Filled(filled)) = slot {
-                self.keep_near(&cache_key, note, &filled);
-                self.refresh_if_due(key, &cache_key, &filled);
-                return Ok(Found::hit(filled));
-            }
-            let load = || self.clone().load_shared(key.clone(), cache_key.clone(), slot);
-            let (seat, landed) = self.0.flights.board(&cache_key, load).await;
+            let read = || self.clone().read_through(key.clone(), cache_key.clone());
+            let (seat, landed) = self.0.flights.board(&cache_key, read).await;
             let mut found = landed.result?;
             if seat == Seat::Pilot {
                 return Ok(found);
             }
-            // A load that had read before this request came may have missed a write that was acknowledged by then.
+            // One that had read before this request came may have missed a write that was acknowledged by then.
             if landed.as_of >= arrival {
                 if let Source::Miss { .. } = found.source {
                     found.source = Source::Collapsed;
@@ -257,46 +265,33 @@ impl<T: CacheAside> Repository<T> {
         }
     }
 
-    /// What a reader does that finds no copy: takes the lease, loads, fills. If somebody else is at it, it waits a
-    /// little for their copy, and loads without filling if there is none. `slot` is what its GET has found.
-    async fn load_shared(
-        self,
-        key: T::Key,
-        cache_key: String,
-        mut slot: Result<Slot, CacheError>,
-    ) -> Landed<Found> {
+    /// Takes a copy from Redis, or the lease; then loads, and fills. If somebody else is at it, it waits a little for
+    /// their copy, and loads without filling if there is none.
+    async fn read_through(self, key: T::Key, cache_key: String) -> Landed<Found> {
         let mut waited = false;
         loop {
             let as_of = Instant::now();
-            match slot {
-                Ok(Slot::Empty) => {
-                    let lease = entry::lease(&entry::token());
-                    slot = self.0.cache.take_lease(&cache_key, &lease).await;
-                    if slot == Ok(Slot::Empty) {
-                        return self.load_and_fill(&key, &cache_key, &lease, false).await;
-                    }
-                    if let Ok(Slot::Filled(filled)) = slot {
-                        return Landed { result: Ok(Found::hit(filled)), as_of };
-                    }
+            // Before Redis is asked: an invalidation that comes after it makes what is read not worth keeping.
+            let note = self.note(&cache_key);
+            let lease = entry::lease(&entry::token());
+            match self.0.cache.get_or_lease(&cache_key, &lease).await {
+                Ok(Slot::Filled(filled)) => {
+                    self.keep_near(&cache_key, note, &filled);
+                    self.refresh_if_due(&key, &cache_key, &filled);
+                    return Landed { result: Ok(Found::hit(filled)), as_of };
                 }
-                Ok(Slot::Garbage(bytes)) => {
-                    slot = match self.0.cache.remove(&cache_key, &bytes).await {
-                        Ok(true) => Ok(Slot::Empty),
-                        Ok(false) => return self.load_only(&key, Source::WriteInProgress).await,
-                        Err(error) => Err(error),
-                    };
-                }
+                Ok(Slot::Empty) => return self.load_and_fill(&key, &cache_key, lease, false).await,
                 // One wait: a load takes a few milliseconds, and a lease whose owner died is not worth more.
                 Ok(Slot::Lease) if !waited => {
                     waited = true;
                     sleep(LEASE_WAIT.mul_f64(rand::random_range(1.0..2.0))).await;
-                    let as_of = Instant::now();
-                    slot = self.0.cache.get(&cache_key).await;
-                    if let Ok(Slot::Filled(filled)) = slot {
-                        return Landed { result: Ok(Found::hit(filled)), as_of };
-                    }
                 }
-                Ok(Slot::Filled(_) | Slot::Lease | Slot::Barrier | Slot::OtherFormat) => {
+                Ok(Slot::Garbage(bytes)) => match self.0.cache.remove(&cache_key, &bytes).await {
+                    Ok(true) => {}
+                    Ok(false) => return self.load_only(&key, Source::WriteInProgress).await,
+                    Err(error) => return self.load_only(&key, error.into()).await,
+                },
+                Ok(Slot::Lease | Slot::Barrier | Slot::OtherFormat) => {
                     return self.load_only(&key, Source::WriteInProgress).await;
                 }
                 Err(error) => return self.load_only(&key, error.into()).await,
@@ -309,21 +304,19 @@ impl<T: CacheAside> Repository<T> {
         let (this, key, cache_key) = (self.clone(), key.clone(), T::cache_key(key));
         // A task of its own: a client that hangs up leaves no lease behind.
         let task = tokio::spawn(async move {
-            // The row is read only after this GET was answered: what is there now and still there then was not
-            // overtaken by a write in between.
-            let mut slot = this.0.cache.get(&cache_key).await;
+            // The row is read only after this was answered: what is there now and still there then was not overtaken
+            // by a write in between.
+            let lease = entry::lease(&entry::token());
+            let mut slot = this.0.cache.get_or_lease(&cache_key, &lease).await;
             if let Ok(Slot::Garbage(bytes)) = &slot {
-                slot = this.0.cache.remove(&cache_key, bytes).await.map(|_| Slot::Empty);
-            }
-            if slot == Ok(Slot::Empty) {
-                let lease = entry::lease(&entry::token());
-                slot = this.0.cache.take_lease(&cache_key, &lease).await;
-                if slot == Ok(Slot::Empty) {
-                    return this.load_and_fill(&key, &cache_key, &lease, true).await;
-                }
+                slot = match this.0.cache.remove(&cache_key, bytes).await {
+                    Ok(_) => this.0.cache.get_or_lease(&cache_key, &lease).await,
+                    Err(error) => Err(error),
+                };
             }
             match slot {
-                Ok(Slot::Filled(filled)) => this.load_and_fill(&key, &cache_key, &filled.head(), true).await,
+                Ok(Slot::Empty) => this.load_and_fill(&key, &cache_key, lease, true).await,
+                Ok(Slot::Filled(filled)) => this.load_and_fill(&key, &cache_key, filled.head(), true).await,
                 Ok(_) => this.load_only(&key, Source::WriteInProgress).await,
                 Err(error) => this.load_only(&key, error.into()).await,
             }
@@ -341,7 +334,7 @@ impl<T: CacheAside> Repository<T> {
         tokio::spawn(async move {
             let load = || {
                 let (this, cache_key) = (this.clone(), cache_key.clone());
-                async move { this.load_and_fill(&key, &cache_key, &head, true).await }
+                async move { this.load_and_fill(&key, &cache_key, head, true).await }
             };
             // Nobody waits for it, but two at a time would be one too many.
             this.0.refreshes.board(&cache_key, load).await;
@@ -353,41 +346,38 @@ impl<T: CacheAside> Repository<T> {
         &self,
         key: &T::Key,
         cache_key: &str,
-        expected: &Bytes,
+        expected: Bytes,
         fresh: bool,
     ) -> Landed<Found> {
         let start = Instant::now();
-        let Seen { value: answer, as_of } = match self.load(key).await {
-            Ok(seen) => seen,
+        let place = Place { cache_key: cache_key.to_owned(), expected: expected.clone() };
+        match self.load(key, Some(place)).await {
+            Ok(Loaded { answer, as_of, stored }) => {
+                if fresh && stored {
+                    self.forget_near(cache_key);
+                }
+                let source = if fresh { Source::Forced { stored } } else { Source::Miss { stored } };
+                Landed { result: Ok(Found { answer, source }), as_of }
+            }
             Err(error) => {
                 // A lease ends by itself if Redis does not hear of it; a copy is not the whole of its bytes and stays.
-                drop(self.0.cache.remove(cache_key, expected).await);
-                return Landed { result: Err(error), as_of: start };
+                drop(self.0.cache.remove(cache_key, &expected).await);
+                Landed { result: Err(error), as_of: start }
             }
-        };
-        let ttl = if answer.is_some() { self.0.settings.ttl } else { self.0.settings.absent_ttl };
-        let ttl = ttl.mul_f64(1.0 - rand::random_range(0.0..JITTER));
-        let copy = entry::encode(answer.as_ref(), start.elapsed(), ttl);
-        let note = self.note(cache_key);
-        let stored = self.0.cache.replace(cache_key, expected, &copy, ttl).await.unwrap_or(false);
-        if stored && let Slot::Filled(filled) = entry::decode(Some(copy)) {
-            self.keep_near(cache_key, note, &filled);
         }
-        let source = if fresh { Source::Forced { stored } } else { Source::Miss { stored } };
-        Landed { result: Ok(Found { answer, source }), as_of }
     }
 
     async fn load_only(&self, key: &T::Key, source: Source) -> Landed<Found> {
-        match self.load(key).await {
-            Ok(Seen { value: answer, as_of }) => Landed { result: Ok(Found { answer, source }), as_of },
+        match self.load(key, None).await {
+            Ok(Loaded { answer, as_of, .. }) => Landed { result: Ok(Found { answer, source }), as_of },
             Err(error) => Landed { result: Err(error), as_of: Instant::now() },
         }
     }
 
-    /// Loads a row, together with all that wait for theirs.
-    async fn load(&self, key: &T::Key) -> Result<Seen<Option<Answer>>, Error> {
+    /// Loads a row, together with all that wait for theirs, and puts a copy of it in `place`.
+    async fn load(&self, key: &T::Key, place: Option<Place>) -> Result<Loaded, Error> {
         let serve = || drop(tokio::spawn(self.clone().serve_loads()));
-        self.0.loads.join(key.clone(), (), serve).await
+        self.0.loads.join(key.clone(), place, serve).await
     }
 
     /// Sends one query for all who wait, and another, until nobody does.
@@ -400,16 +390,38 @@ impl<T: CacheAside> Repository<T> {
                 let records = T::load(connection, &keys)?;
                 Ok(records.iter().map(|record| (T::key(record).clone(), T::encode(record))).collect())
             };
-            let loaded: Result<Seen<HashMap<T::Key, Answer>>, Error> =
-                self.0.database.read(batch.give_up, query).await;
-            for member in batch.members() {
-                member.tell(match &loaded {
-                    Ok(Seen { value, as_of }) => {
-                        Ok(Seen { value: value.get(&member.key).cloned(), as_of: *as_of })
-                    }
-                    Err(error) => Err(error.clone()),
-                });
+            match self.0.database.read(batch.give_up, query).await {
+                // The next query need not wait for Redis.
+                Ok(seen) => drop(tokio::spawn(self.clone().fill(batch, seen))),
+                Err(error) => batch.members().iter().for_each(|member| member.tell(Err(error.clone()))),
             }
+        }
+    }
+
+    /// Puts the copies of a batch in their places, in one round trip, and tells its members. None is kept near: most
+    /// names are not asked for a second time while they could be.
+    async fn fill(self, batch: Arc<Loads<T>>, seen: Seen<HashMap<T::Key, Answer>>) {
+        let (load_time, as_of) = (seen.as_of.elapsed(), seen.as_of);
+        let (mut filling, mut copies) = (Vec::new(), Vec::new());
+        for member in batch.members() {
+            let answer = seen.value.get(&member.key).cloned();
+            let Some(place) = &member.value else {
+                member.tell(Ok(Loaded { answer, as_of, stored: false }));
+                continue;
+            };
+            let ttl = if answer.is_some() { self.0.settings.ttl } else { self.0.settings.absent_ttl };
+            let ttl = ttl.mul_f64(1.0 - rand::random_range(0.0..JITTER));
+            let bytes = entry::encode(answer.as_ref(), load_time, ttl);
+            copies.push(Copy { key: &place.cache_key, expected: &place.expected, bytes, ttl });
+            filling.push((member, answer));
+        }
+        if copies.is_empty() {
+            return;
+        }
+        let stored = self.0.cache.replace(&copies).await.unwrap_or_default();
+        for (at, (member, answer)) in filling.into_iter().enumerate() {
+            let stored = stored.get(at).is_some_and(|stored| *stored);
+            member.tell(Ok(Loaded { answer, as_of, stored }));
         }
     }
 
@@ -420,6 +432,12 @@ impl<T: CacheAside> Repository<T> {
     fn keep_near(&self, cache_key: &str, note: Option<near::Note>, filled: &Filled) {
         if let Some(near) = &self.0.near {
             near.put(cache_key, note, filled);
+        }
+    }
+
+    fn forget_near(&self, cache_key: &str) {
+        if let Some(near) = &self.0.near {
+            near.invalidate(cache_key);
         }
     }
 

@@ -93,20 +93,20 @@ pub fn insert(connection: &mut PgConnection, users: &[(&UserName, &Info)]) -> Qu
     users.sort_unstable_by_key(|(name, _)| *name);
     let (names, infos): (Vec<&str>, Vec<&str>) =
         users.into_iter().map(|(name, info)| (name.as_str(), info.as_str())).unzip();
-    // Arrays make it one prepared statement, however many there are.
-    diesel::sql_query(
-        "INSERT INTO users (name, info) SELECT * FROM unnest($1, $2) ON CONFLICT DO NOTHING RETURNING name",
-    )
-    .bind::<Array<Text>, _>(names)
-    .bind::<Array<Text>, _>(infos)
-    .load::<Named>(connection)
-    .map(|inserted| inserted.into_iter().map(|row| row.name).collect())
+    // Arrays make it one prepared statement, however many there are; a query given as text would not be kept prepared.
+    let rows = diesel::select((unnest(names), unnest(infos)));
+    diesel::insert_into(users::table)
+        .values(rows)
+        .into_columns((users::name, users::info))
+        .on_conflict_do_nothing()
+        .returning(users::name)
+        .get_results(connection)
 }
 
-#[derive(QueryableByName)]
-struct Named {
-    #[diesel(sql_type = Text)]
-    name: UserName,
+#[diesel::declare_sql_function]
+extern "SQL" {
+    /// The elements of `array`, a row each; several beside one another go in step.
+    fn unnest(array: Array<Text>) -> Text;
 }
 
 /// Replaces the info of the user `name`, if it is as `condition` wants it.

@@ -1,18 +1,24 @@
-//! The shared connection to Redis, its time-out and its breaker.
+//! The shared connections to Redis, their time-out and their breaker.
 //!
-//! A task keeps the connection. While there is none the breaker is open: readers do not try, and lose no time. It
-//! opens on a connection error, or when *no* reply at all came for a whole time-out: a few late replies under load
-//! are no outage. The task then tries to connect again and again, on its own time: that is the half-open state, and
-//! no request pays for it.
+//! A task keeps the first connection. While there is none the breaker is open: readers do not try, and lose no time. It
+//! opens on an error of any connection, or when *no* reply at all came on one for a whole time-out: a few late replies
+//! under load are no outage. The task then tries to connect again and again, on its own time: that is the half-open
+//! state, and no request pays for it.
+//!
+//! Each worker soon has a connection of its own beside the first: to be served by another thread would cost more than
+//! all that Redis does.
 
+use std::cell::OnceCell;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use actix_web::rt::System;
 use deadpool_redis::{Connection, Manager, Pool, Runtime, Timeouts};
 use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, InfoDict, RedisError, ServerErrorKind, cmd};
+use thread_local::ThreadLocal;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
@@ -23,7 +29,7 @@ use crate::config::CacheSettings;
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// How long an attempt to connect may take, TLS included. No request waits for it.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Connections at most: one that is shared, and a few for writers while there is none.
+/// Connections at once, beside those that are shared: a few for writers while there is none.
 const CONNECTIONS: usize = 4;
 
 /// The way to Redis.
@@ -35,8 +41,14 @@ pub struct Redis {
     start: Instant,
 }
 
-/// The shared connection, and when it last replied, in microseconds since the start.
+/// Redis, while it is there: the first connection, and those of workers.
 struct Link {
+    first: Line,
+    own: ThreadLocal<OnceCell<Line>>,
+}
+
+/// A connection, and when it last replied, in microseconds since the start.
+struct Line {
     connection: MultiplexedConnection,
     last_reply: AtomicU64,
 }
@@ -73,18 +85,19 @@ impl Redis {
     /// # Errors
     /// [`CacheError`]
     pub async fn step<T, F: Future<Output = Result<T, RedisError>>>(
-        &self,
+        self: &Arc<Self>,
         ask: impl FnOnce(MultiplexedConnection) -> F,
     ) -> Result<T, CacheError> {
         let Some(link) = self.link() else { return Err(CacheError::BreakerOpen) };
+        let line = self.line(&link);
         let sent = self.now();
-        match timeout(self.timeout, ask(link.connection.clone())).await {
+        match timeout(self.timeout, ask(line.connection.clone())).await {
             Ok(Ok(reply)) => {
-                link.last_reply.store(self.now(), Ordering::Relaxed);
+                line.last_reply.store(self.now(), Ordering::Relaxed);
                 Ok(reply)
             }
             Ok(Err(error)) if is_reply(&error) => {
-                link.last_reply.store(self.now(), Ordering::Relaxed);
+                line.last_reply.store(self.now(), Ordering::Relaxed);
                 Err(CacheError::Failed(error.to_string()))
             }
             Ok(Err(error)) => {
@@ -92,7 +105,7 @@ impl Redis {
                 Err(CacheError::Failed(error.to_string()))
             }
             Err(late) => {
-                if link.last_reply.load(Ordering::Relaxed) < sent {
+                if line.last_reply.load(Ordering::Relaxed) < sent {
                     self.open_breaker(&link, &late);
                 }
                 Err(CacheError::Timeout)
@@ -106,7 +119,7 @@ impl Redis {
     /// # Errors
     /// [`CacheError`], never [`CacheError::BreakerOpen`].
     pub async fn insist<T, F: Future<Output = Result<T, RedisError>>>(
-        &self,
+        self: &Arc<Self>,
         ask: impl Fn(MultiplexedConnection) -> F,
     ) -> Result<T, CacheError> {
         let start = Instant::now();
@@ -130,7 +143,7 @@ impl Redis {
         loop {
             match self.connect().await {
                 Ok(connection) => {
-                    let link = Link { connection, last_reply: AtomicU64::new(self.now()) };
+                    let link = Link { first: self.new_line(connection), own: ThreadLocal::new() };
                     *self.link.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(link));
                     told.clear();
                     log::info!("Redis is there");
@@ -170,6 +183,29 @@ impl Redis {
         // The client has a time-out of its own (500 ms), which looks like a broken connection: ours must come first.
         connection.set_response_timeout(self.timeout * 2);
         Ok(connection)
+    }
+
+    /// This worker's own connection to what `link` leads to, once there is one.
+    fn line<'a>(self: &Arc<Self>, link: &'a Arc<Link>) -> &'a Line {
+        let own = link.own.get_or(|| {
+            // Other threads drive no connection.
+            if System::try_current().is_some() {
+                tokio::spawn(self.clone().connect_own(link.clone()));
+            }
+            OnceCell::new()
+        });
+        own.get().unwrap_or(&link.first)
+    }
+
+    async fn connect_own(self: Arc<Self>, link: Arc<Link>) {
+        match self.connect().await {
+            Ok(connection) => drop(link.own.get_or_default().set(self.new_line(connection))),
+            Err(error) => log::debug!("a worker goes on with the first connection to Redis: {error}"),
+        }
+    }
+
+    fn new_line(&self, connection: MultiplexedConnection) -> Line {
+        Line { connection, last_reply: AtomicU64::new(self.now()) }
     }
 
     fn link(&self) -> Option<Arc<Link>> {

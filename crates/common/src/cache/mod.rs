@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use actix_web::web::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{IntoConnectionInfo, Script, cmd, pipe};
+use redis::{IntoConnectionInfo, Pipeline, cmd, pipe};
 
 use self::connection::Redis;
 use self::entry::{Slot, Token};
@@ -67,17 +67,53 @@ pub enum CacheError {
     BreakerOpen,
 }
 
-/// A handle to Redis; clones share one connection.
+/// A handle to Redis; clones share its connections.
 #[derive(Clone)]
 pub struct Cache(Arc<Inner>);
 
 struct Inner {
-    redis: Redis,
+    redis: Arc<Redis>,
     channel: String,
     replace: Script,
     remove: Script,
+    unbarrier: Script,
     /// Keys that were written, and Redis could not be told.
     untold: Mutex<HashSet<String>>,
+}
+
+/// A script, and the name that Redis gives it.
+struct Script {
+    text: &'static str,
+    hash: String,
+}
+
+impl Script {
+    fn new(text: &'static str) -> Self {
+        Self { text, hash: redis::Script::new(text).get_hash().to_owned() }
+    }
+
+    /// Adds a call for `key` to `calls`, to which its other arguments are to be added.
+    fn call<'a>(&self, calls: &'a mut Pipeline, key: &str) -> &'a mut Pipeline {
+        // The first call brings the script along, which Redis then knows by its name.
+        match calls.is_empty() {
+            true => calls.cmd("EVAL").arg(self.text),
+            false => calls.cmd("EVALSHA").arg(&self.hash),
+        };
+        calls.arg(1).arg(key)
+    }
+}
+
+/// A copy that is to go in.
+#[derive(Debug)]
+pub struct Copy<'a> {
+    /// Where.
+    pub key: &'a str,
+    /// What must be there: a lease, or the head of an entry.
+    pub expected: &'a [u8],
+    /// The entry.
+    pub bytes: Bytes,
+    /// How long it is to live.
+    pub ttl: Duration,
 }
 
 /// A writer's marks at the keys that it changes, from before COMMIT until it is known.
@@ -103,10 +139,11 @@ impl Cache {
     /// A URL that Redis' client cannot use.
     pub fn start(settings: &CacheSettings) -> Result<Self, Box<dyn std::error::Error>> {
         let cache = Self(Arc::new(Inner {
-            redis: Redis::new(settings)?,
+            redis: Arc::new(Redis::new(settings)?),
             channel: channel(settings)?,
             replace: Script::new(REPLACE),
             remove: Script::new(REMOVE),
+            unbarrier: Script::new(UNBARRIER),
             untold: Mutex::new(HashSet::new()),
         }));
         let keeper = cache.clone();
@@ -119,43 +156,46 @@ impl Cache {
         Ok(cache)
     }
 
-    /// What `key` holds.
+    /// What `key` holds; if that is nothing, `lease` from now on.
     ///
     /// # Errors
     /// [`CacheError`]; a value of the wrong type is none, but garbage.
-    pub async fn get(&self, key: &str) -> Result<Slot, CacheError> {
-        slot(
-            self.0
-                .redis
-                .step(|mut link| async move { cmd("GET").arg(key).query_async(&mut link).await })
-                .await,
-        )
+    pub async fn get_or_lease(&self, key: &str, lease: &[u8]) -> Result<Slot, CacheError> {
+        let mut command = cmd("SET");
+        command.arg(key).arg(lease).arg("NX").arg("GET").arg("PX").arg(LEASE.as_millis() as u64);
+        match slot(self.0.redis.step(|mut link| async move { command.query_async(&mut link).await }).await) {
+            // A Redis that is full takes no lease, but may have a copy.
+            Err(CacheError::Failed(error)) if error.contains("OOM") => match self.get(key).await {
+                Ok(Slot::Empty) => Err(CacheError::Failed(error)),
+                found => found,
+            },
+            found => found,
+        }
     }
 
-    /// Puts `lease` at `key` if nothing is there. Returns what was.
-    ///
-    /// # Errors
-    /// [`CacheError`]
-    pub async fn take_lease(&self, key: &str, lease: &Bytes) -> Result<Slot, CacheError> {
-        let mut command = cmd("SET");
-        command.arg(key).arg(lease.as_ref()).arg("NX").arg("GET").arg("PX").arg(LEASE.as_millis() as u64);
+    async fn get(&self, key: &str) -> Result<Slot, CacheError> {
+        let mut command = cmd("GET");
+        command.arg(key);
         slot(self.0.redis.step(|mut link| async move { command.query_async(&mut link).await }).await)
     }
 
-    /// Puts `new` at `key` for `ttl` if what is there begins with `expected`; tells whether it did.
+    /// Puts each of `copies` in if what is at its key begins with what it expects there, in one round trip; tells
+    /// of each whether it went in.
     ///
     /// # Errors
-    /// [`CacheError`]
-    pub async fn replace(
-        &self,
-        key: &str,
-        expected: &[u8],
-        new: &[u8],
-        ttl: Duration,
-    ) -> Result<bool, CacheError> {
-        let mut call = self.0.replace.key(key);
-        call.arg(expected).arg(new).arg(ttl.as_millis() as u64);
-        self.0.redis.step(|mut link| async move { call.invoke_async(&mut link).await }).await
+    /// [`CacheError`]; some may have gone in.
+    pub async fn replace(&self, copies: &[Copy<'_>]) -> Result<Vec<bool>, CacheError> {
+        let mut calls = pipe();
+        for copy in copies {
+            self.0
+                .replace
+                .call(&mut calls, copy.key)
+                .arg(copy.expected)
+                .arg(copy.bytes.as_ref())
+                .arg(copy.ttl.as_millis() as u64);
+        }
+        let calls = &calls;
+        self.0.redis.step(|mut link| async move { calls.query_async(&mut link).await }).await
     }
 
     /// Removes `key` if exactly `expected` is there, or something that is no string.
@@ -163,9 +203,11 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]
     pub async fn remove(&self, key: &str, expected: &[u8]) -> Result<bool, CacheError> {
-        let mut call = self.0.remove.key(key);
-        call.arg(expected);
-        self.0.redis.step(|mut link| async move { call.invoke_async(&mut link).await }).await
+        let mut call = pipe();
+        self.0.remove.call(&mut call, key).arg(expected);
+        let (removed,) =
+            self.0.redis.step(|mut link| async move { call.query_async(&mut link).await }).await?;
+        Ok(removed)
     }
 
     /// Raises barriers at `keys`, over whatever is there, and then publishes the keys, in one round trip.
@@ -213,13 +255,13 @@ impl Cache {
     }
 
     async fn unbarrier(&self, keys: &[String], barrier: &[u8]) -> Result<bool, CacheError> {
-        let mut steps = pipe();
+        let mut calls = pipe();
         for key in keys {
-            steps.cmd("EVAL").arg(UNBARRIER).arg(1).arg(key).arg(barrier).arg(&self.0.channel);
+            self.0.unbarrier.call(&mut calls, key).arg(barrier).arg(&self.0.channel);
         }
-        let steps = &steps;
+        let calls = &calls;
         let stood: Vec<bool> =
-            self.0.redis.insist(|mut link| async move { steps.query_async(&mut link).await }).await?;
+            self.0.redis.insist(|mut link| async move { calls.query_async(&mut link).await }).await?;
         Ok(stood.into_iter().all(|stood| stood))
     }
 

@@ -132,7 +132,8 @@ impl Near {
         }
     }
 
-    fn invalidate(&self, key: &str) {
+    /// Drops the copy for `key`, and what is on its way to be one.
+    pub fn invalidate(&self, key: &str) {
         let mut count = self.count(key);
         *count += 1;
         self.entries.remove(key);

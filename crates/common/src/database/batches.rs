@@ -1,22 +1,26 @@
 //! Batches from waiting: who wants the same kind of thing from PostgreSQL waits together, and a connection that is
 //! free takes all who wait, or as many as a statement should hold.
 //!
-//! There is no timer. An idle service serves one at a time and adds no latency; a busy one gets cheaper per request,
-//! since more wait while a statement runs.
+//! Nobody waits for others to come. An idle service serves one at a time and adds no latency; a busy one gets cheaper
+//! per request, since more wait while a statement runs. For that one connection is best; more are taken, up to a
+//! quarter of all, only while more wait than a statement holds, or while somebody waits for long, as when a
+//! statement is stuck at another transaction's lock.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 use super::{Database, panicked, waited_too_long};
 use crate::error::Error;
 
 /// How many a statement serves at most.
 const BATCH_MAX: usize = 64;
+/// Whoever has waited for so long sends for one more to serve.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Those who wait for one kind of thing: each brings a key and a value, and is to get an `O`. Clones share them.
 pub struct Batches<K, V, O>(Arc<Inner<K, V, O>>);
@@ -64,11 +68,17 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
     /// # Errors
     /// [`Error::Overloaded`] at once if too many wait, [`Error::Unavailable`] at the deadline if no batch has taken
     /// it, and then none will; what it is told otherwise.
-    pub async fn join(&self, key: K, value: V, serve: impl FnOnce()) -> Result<O, Error> {
+    pub async fn join(&self, key: K, value: V, serve: impl Fn()) -> Result<O, Error> {
         let settled = Arc::new(AtomicBool::new(false));
         let (tell, mut told) = oneshot::channel();
         let (needed, give_up) = self.enlist(key, value, settled.clone(), tell)?;
         if needed {
+            serve();
+        }
+        if let Ok(result) = timeout(PATIENCE, &mut told).await {
+            return result.unwrap_or_else(|_| Err(panicked()));
+        }
+        if !settled.load(Ordering::Acquire) && self.one_more() {
             serve();
         }
         match timeout_at(give_up.into(), &mut told).await {
@@ -99,9 +109,19 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
         }
         waiting.members.push_back(Member { key, value, give_up, settled, tell: Mutex::new(Some(tell)) });
         self.0.database.metrics.waiting.inc();
-        let needed = waiting.at_work < self.0.database.quarter();
-        waiting.at_work += usize::from(needed);
-        Ok((needed, give_up))
+        let needed = waiting.at_work == 0 || waiting.members.len() > BATCH_MAX;
+        Ok((needed && self.one_more_of(&mut waiting), give_up))
+    }
+
+    /// Whether one more may serve; then it is at work.
+    fn one_more(&self) -> bool {
+        self.one_more_of(&mut self.lock())
+    }
+
+    fn one_more_of(&self, waiting: &mut Waiting<K, V, O>) -> bool {
+        let allowed = waiting.at_work < self.0.database.quarter();
+        waiting.at_work += usize::from(allowed);
+        allowed
     }
 
     /// The next batch for one who serves; none if nobody waits, and then the server's place is free again.

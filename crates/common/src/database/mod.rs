@@ -8,22 +8,23 @@
 //! time-outs are set, but no request waits with it, and no more threads than the crew get stuck.
 
 mod batches;
+mod jobs;
 mod lane;
 mod monitor;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use diesel::r2d2::ConnectionManager;
 use diesel::{PgConnection, QueryResult};
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use url::Url;
 
+use self::jobs::{Job, Jobs};
 use self::lane::{Lane, TimeOuts};
 use self::monitor::Monitor;
 use crate::config::DatabaseSettings;
@@ -35,9 +36,9 @@ pub use self::batches::{Batch, Batches, Member};
 pub use self::lane::Written;
 
 /// A handle to PostgreSQL; clones share one crew.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Database {
-    queue: Sender<Job>,
+    jobs: Arc<Jobs>,
     connections: usize,
     deadline: Duration,
     monitor: Arc<Monitor>,
@@ -54,8 +55,6 @@ pub enum Status {
     /// It answered once, and does not now.
     Away,
 }
-
-type Job = Box<dyn FnOnce(&mut Lane) + Send>;
 
 /// What a query came to, and when it was sent: it has seen every transaction that was committed by then.
 #[derive(Debug)]
@@ -79,9 +78,9 @@ impl Database {
             .connection_customizer(Box::new(TimeOuts::of(settings)))
             .error_handler(Box::new(r2d2::NopErrorHandler)) // the monitor tells, once
             .build_unchecked(ConnectionManager::new(&url));
-        let (queue, jobs) = bounded(settings.queue);
+        let jobs = Arc::new(Jobs::new(settings.queue));
         for number in 0..settings.connections {
-            let (lane, jobs, metrics) = (Lane::new(pool.clone()), jobs.clone(), metrics.clone());
+            let (lane, jobs, metrics) = (Lane::new(pool.clone()), Arc::downgrade(&jobs), metrics.clone());
             let thread = thread::Builder::new().name(format!("database-{number}"));
             thread.spawn(move || work(lane, &jobs, &metrics))?;
         }
@@ -89,7 +88,7 @@ impl Database {
         let watching = monitor.clone();
         let thread = thread::Builder::new().name("database-monitor".into());
         thread.spawn(move || watching.watch(&url, schema))?;
-        Ok(Self { queue, connections: settings.connections, deadline: settings.deadline, monitor, metrics })
+        Ok(Self { jobs, connections: settings.connections, deadline: settings.deadline, monitor, metrics })
     }
 
     /// Whether PostgreSQL can be used now.
@@ -112,7 +111,7 @@ impl Database {
 
     /// How many may wait.
     fn queue_bound(&self) -> usize {
-        self.queue.capacity().unwrap_or(usize::MAX)
+        self.jobs.bound()
     }
 
     /// Runs `query`, which must only read: it is run once more if its connection turns out to be dead.
@@ -169,7 +168,7 @@ impl Database {
             }
         });
         self.metrics.waiting.inc();
-        if self.queue.try_send(job).is_err() {
+        if !self.jobs.push(job) {
             self.metrics.waiting.dec();
             self.metrics.refused.inc();
             return Err(Error::Overloaded);
@@ -237,8 +236,8 @@ pub fn waited_too_long() -> Error {
 }
 
 /// One thread of the crew: takes jobs until every handle is gone.
-fn work(mut lane: Lane, jobs: &Receiver<Job>, metrics: &DatabaseMetrics) {
-    for job in jobs {
+fn work(mut lane: Lane, jobs: &Weak<Jobs>, metrics: &DatabaseMetrics) {
+    while let Some(job) = Jobs::next(jobs) {
         metrics.waiting.dec();
         metrics.in_use.inc();
         if catch_unwind(AssertUnwindSafe(|| job(&mut lane))).is_err() {

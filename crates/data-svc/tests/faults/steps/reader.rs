@@ -12,23 +12,22 @@ use crate::{BYPASS, NO_CACHE, get, get_with, kind, wait_for_a_hit};
 /// A way to read, by the messages that it sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Read {
-    /// GET, a lease, SELECT, a fill.
+    /// GET that takes the lease, SELECT, a fill.
     Miss,
-    /// GET.
+    /// GET that would take the lease.
     Hit,
-    /// With no-cache: GET, SELECT, a fill in place of the copy.
+    /// With no-cache: the same, SELECT, a fill in place of the copy.
     Forced,
 }
 
 use Read::{Forced, Hit, Miss};
 
-const LEASE: Message = Redis(2);
+const LEASE: Message = Redis(1);
 
-const STEPS: [(Read, Message); 8] = [
-    (Miss, Redis(1)),
+const STEPS: [(Read, Message); 7] = [
     (Miss, LEASE),
     (Miss, Postgres(1)),
-    (Miss, Redis(3)),
+    (Miss, Redis(2)),
     (Hit, Redis(1)),
     (Forced, Redis(1)),
     (Forced, Postgres(1)),
@@ -111,7 +110,7 @@ fn kill_at(fleet: &Fleet, read: Read, step: Step, fate: Fate) {
     fate.befalls(held);
     victim.wait_until_forgotten(&fleet.stack, || ());
     // The replace has removed every lease that was there before it, but for one that is late.
-    let left = (read, step.message, step.side, fate) == (Miss, LEASE, Side::Message, Fate::Released);
+    let left = (step.message, step.side, fate) == (LEASE, Side::Message, Fate::Released);
     assert_eq!(kind(&fleet.stack, name) == "L", left);
     if left {
         assert_eq!(get(&fleet.readers[0], name).header("cache-status"), Some(BYPASS));

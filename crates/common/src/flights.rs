@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
 use crate::error::Error;
 
@@ -21,7 +21,8 @@ pub struct Landed<T> {
     pub as_of: Instant,
 }
 
-type InTheAir<T> = Arc<Mutex<HashMap<String, watch::Receiver<Option<Landed<T>>>>>>;
+/// Who waits for each load, beside who started it.
+type InTheAir<T> = Arc<Mutex<HashMap<String, Vec<oneshot::Sender<Landed<T>>>>>>;
 
 /// The loads that are under way.
 pub struct Flights<T>(InTheAir<T>);
@@ -41,7 +42,7 @@ pub enum Seat {
     Passenger,
 }
 
-impl<T: Clone + Send + Sync + 'static> Flights<T> {
+impl<T: Clone + Send + 'static> Flights<T> {
     /// Waits for the load of `key` that is under way, or for `load`, started now.
     ///
     /// The load is a task of its own: a client that hangs up does not strand those who wait with it.
@@ -49,50 +50,61 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     where
         F: Future<Output = Landed<T>> + Send + 'static,
     {
-        let (seat, mut landing) = self.join_or_start(key, load);
-        let landed = landing.wait_for(Option::is_some).await.ok().and_then(|landed| landed.clone());
+        let (land, landing) = oneshot::channel();
+        let seat = self.join_or_start(key, land, load);
         let crashed =
-            || Landed { result: Err(Error::Internal("a load panicked".into())), as_of: Instant::now() };
-        (seat, landed.unwrap_or_else(crashed))
+            |_| Landed { result: Err(Error::Internal("a load panicked".into())), as_of: Instant::now() };
+        (seat, landing.await.unwrap_or_else(crashed))
     }
 
-    fn join_or_start<F>(
-        &self,
-        key: &str,
-        load: impl FnOnce() -> F,
-    ) -> (Seat, watch::Receiver<Option<Landed<T>>>)
+    fn join_or_start<F>(&self, key: &str, land: oneshot::Sender<Landed<T>>, load: impl FnOnce() -> F) -> Seat
     where
         F: Future<Output = Landed<T>> + Send + 'static,
     {
         let mut in_the_air = lock(&self.0);
-        if let Some(landing) = in_the_air.get(key) {
-            return (Seat::Passenger, landing.clone());
+        if let Some(passengers) = in_the_air.get_mut(key) {
+            passengers.push(land);
+            return Seat::Passenger;
         }
-        let (land, landing) = watch::channel(None);
-        in_the_air.insert(key.to_owned(), landing.clone());
-        // Off the list before it lands, and also if it crashes: nobody boards what has landed.
-        let listed = Listed { in_the_air: self.0.clone(), key: key.to_owned() };
-        let load = load();
+        in_the_air.insert(key.to_owned(), Vec::new());
+        drop(in_the_air);
+        let mut listed = Listed { in_the_air: self.0.clone(), key: Some(key.to_owned()) };
+        // Boxed, since a task is moved about before it rests.
+        let load = Box::pin(load());
         tokio::spawn(async move {
             let landed = load.await;
-            drop(listed);
-            land.send_replace(Some(landed));
+            // Off the list before it lands: nobody boards what has landed. Whoever asked may be gone: then nobody is
+            // left to tell.
+            for passenger in listed.take_off() {
+                drop(passenger.send(landed.clone()));
+            }
+            drop(land.send(landed));
         });
-        (Seat::Pilot, landing)
+        Seat::Pilot
     }
 }
 
+/// A load's place on the list, which it leaves also if it crashes.
 struct Listed<T> {
     in_the_air: InTheAir<T>,
-    key: String,
+    /// None once it has left: the next load of the key may be on the list by then.
+    key: Option<String>,
+}
+
+impl<T> Listed<T> {
+    /// Leaves the list; returns who waits.
+    fn take_off(&mut self) -> Vec<oneshot::Sender<Landed<T>>> {
+        let passengers = self.key.take().and_then(|key| lock(&self.in_the_air).remove(&key));
+        passengers.unwrap_or_default()
+    }
 }
 
 impl<T> Drop for Listed<T> {
     fn drop(&mut self) {
-        lock(&self.in_the_air).remove(&self.key);
+        self.take_off();
     }
 }
 
-fn lock<T>(in_the_air: &InTheAir<T>) -> MutexGuard<'_, HashMap<String, watch::Receiver<Option<Landed<T>>>>> {
+fn lock<T>(in_the_air: &InTheAir<T>) -> MutexGuard<'_, HashMap<String, Vec<oneshot::Sender<Landed<T>>>>> {
     in_the_air.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,22 @@
 //! Logs through `env_logger`: for people by default, one JSON object a line with `LOG_FORMAT=json`.
+//!
+//! Lines are written by a thread of its own: the first at once, what comes within 10 ms after it in one piece. So a busy
+//! service pays for few writes, and no request waits for a slow terminal, unless the lines that wait become too many.
 
 use std::fmt::Write as _;
-use std::io::Write;
-use std::time::SystemTime;
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use std::{mem, thread};
 
+use env_logger::Target;
 use log::Record;
 use log::kv::{Key, Value, VisitSource};
+
+/// Lines that may wait, in bytes, before those who log have to wait.
+const WAITING_MAX: usize = 1 << 20;
+/// How long the writer rests after it has written, so that under load it need not be woken for each line.
+const REST: Duration = Duration::from_millis(10);
 
 /// How a line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,16 +27,93 @@ pub enum Format {
     Json,
 }
 
-/// Installs the logger; `filter` is what `RUST_LOG` says. A second call does nothing.
-pub fn start(filter: &str, format: Format) {
+/// Installs the logger; `filter` is what `RUST_LOG` says. A second call changes nothing.
+///
+/// # Errors
+/// A thread that cannot be started.
+pub fn start(filter: &str, format: Format) -> io::Result<Logging> {
+    let lines = Arc::new(Lines::default());
+    let writer = lines.clone();
+    thread::Builder::new().name("log-writer".into()).spawn(move || writer.keep_writing(io::stderr()))?;
     let mut builder = env_logger::Builder::new();
-    builder.parse_filters(filter);
+    builder.parse_filters(filter).target(Target::Pipe(Box::new(Queue(lines.clone()))));
     match format {
         Format::Human => builder.format(|out, record| writeln!(out, "{}", human(record))),
         Format::Json => builder.format(|out, record| writeln!(out, "{}", json(record))),
     };
     // Only a test that starts twice in one process gets an error here, and its first logger serves.
     drop(builder.try_init());
+    Ok(Logging(lines))
+}
+
+/// The logger. What was logged has been written when this is dropped.
+#[must_use = "dropping it waits until all is written"]
+pub struct Logging(Arc<Lines>);
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        drop(self.0.wait_while(|state| state.writing || !state.waiting.is_empty()));
+    }
+}
+
+/// Lines on their way to standard error.
+#[derive(Default)]
+struct Lines {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<u8>,
+    writing: bool,
+}
+
+impl Lines {
+    fn keep_writing(&self, mut out: impl Write) {
+        let mut lines = Vec::new();
+        loop {
+            let mut state = self.wait_while(|state| state.waiting.is_empty());
+            state.writing = true;
+            mem::swap(&mut state.waiting, &mut lines);
+            drop(state);
+            // Who reads the log may be gone: there is nobody left to tell.
+            drop(out.write_all(&lines));
+            lines.clear();
+            self.lock().writing = false;
+            self.changed.notify_all();
+            thread::sleep(REST);
+        }
+    }
+
+    fn wait_while(&self, unsettled: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+        let state = self.changed.wait_while(self.lock(), |state| unsettled(state));
+        state.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where `env_logger` writes.
+struct Queue(Arc<Lines>);
+
+impl Write for Queue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut state = self.0.wait_while(|state| state.waiting.len() >= WAITING_MAX);
+        let idle = state.waiting.is_empty() && !state.writing;
+        state.waiting.extend_from_slice(line);
+        drop(state);
+        if idle {
+            self.0.changed.notify_all();
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn now() -> impl std::fmt::Display {
@@ -33,15 +121,20 @@ fn now() -> impl std::fmt::Display {
 }
 
 fn human(record: &Record) -> String {
-    let mut line = format!("{} {:<5} {}: {}", now(), record.level(), record.target(), record.args());
+    let mut line = String::with_capacity(200);
+    let _infallible = write!(line, "{} {:<5} {}: {}", now(), record.level(), record.target(), record.args());
     // A line break inside a message must not look like a second line.
-    line = line.replace(['\n', '\r'], " ");
+    if line.contains(['\n', '\r']) {
+        line = line.replace(['\n', '\r'], " ");
+    }
     each_field(record, |key, value| {
-        let value = value.to_string();
-        let _infallible = match value.contains([' ', '"', '\n', '\r']) {
-            true => write!(line, " {key}={value:?}"),
-            false => write!(line, " {key}={value}"),
-        };
+        let _infallible = write!(line, " {key}=");
+        let start = line.len();
+        let _infallible = write!(line, "{value}");
+        if line[start..].contains([' ', '"', '\n', '\r']) {
+            let quoted = format!("{:?}", &line[start..]);
+            line.replace_range(start.., &quoted);
+        }
     });
     line
 }

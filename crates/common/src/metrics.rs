@@ -1,10 +1,9 @@
 //! What `/metrics` shows, in the Prometheus text format.
 
-use std::time::Duration;
-
+use actix_web::http::StatusCode;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// The metrics of one service.
@@ -77,9 +76,10 @@ impl Metrics {
         Ok(Self { registry, requests, database, cache })
     }
 
-    /// Counts one answered request; `route` is the template, never the path, so that labels stay few.
-    pub fn observe_request(&self, method: &str, route: &str, status: &str, took: Duration) {
-        self.requests.with_label_values(&[method, route, status]).observe(took.as_secs_f64());
+    /// Where requests with these labels are counted; `route` is the template, never the path, so that labels stay few.
+    #[must_use]
+    pub fn requests(&self, method: &str, route: &str, status: StatusCode) -> Histogram {
+        self.requests.with_label_values(&[method, route, status.as_str()])
     }
 
     /// The text that `/metrics` answers.

@@ -2,6 +2,8 @@
 //!
 //! One middleware does it all, since each one that is wrapped around a service costs every request.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +18,7 @@ use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::{HttpResponse, HttpResponseBuilder, Resource, web};
 use log::Level;
+use prometheus::Histogram;
 
 use crate::error::{Error, Kind};
 use crate::metrics::Metrics;
@@ -35,15 +38,36 @@ const REQUEST_ID_MAX_BYTES: usize = 128;
 /// Seconds after which a client may try again.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
-/// What the middleware shares between requests.
-#[derive(Debug)]
+/// What the middleware of a worker shares between requests.
 pub struct Watch {
-    /// Where requests are counted.
-    pub metrics: Metrics,
-    /// Whether the service is about to stop.
-    pub draining: Draining,
-    /// Refusals for a full queue.
-    pub refusals: Refusals,
+    metrics: Metrics,
+    /// Those of them that were needed so far, which are few: to ask for one by its labels takes longer than to count.
+    found: RefCell<Vec<(Labels, Histogram)>>,
+    draining: Draining,
+    refusals: Refusals,
+}
+
+/// A method, a route and a status.
+type Labels = (&'static str, &'static str, StatusCode);
+
+impl Watch {
+    /// Counts requests in `metrics` and refusals for a full queue in `refusals`, and ends connections from `draining`
+    /// on.
+    #[must_use]
+    pub fn new(metrics: Metrics, draining: Draining, refusals: Refusals) -> Self {
+        Self { metrics, found: RefCell::default(), draining, refusals }
+    }
+
+    fn observe(&self, method: &'static str, route: &'static str, status: StatusCode, took: Duration) {
+        let (labels, seconds) = ((method, route, status), took.as_secs_f64());
+        let mut found = self.found.borrow_mut();
+        if let Some((_, histogram)) = found.iter().find(|(known, _)| *known == labels) {
+            return histogram.observe(seconds);
+        }
+        let histogram = self.metrics.requests(method, route, status);
+        histogram.observe(seconds);
+        found.push((labels, histogram));
+    }
 }
 
 /// Serves `request` through `next`, and looks after what the module's head says.
@@ -51,11 +75,11 @@ pub struct Watch {
 /// # Errors
 /// None of its own: errors of the services inside become responses.
 pub async fn watch<B: MessageBody + 'static>(
+    watch: Rc<Watch>,
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B, BoxBody>>, actix_web::Error> {
     let start = Instant::now();
-    let watch = request.app_data::<web::Data<Watch>>().cloned();
     let id = request_id(request.headers());
     let method = request.method().clone();
 
@@ -74,7 +98,6 @@ pub async fn watch<B: MessageBody + 'static>(
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(X_REQUEST_ID, id.clone());
-    let Some(watch) = watch else { return Ok(response) };
     // After a body that was refused or came too slowly the rest of it may still arrive: no request may follow it.
     let abandoned = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
     if abandoned || watch.draining.get() {
@@ -85,12 +108,12 @@ pub async fn watch<B: MessageBody + 'static>(
     let line = Line {
         id: id.to_str().unwrap_or_default(),
         method: method_label(&method),
-        route: response.request().app_data().map_or("(none)", |Route(template)| template),
+        route: response.request().app_data().map_or("(none)", |&Route(template)| template),
         status,
         took: start.elapsed(),
         cache: response.headers().get(CACHE_STATUS).and_then(|value| value.to_str().ok()),
     };
-    watch.metrics.observe_request(line.method, line.route, status.as_str(), line.took);
+    watch.observe(line.method, line.route, status, line.took);
     match failure.kind {
         Some(kind) if kind == Error::Overloaded.kind() => watch.refusals.count(),
         _ => line.log(&method, failure.cause.as_deref()),
@@ -114,7 +137,7 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 #[must_use]
 pub fn hex(bits: &[u8; 16]) -> [u8; 32] {
     let mut digits = [b'0'; 32];
-    hex::encode_to_slice(bits, &mut digits).unwrap_or_default();
+    const_hex::encode_to_slice(bits, &mut digits).unwrap_or_default();
     digits
 }
 
@@ -180,7 +203,7 @@ fn method_label(method: &Method) -> &'static str {
 struct Line<'a> {
     id: &'a str,
     method: &'static str,
-    route: &'a str,
+    route: &'static str,
     status: StatusCode,
     took: Duration,
     cache: Option<&'a str>,

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -73,15 +74,16 @@ impl Service {
         rt::spawn(refusals.clone().report());
         let health = Data::new(Health::new(self.name, self.readiness, draining.clone()));
         let docs = Data::new(Docs::new(&self.api)?);
-        let watch_data =
-            Data::new(Watch { metrics: self.metrics.clone(), draining: draining.clone(), refusals });
+        let (metrics, watched_draining) = (self.metrics.clone(), draining.clone());
 
         let api = HttpServer::new(move || {
+            // Each worker's own: a count that all share would pass from core to core with each request.
+            let watched = Watch::new(metrics.clone(), watched_draining.clone(), refusals.clone());
+            let watched = Rc::new(watched);
             App::new()
                 .app_data(health.clone())
                 .app_data(docs.clone())
-                .app_data(watch_data.clone())
-                .wrap(from_fn(watch))
+                .wrap(from_fn(move |request, next| watch(watched.clone(), request, next)))
                 .configure(routes.clone())
                 .configure(health::routes)
                 .configure(docs::routes)

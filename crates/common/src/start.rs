@@ -36,7 +36,14 @@ pub fn main<C>(
         eprintln!("{mistakes}");
         return ExitCode::from(2);
     }
-    logging::start(&filter, if format == "json" { Format::Json } else { Format::Human });
+    let _until_all_is_written =
+        match logging::start(&filter, if format == "json" { Format::Json } else { Format::Human }) {
+            Ok(logging) => logging,
+            Err(error) => {
+                eprintln!("the log cannot be written: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
     match run(matches.subcommand(), config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -102,7 +102,6 @@ pub async fn serve(config: Config) -> Outcome {
         bytes => Some(Near::start(&config.cache, bytes)?),
     };
     let users = Users::new(database.clone(), cache, near, &config.cache, metrics.cache.clone());
-    let users = Data::new(users);
     let service = Service {
         name: NAME,
         http: config.http,
@@ -116,7 +115,8 @@ pub async fn serve(config: Config) -> Outcome {
     };
     service
         .serve(move |config| {
-            config.app_data(users.clone()).configure(routes::routes);
+            // A count of each worker's own: one that all workers share would pass from core to core with each request.
+            config.app_data(Data::new(users.clone())).configure(routes::routes);
         })
         .await?;
     Ok(())

@@ -62,7 +62,7 @@ struct FoundUser {
 async fn get_user(users: Data<Users>, name: PathName, request: HttpRequest) -> Result<HttpResponse, Error> {
     let found = users.find(&name.0, wants_fresh(&request)).await?;
     let status = cache_status(&found);
-    let Some(answer) = &found.answer else {
+    let Some(answer) = found.answer else {
         let mut response = HttpResponse::from_error(Error::UnknownUser);
         response.headers_mut().insert(CACHE_STATUS, status);
         return Ok(response);
@@ -77,8 +77,8 @@ async fn get_user(users: Data<Users>, name: PathName, request: HttpRequest) -> R
     }
     response.insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")));
     Ok(match found.source {
-        Source::Hit(_) | Source::NearHit(_) => response.body(answer.body.clone()),
-        _ => response.body(not_from_cache(answer)),
+        Source::Hit(_) | Source::NearHit(_) => response.body(answer.body),
+        _ => response.body(not_from_cache(&answer)),
     })
 }
 

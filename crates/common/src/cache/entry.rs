@@ -12,11 +12,13 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use actix_web::web::Bytes;
+use actix_web::web::{Buf as _, Bytes};
 
 const FORMAT: u8 = 1;
 const TOKEN_BYTES: usize = 16;
-const HEAD_BYTES: usize = 2 + TOKEN_BYTES + 8 + 8;
+const LOAD_TIME_AT: usize = 2 + TOKEN_BYTES;
+const EXPIRY_AT: usize = LOAD_TIME_AT + 8;
+const HEAD_BYTES: usize = EXPIRY_AT + 8;
 const LENGTH_BYTES: usize = 4;
 const ETAG_BYTES: usize = 16;
 const VALUE_HEAD_BYTES: usize = HEAD_BYTES + LENGTH_BYTES + ETAG_BYTES;
@@ -57,31 +59,51 @@ pub enum Slot {
     Garbage(Bytes),
 }
 
-/// The result of a load.
+/// The result of a load, as its bytes, which were looked through.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filled {
-    /// The answer; none for a cached absence.
-    pub answer: Option<Answer>,
-    /// How long the load took, in microseconds.
-    load_time: u64,
-    /// When the entry ends, in Unix milliseconds: only for `ttl=` and early refresh, correctness does not hang on a
-    /// clock.
-    expiry: u64,
-    /// The bytes it was read from, to compare with.
-    pub bytes: Bytes,
-}
+pub struct Filled(Bytes);
 
 impl Filled {
-    /// How long the entry will live.
+    /// Whether it says that there is none.
+    #[must_use]
+    pub fn is_absence(&self) -> bool {
+        self.0[0] == b'A'
+    }
+
+    /// The answer, without copying its body; none for a cached absence.
+    #[must_use]
+    pub fn into_answer(self) -> Option<Answer> {
+        if self.is_absence() {
+            return None;
+        }
+        let (mut etag, mut body) = ([0; ETAG_BYTES], self.0);
+        etag.copy_from_slice(&body[HEAD_BYTES + LENGTH_BYTES..VALUE_HEAD_BYTES]);
+        body.advance(VALUE_HEAD_BYTES);
+        Some(Answer { etag, body })
+    }
+
+    /// How much memory it takes, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.0.len()
+    }
+
+    /// How long the entry will live. Only for `ttl=` and early refresh: correctness does not hang on a clock.
     #[must_use]
     pub fn ttl(&self) -> Duration {
-        Duration::from_millis(self.expiry.saturating_sub(unix_ms()))
+        Duration::from_millis(self.number(EXPIRY_AT).saturating_sub(unix_ms()))
     }
 
     /// What tells the entry from every other: its head, with the id of its fill.
     #[must_use]
     pub fn head(&self) -> Bytes {
-        self.bytes.slice(..HEAD_BYTES)
+        self.0.slice(..HEAD_BYTES)
+    }
+
+    fn number(&self, at: usize) -> u64 {
+        let mut number = [0; 8];
+        number.copy_from_slice(&self.0[at..at + 8]);
+        u64::from_be_bytes(number)
     }
 
     /// Whether this reader should load the entry anew before it ends: XFetch (Vattani, Chierichetti, Lowenstein,
@@ -90,11 +112,11 @@ impl Filled {
     /// The load time has a floor: it makes a key that is read ten times a second sure to be refreshed in time, at
     /// the cost of a refresh some seconds early.
     #[must_use]
-    pub fn is_due(&self) -> bool {
-        let load_time = (self.load_time as f64 / 1e6).max(LOAD_TIME_FLOOR.as_secs_f64());
+    pub fn is_due(&self, ttl: Duration) -> bool {
+        let load_time = (self.number(LOAD_TIME_AT) as f64 / 1e6).max(LOAD_TIME_FLOOR.as_secs_f64());
         // 1 - x is in (0, 1], of which there is a logarithm.
         let early = -load_time * (1.0 - rand::random::<f64>()).ln();
-        self.answer.is_some() && early >= self.ttl().as_secs_f64()
+        !self.is_absence() && early >= ttl.as_secs_f64()
     }
 }
 
@@ -140,28 +162,15 @@ pub fn decode(bytes: Option<Bytes>) -> Slot {
         (Some(b'V'), VALUE_HEAD_BYTES..)
             if bytes[HEAD_BYTES..HEAD_BYTES + LENGTH_BYTES] == length(&bytes[VALUE_HEAD_BYTES..]) =>
         {
-            let mut etag = [0; ETAG_BYTES];
-            etag.copy_from_slice(&bytes[HEAD_BYTES + LENGTH_BYTES..VALUE_HEAD_BYTES]);
-            let answer = Answer { etag, body: bytes.slice(VALUE_HEAD_BYTES..) };
-            Slot::Filled(filled(Some(answer), bytes))
+            Slot::Filled(Filled(bytes))
         }
-        (Some(b'A'), HEAD_BYTES) => Slot::Filled(filled(None, bytes)),
+        (Some(b'A'), HEAD_BYTES) => Slot::Filled(Filled(bytes)),
         _ => Slot::Garbage(bytes),
     }
 }
 
 fn length(body: &[u8]) -> [u8; LENGTH_BYTES] {
     u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes()
-}
-
-fn filled(answer: Option<Answer>, bytes: Bytes) -> Filled {
-    let number = |at: usize| {
-        let mut number = [0; 8];
-        number.copy_from_slice(&bytes[at..at + 8]);
-        u64::from_be_bytes(number)
-    };
-    let (load_time, expiry) = (number(HEAD_BYTES - 16), number(HEAD_BYTES - 8));
-    Filled { answer, load_time, expiry, bytes }
 }
 
 fn unix_ms() -> u64 {
@@ -183,8 +192,9 @@ mod tests {
         for expected in [Some(answer()), None] {
             let bytes = encode(expected.as_ref(), Duration::from_micros(3), Duration::from_secs(60));
             let Slot::Filled(filled) = decode(Some(bytes.clone())) else { panic!("{bytes:?}") };
-            assert_eq!((filled.answer.clone(), filled.bytes.clone()), (expected, bytes));
             assert!(filled.ttl() <= Duration::from_secs(60) && filled.ttl() > Duration::from_secs(50));
+            assert!(bytes.starts_with(&filled.head()));
+            assert_eq!(filled.into_answer(), expected);
         }
         assert_eq!(decode(Some(lease(&token()))), Slot::Lease);
         assert_eq!(decode(None), Slot::Empty);

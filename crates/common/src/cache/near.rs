@@ -63,7 +63,7 @@ struct Weight;
 
 impl Weighter<String, Kept> for Weight {
     fn weight(&self, key: &String, kept: &Kept) -> u64 {
-        (key.len() + kept.filled.bytes.len()) as u64 + OVERHEAD_BYTES
+        (key.len() + kept.filled.size()) as u64 + OVERHEAD_BYTES
     }
 }
 
@@ -124,7 +124,7 @@ impl Near {
     /// Keeps what Redis was seen to hold for `key`, unless it was invalidated since `note`. An absence is not kept:
     /// who registers does not wait.
     pub fn put(&self, key: &str, note: Option<Note>, filled: &Filled) {
-        let Some(note) = note.filter(|_| filled.answer.is_some()) else { return };
+        let Some(note) = note.filter(|_| !filled.is_absence()) else { return };
         let until = Instant::now() + filled.ttl().min(LIFE);
         let count = self.count(key);
         if *count == note.0 {

@@ -3,8 +3,8 @@
 //!
 //! Nobody waits for others to come. An idle service serves one at a time and adds no latency; a busy one gets cheaper
 //! per request, since more wait while a statement runs. For that one connection is best; more are taken, up to a
-//! quarter of all, only while more wait than a statement holds, or while somebody waits for long, as when a
-//! statement is stuck at another transaction's lock.
+//! quarter of all, only while many wait, or while somebody waits for long, as when a statement is stuck at another
+//! transaction's lock.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,8 @@ use crate::error::Error;
 
 /// How many a statement serves at most.
 const BATCH_MAX: usize = 64;
+/// When so many wait, one more is to serve.
+const MANY: usize = 16;
 /// Whoever has waited for so long sends for one more to serve.
 const PATIENCE: Duration = Duration::from_millis(10);
 
@@ -109,7 +111,7 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
         }
         waiting.members.push_back(Member { key, value, give_up, settled, tell: Mutex::new(Some(tell)) });
         self.0.database.metrics.waiting.inc();
-        let needed = waiting.at_work == 0 || waiting.members.len() > BATCH_MAX;
+        let needed = waiting.at_work == 0 || waiting.members.len() >= MANY;
         Ok((needed && self.one_more_of(&mut waiting), give_up))
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use actix_web::web::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{IntoConnectionInfo, Pipeline, cmd, pipe};
+use redis::{IntoConnectionInfo, Script, cmd, pipe};
 
 use self::connection::Redis;
 use self::entry::{Slot, Token};
@@ -26,14 +26,19 @@ pub const BARRIER: Duration = Duration::from_secs(10);
 /// Keys to be remembered at most for writes that Redis could not be told of.
 const UNTOLD_MAX: usize = 100_000;
 
-/// Sets KEYS[1] to ARGV[2] for ARGV[3] ms, if what it holds begins with ARGV[1]: the head of an entry, or a whole
-/// lease, which tell it from every other.
+/// For each key three arguments: sets it to the second for so many ms as the third says, if what it holds begins with
+/// the first: the head of an entry, or a whole lease, which tell it from every other. Returns 1 for those that it set.
 const REPLACE: &str = "\
-if redis.pcall('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) == ARGV[1] then
-  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-  return 1
+local done = {}
+for i, key in ipairs(KEYS) do
+  local expected, new, ttl = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
+  done[i] = 0
+  if redis.pcall('GETRANGE', key, 0, #expected - 1) == expected then
+    redis.call('SET', key, new, 'PX', ttl)
+    done[i] = 1
+  end
 end
-return 0";
+return done";
 
 /// Deletes KEYS[1], if it holds ARGV[1] or no string at all.
 const REMOVE: &str = "\
@@ -42,19 +47,24 @@ if redis.call('TYPE', KEYS[1]).ok ~= 'string' or redis.call('GET', KEYS[1]) == A
 end
 return 0";
 
-/// Takes the barrier ARGV[1] from KEYS[1], or whatever is there that is no barrier; another writer's stays. If ours
-/// was not there, copies may have been taken meanwhile: the name is published once more on the channel ARGV[2].
+/// Takes the barrier ARGV[1] from each key, or whatever is there that is no barrier; another writer's stays. Where ours
+/// was not there, copies may have been taken meanwhile: the name is published once more on the channel ARGV[2]. Returns
+/// how many were there.
 const UNBARRIER: &str = "\
-local held = redis.pcall('GET', KEYS[1])
-if held == ARGV[1] then
-  redis.call('DEL', KEYS[1])
-  return 1
+local stood = 0
+for _, key in ipairs(KEYS) do
+  local held = redis.pcall('GET', key)
+  if held == ARGV[1] then
+    redis.call('DEL', key)
+    stood = stood + 1
+  else
+    if type(held) ~= 'string' or #held ~= 17 or string.sub(held, 1, 1) ~= 'B' then
+      redis.call('DEL', key)
+    end
+    redis.call('PUBLISH', ARGV[2], key)
+  end
 end
-if type(held) ~= 'string' or #held ~= 17 or string.sub(held, 1, 1) ~= 'B' then
-  redis.call('DEL', KEYS[1])
-end
-redis.call('PUBLISH', ARGV[2], KEYS[1])
-return 0";
+return stood";
 
 /// Why a step with Redis came to nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,28 +89,6 @@ struct Inner {
     unbarrier: Script,
     /// Keys that were written, and Redis could not be told.
     untold: Mutex<HashSet<String>>,
-}
-
-/// A script, and the name that Redis gives it.
-struct Script {
-    text: &'static str,
-    hash: String,
-}
-
-impl Script {
-    fn new(text: &'static str) -> Self {
-        Self { text, hash: redis::Script::new(text).get_hash().to_owned() }
-    }
-
-    /// Adds a call for `key` to `calls`, to which its other arguments are to be added.
-    fn call<'a>(&self, calls: &'a mut Pipeline, key: &str) -> &'a mut Pipeline {
-        // The first call brings the script along, which Redis then knows by its name.
-        match calls.is_empty() {
-            true => calls.cmd("EVAL").arg(self.text),
-            false => calls.cmd("EVALSHA").arg(&self.hash),
-        };
-        calls.arg(1).arg(key)
-    }
 }
 
 /// A copy that is to go in.
@@ -185,17 +173,12 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]; some may have gone in.
     pub async fn replace(&self, copies: &[Copy<'_>]) -> Result<Vec<bool>, CacheError> {
-        let mut calls = pipe();
+        let mut call = self.0.replace.prepare_invoke();
         for copy in copies {
-            self.0
-                .replace
-                .call(&mut calls, copy.key)
-                .arg(copy.expected)
-                .arg(copy.bytes.as_ref())
-                .arg(copy.ttl.as_millis() as u64);
+            call.key(copy.key);
+            call.arg(copy.expected).arg(copy.bytes.as_ref()).arg(copy.ttl.as_millis() as u64);
         }
-        let calls = &calls;
-        self.0.redis.step(|mut link| async move { calls.query_async(&mut link).await }).await
+        self.0.redis.step(|mut link| async move { call.invoke_async(&mut link).await }).await
     }
 
     /// Removes `key` if exactly `expected` is there, or something that is no string.
@@ -203,11 +186,9 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]
     pub async fn remove(&self, key: &str, expected: &[u8]) -> Result<bool, CacheError> {
-        let mut call = pipe();
-        self.0.remove.call(&mut call, key).arg(expected);
-        let (removed,) =
-            self.0.redis.step(|mut link| async move { call.query_async(&mut link).await }).await?;
-        Ok(removed)
+        let mut call = self.0.remove.key(key);
+        call.arg(expected);
+        self.0.redis.step(|mut link| async move { call.invoke_async(&mut link).await }).await
     }
 
     /// Raises barriers at `keys`, over whatever is there, and then publishes the keys, in one round trip.
@@ -255,14 +236,15 @@ impl Cache {
     }
 
     async fn unbarrier(&self, keys: &[String], barrier: &[u8]) -> Result<bool, CacheError> {
-        let mut calls = pipe();
+        let mut call = self.0.unbarrier.prepare_invoke();
         for key in keys {
-            self.0.unbarrier.call(&mut calls, key).arg(barrier).arg(&self.0.channel);
+            call.key(key);
         }
-        let calls = &calls;
-        let stood: Vec<bool> =
-            self.0.redis.insist(|mut link| async move { calls.query_async(&mut link).await }).await?;
-        Ok(stood.into_iter().all(|stood| stood))
+        call.arg(barrier).arg(&self.0.channel);
+        let call = &call;
+        let stood: usize =
+            self.0.redis.insist(|mut link| async move { call.invoke_async(&mut link).await }).await?;
+        Ok(stood == keys.len())
     }
 
     /// Remembers the keys of a write that Redis could not be told of, to purge them when it answers.

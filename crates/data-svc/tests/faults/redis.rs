@@ -269,6 +269,22 @@ fn a_redis_out_of_memory_serves_what_it_has_and_the_rest_comes_from_postgres() {
 }
 
 #[test]
+fn each_worker_has_a_connection_of_its_own_and_to_lose_them_fails_no_request() {
+    let (stack, redis) = with_own_redis();
+    with_john(&stack);
+    let service = data_svc(&stack, &redis).env("WORKERS", "3").start();
+    // Theirs, and the one that all can use.
+    let all_connected = || {
+        john_in_time(&service);
+        let but_for_who_asks = redis.cli(0, &["CLIENT", "LIST", "TYPE", "normal"]).lines().count() - 1;
+        but_for_who_asks == 4
+    };
+    wait_until("all workers have connected", all_connected);
+    redis.cli(0, &["CLIENT", "KILL", "TYPE", "normal"]);
+    wait_until("all workers have connected again", all_connected);
+}
+
+#[test]
 fn a_redis_that_has_become_a_replica_is_not_used_and_does_not_flood_the_log() {
     let (stack, redis) = with_own_redis();
     with_john(&stack);

@@ -20,7 +20,7 @@ pub enum Fault {
     FreezeRedis,
     /// `CLIENT PAUSE ... ALL`.
     PauseRedis,
-    /// `CLIENT PAUSE ... WRITE`: hits and PINGs go on, nothing can be stored or published.
+    /// `CLIENT PAUSE ... WRITE`: PINGs go on, and so do near hits; nothing can be stored or published.
     PauseRedisWrites,
     /// Keys are deleted at random, but no barriers: eviction.
     EvictCopies,

@@ -163,3 +163,38 @@ fn each_field(record: &Record, visit: impl FnMut(&str, Value)) {
     // The visitor never fails.
     drop(record.key_values().visit(&mut Visitor(visit)));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was written, to be looked at from outside.
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panics").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn all_lines_are_written_in_their_order_when_the_logger_is_dropped() {
+        let (lines, paper) = (Arc::new(Lines::default()), Paper::default());
+        let (writer, out) = (lines.clone(), paper.clone());
+        thread::spawn(move || writer.keep_writing(out));
+        let logging = Logging(lines.clone());
+        let mut queue = Queue(lines);
+        // More than may wait at once.
+        let expected: Vec<String> = (0..200_000).map(|number| format!("line {number}\n")).collect();
+        for line in &expected {
+            queue.write_all(line.as_bytes()).expect("it is taken");
+        }
+        drop(logging);
+        assert!(*paper.0.lock().expect("nobody panics") == expected.concat().into_bytes());
+    }
+}

@@ -134,13 +134,6 @@ pub struct Found {
     pub source: Source,
 }
 
-impl Found {
-    fn hit(filled: Filled) -> Self {
-        let source = Source::Hit(filled.ttl());
-        Self { answer: filled.into_answer(), source }
-    }
-}
-
 /// What a write does to copies that others may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
@@ -290,9 +283,11 @@ impl<T: CacheAside> Repository<T> {
             let lease = entry::lease(&entry::token());
             match self.0.cache.get_or_lease(&cache_key, &lease).await {
                 Ok(Slot::Filled(filled)) => {
+                    let ttl = filled.ttl();
                     self.keep_near(&cache_key, note, &filled);
-                    self.refresh_if_due(&key, &cache_key, &filled, filled.ttl());
-                    return Landed { result: Ok(Found::hit(filled)), as_of };
+                    self.refresh_if_due(&key, &cache_key, &filled, ttl);
+                    let found = Found { source: Source::Hit(ttl), answer: filled.into_answer() };
+                    return Landed { result: Ok(found), as_of };
                 }
                 Ok(Slot::Empty) => return self.load_and_fill(&key, &cache_key, lease, false).await,
                 // One wait: a load takes a few milliseconds, and a lease whose owner died is not worth more.

@@ -105,7 +105,7 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
         let mut waiting = self.lock();
         // Under the lock: who stands before others must not give up after them.
         let give_up = self.0.database.give_up();
-        if waiting.members.len() >= self.0.database.queue_bound() {
+        if waiting.members.len() >= self.0.database.jobs.bound() {
             self.0.database.metrics.refused.inc();
             return Err(Error::Overloaded);
         }

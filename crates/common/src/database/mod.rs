@@ -109,11 +109,6 @@ impl Database {
         (self.connections / 4).max(1)
     }
 
-    /// How many may wait.
-    fn queue_bound(&self) -> usize {
-        self.jobs.bound()
-    }
-
     /// Runs `query`, which must only read: it is run once more if its connection turns out to be dead.
     ///
     /// # Errors

@@ -3,14 +3,19 @@
 
 use std::thread::scope;
 
-use devstack::{Service, Stack, http};
+use devstack::{Service, ServiceBuilder, Stack, http};
 
 use crate::{Session, metric, register, unavailable, wait_until};
 
-/// A service that serves one batch at a time, with as much patience as a test needs.
-fn one_batch_at_a_time(stack: &Stack) -> Service {
-    let builder = stack.user_svc().env("DATABASE_CONNECTIONS", "4").env("DATABASE_DEADLINE", "9s");
-    builder.env("DATABASE_STATEMENT_TIMEOUT", "9s").start()
+/// A service with as much patience as a test needs, but for locks.
+fn patient(stack: &Stack, lock_timeout: &str) -> ServiceBuilder {
+    let builder = stack.user_svc().env("DATABASE_DEADLINE", "9s").env("DATABASE_STATEMENT_TIMEOUT", "9s");
+    builder.env("DATABASE_LOCK_TIMEOUT", lock_timeout)
+}
+
+/// The same, which serves one batch at a time.
+fn one_batch_at_a_time(stack: &Stack, lock_timeout: &str) -> Service {
+    patient(stack, lock_timeout).env("DATABASE_CONNECTIONS", "4").start()
 }
 
 /// Registers `names`, all in one batch: they wait until `lock`, which holds up the one before them, is let go.
@@ -40,7 +45,7 @@ fn statuses(answers: &[http::Response]) -> Vec<u16> {
 #[test]
 fn registrations_that_wait_together_share_a_transaction() {
     let stack = Stack::shared();
-    let service = one_batch_at_a_time(&stack);
+    let service = one_batch_at_a_time(&stack, "9s");
     let answers = register_together(&stack, &service, &["d", "b", "a", "c"]);
     assert_eq!(statuses(&answers), [201; 4]);
     assert_eq!(stack.sql("SELECT count(DISTINCT xmin::text) FROM users WHERE length(name) = 1"), "1");
@@ -49,7 +54,7 @@ fn registrations_that_wait_together_share_a_transaction() {
 #[test]
 fn of_two_that_register_one_name_together_one_is_201_and_the_other_409() {
     let stack = Stack::shared();
-    let service = one_batch_at_a_time(&stack);
+    let service = one_batch_at_a_time(&stack, "9s");
     let answers = register_together(&stack, &service, &["ann", "bob", "ann", "ann"]);
     assert_eq!(statuses(&answers), [201, 201, 409, 409]);
 }
@@ -57,7 +62,7 @@ fn of_two_that_register_one_name_together_one_is_201_and_the_other_409() {
 #[test]
 fn a_name_that_is_taken_is_409_and_those_that_wait_with_it_are_201() {
     let stack = Stack::shared();
-    let service = one_batch_at_a_time(&stack);
+    let service = one_batch_at_a_time(&stack, "9s");
     assert_eq!(register(&service, "taken").status, 201);
     let answers = register_together(&stack, &service, &["ann", "taken", "bob"]);
     assert_eq!(statuses(&answers), [201, 409, 201]);
@@ -66,7 +71,7 @@ fn a_name_that_is_taken_is_409_and_those_that_wait_with_it_are_201() {
 #[test]
 fn a_name_that_another_session_holds_is_503_and_those_that_wait_with_it_are_201() {
     let stack = Stack::shared();
-    let service = one_batch_at_a_time(&stack);
+    let service = one_batch_at_a_time(&stack, "2s");
     let other = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
     // The table's lock of `register_together` would wait for `other`: a first one that holds up the rest is enough.
     scope(|scope| {
@@ -81,6 +86,21 @@ fn a_name_that_another_session_holds_is_503_and_those_that_wait_with_it_are_201(
     });
     drop(other);
     assert_eq!(register(&service, "held").status, 201, "what was refused has not happened");
+}
+
+#[test]
+fn a_batch_that_is_stuck_at_a_name_holds_up_nobody_who_comes_after_it() {
+    let stack = Stack::shared();
+    let service = patient(&stack, "9s").start();
+    let other = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
+    scope(|scope| {
+        let stuck = scope.spawn(|| register(&service, "held"));
+        wait_until("it is at work", || metric(&service, "database_connections_in_use ") == 1);
+        assert_eq!(register(&service, "free").status, 201);
+        assert!(!stuck.is_finished(), "it still waits for the other session");
+        drop(other);
+        assert_eq!(stuck.join().expect("answered").status, 201);
+    });
 }
 
 #[test]

@@ -230,11 +230,10 @@ impl<T: CacheAside> Repository<T> {
     /// # Errors
     /// Only the database's: a cache that fails makes this slower, by one time-out at most.
     pub async fn find(&self, key: &T::Key, fresh: bool) -> Result<Found, Error> {
-        let cache_key = T::cache_key(key);
-        if !fresh && let Some(found) = self.find_near(key, &cache_key) {
-            self.0.near_hits.inc();
+        if !fresh && let Some(found) = self.find_near(key) {
             return Ok(found);
         }
+        let cache_key = T::cache_key(key);
         // Boxed: most requests end above, and need not carry it.
         let found = match fresh {
             true => Box::pin(self.find_fresh(key, cache_key)).await,
@@ -244,10 +243,15 @@ impl<T: CacheAside> Repository<T> {
         Ok(found)
     }
 
-    fn find_near(&self, key: &T::Key, cache_key: &str) -> Option<Found> {
-        let filled = self.0.near.as_ref()?.get(cache_key)?;
+    /// Finds what `key` names in this process' own memory, if it is there: as [`Repository::find`], but at once.
+    #[must_use]
+    pub fn find_near(&self, key: &T::Key) -> Option<Found> {
+        let near = self.0.near.as_ref()?;
+        let cache_key = T::cache_key(key);
+        let filled = near.get(&cache_key)?;
         let ttl = filled.ttl();
-        self.refresh_if_due(key, cache_key, &filled, ttl);
+        self.0.near_hits.inc();
+        self.refresh_if_due(key, &cache_key, &filled, ttl);
         Some(Found { source: Source::NearHit(ttl), answer: filled.into_answer() })
     }
 

@@ -3,20 +3,20 @@
 //! One middleware does it all, since each one that is wrapped around a service costs every request.
 
 use std::cell::RefCell;
+use std::future::{Ready, ready};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use actix_web::body::{BoxBody, EitherBody, MessageBody};
-use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
 use actix_web::http::header::{
     ALLOW, CACHE_CONTROL, CACHE_STATUS, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
     X_CONTENT_TYPE_OPTIONS,
 };
 use actix_web::http::{ConnectionType, Method, StatusCode};
-use actix_web::middleware::Next;
 use actix_web::{HttpResponse, HttpResponseBuilder, Resource, web};
+use futures_util::future::{Either, LocalBoxFuture};
 use log::Level;
 use prometheus::Histogram;
 
@@ -38,8 +38,22 @@ const REQUEST_ID_MAX_BYTES: usize = 128;
 /// Seconds after which a client may try again.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
-/// What the middleware of a worker shares between requests.
-pub struct Watch {
+/// Answers some requests before they are routed, which takes longer than to answer the most frequent ones.
+#[derive(Clone, Copy)]
+pub struct Shortcut {
+    /// The template of the route that would answer them.
+    pub template: &'static str,
+    /// Answers as that route would, or leaves the request to it.
+    pub answer: fn(&ServiceRequest) -> Option<HttpResponse>,
+}
+
+/// The middleware of a worker.
+#[derive(Clone)]
+pub struct Watch(Rc<Shared>);
+
+/// What it shares between requests.
+struct Shared {
+    shortcut: Option<Shortcut>,
     metrics: Metrics,
     /// Those of them that were needed so far, which are few: to ask for one by its labels takes longer than to count.
     found: RefCell<Vec<(Labels, Histogram)>>,
@@ -51,11 +65,110 @@ pub struct Watch {
 type Labels = (&'static str, &'static str, StatusCode);
 
 impl Watch {
-    /// Counts requests in `metrics` and refusals for a full queue in `refusals`, and ends connections from `draining`
-    /// on.
+    /// Tries `shortcut` first, counts requests in `metrics` and refusals for a full queue in `refusals`, and ends
+    /// connections from `draining` on.
     #[must_use]
-    pub fn new(metrics: Metrics, draining: Draining, refusals: Refusals) -> Self {
-        Self { metrics, found: RefCell::default(), draining, refusals }
+    pub fn new(shortcut: Option<Shortcut>, metrics: Metrics, draining: Draining, refusals: Refusals) -> Self {
+        Self(Rc::new(Shared { shortcut, metrics, found: RefCell::default(), draining, refusals }))
+    }
+}
+
+impl<S> Transform<S, ServiceRequest> for Watch
+where
+    S: Service<ServiceRequest, Response = ServiceResponse, Error = actix_web::Error>,
+    S::Future: 'static,
+{
+    type Response = ServiceResponse;
+    type Error = actix_web::Error;
+    type Transform = Watched<S>;
+    type InitError = ();
+    type Future = Ready<Result<Watched<S>, ()>>;
+
+    fn new_transform(&self, routes: S) -> Self::Future {
+        ready(Ok(Watched { watch: self.0.clone(), routes }))
+    }
+}
+
+type Answer = Result<ServiceResponse, actix_web::Error>;
+
+/// The routes of a worker, watched.
+pub struct Watched<S> {
+    watch: Rc<Shared>,
+    routes: S,
+}
+
+impl<S> Service<ServiceRequest> for Watched<S>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse, Error = actix_web::Error>,
+    S::Future: 'static,
+{
+    type Response = ServiceResponse;
+    type Error = actix_web::Error;
+    type Future = Either<Ready<Answer>, LocalBoxFuture<'static, Answer>>;
+
+    forward_ready!(routes);
+
+    fn call(&self, request: ServiceRequest) -> Self::Future {
+        let visit = Visit::of(&request);
+        if let Some(Shortcut { template, answer }) = self.watch.shortcut
+            && let Some(response) = answer(&request)
+        {
+            let response = self.watch.finish(visit, template, request.into_response(response));
+            return Either::Left(ready(Ok(response)));
+        }
+        let (watch, answer) = (self.watch.clone(), self.routes.call(request));
+        Either::Right(Box::pin(async move {
+            let response = answer.await?;
+            let template = response.request().app_data().map_or("(none)", |&Route(template)| template);
+            Ok(watch.finish(visit, template, response))
+        }))
+    }
+}
+
+/// What must be known of a request when it is answered.
+struct Visit {
+    start: Instant,
+    method: Method,
+    id: HeaderValue,
+}
+
+impl Visit {
+    fn of(request: &ServiceRequest) -> Self {
+        Self { start: Instant::now(), method: request.method().clone(), id: request_id(request.headers()) }
+    }
+}
+
+impl Shared {
+    /// Looks after what the module's head says.
+    fn finish(&self, visit: Visit, route: &'static str, response: ServiceResponse) -> ServiceResponse {
+        let failure = Failure::of(&response);
+        let mut response = match failure.body {
+            Some(body) => {
+                let (request, failed) = response.into_parts();
+                ServiceResponse::new(request, problem_response(&failed, body))
+            }
+            None => response,
+        };
+
+        let status = response.status();
+        let headers = response.headers_mut();
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(X_REQUEST_ID, visit.id);
+        // After a body that was refused or came too slowly the rest of it may still arrive: no request may follow it.
+        let abandoned = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
+        if abandoned || self.draining.get() {
+            // actix-http writes the header from this, and drops one that is inserted by hand.
+            response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+        }
+
+        let took = visit.start.elapsed();
+        let line = Line { method: &visit.method, route, status, took, headers: response.headers() };
+        self.observe(line.label(), route, status, took);
+        match failure.kind {
+            Some(kind) if kind == Error::Overloaded.kind() => self.refusals.count(),
+            _ => line.log(failure.cause.as_deref()),
+        }
+        response
     }
 
     fn observe(&self, method: &'static str, route: &'static str, status: StatusCode, took: Duration) {
@@ -68,57 +181,6 @@ impl Watch {
         histogram.observe(seconds);
         found.push((labels, histogram));
     }
-}
-
-/// Serves `request` through `next`, and looks after what the module's head says.
-///
-/// # Errors
-/// None of its own: errors of the services inside become responses.
-pub async fn watch<B: MessageBody + 'static>(
-    watch: Rc<Watch>,
-    request: ServiceRequest,
-    next: Next<B>,
-) -> Result<ServiceResponse<EitherBody<B, BoxBody>>, actix_web::Error> {
-    let start = Instant::now();
-    let id = request_id(request.headers());
-    let method = request.method().clone();
-
-    let response = next.call(request).await?;
-    let failure = Failure::of(&response);
-    let mut response = match failure.body {
-        Some(body) => {
-            let (request, response) = response.into_parts();
-            let response = problem_response(&response, body);
-            ServiceResponse::new(request, response).map_into_right_body()
-        }
-        None => response.map_into_left_body(),
-    };
-
-    let status = response.status();
-    let headers = response.headers_mut();
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(X_REQUEST_ID, id.clone());
-    // After a body that was refused or came too slowly the rest of it may still arrive: no request may follow it.
-    let abandoned = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
-    if abandoned || watch.draining.get() {
-        // actix-http writes the header from this, and drops one that is inserted by hand.
-        response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
-    }
-
-    let line = Line {
-        id: id.to_str().unwrap_or_default(),
-        method: method_label(&method),
-        route: response.request().app_data().map_or("(none)", |&Route(template)| template),
-        status,
-        took: start.elapsed(),
-        cache: response.headers().get(CACHE_STATUS).and_then(|value| value.to_str().ok()),
-    };
-    watch.observe(line.method, line.route, status, line.took);
-    match failure.kind {
-        Some(kind) if kind == Error::Overloaded.kind() => watch.refusals.count(),
-        _ => line.log(&method, failure.cause.as_deref()),
-    }
-    Ok(response)
 }
 
 /// The client's `X-Request-Id` if it is fit for a log line, else 128 random bits.
@@ -185,48 +247,55 @@ fn problem_response<B>(failed: &HttpResponse<B>, body: Vec<u8>) -> HttpResponse 
     response.body(body)
 }
 
-/// Clients may send any token as a method: metrics and logs know only these.
-fn method_label(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::DELETE => "DELETE",
-        Method::PATCH => "PATCH",
-        Method::OPTIONS => "OPTIONS",
-        _ => "other",
-    }
-}
-
 /// A request's line under the target `access`. It tells the route, never the path: a name is personal data.
 struct Line<'a> {
-    id: &'a str,
-    method: &'static str,
+    method: &'a Method,
     route: &'static str,
     status: StatusCode,
     took: Duration,
-    cache: Option<&'a str>,
+    /// The response's.
+    headers: &'a HeaderMap,
 }
 
 impl Line<'_> {
-    fn log(&self, method: &Method, cause: Option<&str>) {
-        let Self { id, method: label, route, cache, .. } = *self;
-        let status = self.status.as_u16();
-        let ms = (self.took.as_secs_f64() * 1e6).round() / 1e3;
+    fn log(&self, cause: Option<&str>) {
+        let (label, route, status) = (self.label(), self.route, self.status.as_u16());
         if let Some(cause) = cause {
-            log::error!(request_id = id; "{cause}");
+            log::error!(request_id = self.header(X_REQUEST_ID); "{cause}");
         }
         // A read that finds a user, or finds none, is the hot path: nobody reads a line about it.
-        let read = matches!(*method, Method::GET | Method::HEAD);
+        let read = matches!(*self.method, Method::GET | Method::HEAD);
         let quiet =
             read && (!self.status.is_client_error() && !self.status.is_server_error() || status == 404);
         let level = if quiet { Level::Debug } else { Level::Info };
+        if !log::log_enabled!(target: "access", level) {
+            return;
+        }
+        let (id, cache) = (self.header(X_REQUEST_ID), self.header(CACHE_STATUS));
+        let ms = (self.took.as_secs_f64() * 1e6).round() / 1e3;
         match cache {
             Some(cache) => {
                 log::log!(target: "access", level, request_id = id, ms = ms, cache = cache; "{label} {route} {status}")
             }
             None => log::log!(target: "access", level, request_id = id, ms = ms; "{label} {route} {status}"),
+        }
+    }
+
+    fn header(&self, name: HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Clients may send any token as a method: metrics and logs know only these.
+    fn label(&self) -> &'static str {
+        match *self.method {
+            Method::GET => "GET",
+            Method::HEAD => "HEAD",
+            Method::POST => "POST",
+            Method::PUT => "PUT",
+            Method::DELETE => "DELETE",
+            Method::PATCH => "PATCH",
+            Method::OPTIONS => "OPTIONS",
+            _ => "other",
         }
     }
 }

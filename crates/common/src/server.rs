@@ -2,13 +2,11 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix_web::http::KeepAlive;
-use actix_web::middleware::from_fn;
 use actix_web::rt::time::sleep;
 use actix_web::web::{self, Data, ServiceConfig};
 use actix_web::{App, HttpResponse, HttpServer, rt};
@@ -20,7 +18,7 @@ use crate::config::HttpSettings;
 use crate::docs::{self, Docs};
 use crate::health::{self, Health, Readiness};
 use crate::metrics::Metrics;
-use crate::request::{Refusals, Watch, watch};
+use crate::request::{Refusals, Shortcut, Watch};
 
 /// How long the head of a connection's first request may take to arrive.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,6 +55,8 @@ pub struct Service {
     pub readiness: Readiness,
     /// Its API description.
     pub api: OpenApi,
+    /// What it answers before routing, if anything.
+    pub shortcut: Option<Shortcut>,
 }
 
 impl Service {
@@ -78,12 +78,12 @@ impl Service {
 
         let api = HttpServer::new(move || {
             // Each worker's own: a count that all share would pass from core to core with each request.
-            let watched = Watch::new(metrics.clone(), watched_draining.clone(), refusals.clone());
-            let watched = Rc::new(watched);
+            let watch =
+                Watch::new(self.shortcut, metrics.clone(), watched_draining.clone(), refusals.clone());
             App::new()
                 .app_data(health.clone())
                 .app_data(docs.clone())
-                .wrap(from_fn(move |request, next| watch(watched.clone(), request, next)))
+                .wrap(watch)
                 .configure(routes.clone())
                 .configure(health::routes)
                 .configure(docs::routes)

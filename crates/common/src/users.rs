@@ -66,8 +66,9 @@ pub fn etag(name: &str, info: &str) -> [u8; 16] {
 /// The entity tag as a header holds it: weak, since the body also tells `cache_hit`, which no tag covers.
 #[must_use]
 pub fn entity_tag(etag: &[u8; 16]) -> HeaderValue {
-    let text = [b"W/\"".as_slice(), &hex(etag), b"\""].concat();
-    HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or_else(|_| HeaderValue::from_static("*"))
+    let mut text = *br#"W/"00000000000000000000000000000000""#;
+    text[3..35].copy_from_slice(&hex(etag));
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("*"))
 }
 
 /// Whether one of `tags` is `etag`, by weak comparison (RFC 9110, section 8.8.3.2).

@@ -112,6 +112,7 @@ pub async fn serve(config: Config) -> Outcome {
             Status::Starting => Err("The service waits for PostgreSQL and its schema."),
         }),
         api: routes::Api::openapi(),
+        shortcut: Some(routes::NEAR_HITS),
     };
     service
         .serve(move |config| {

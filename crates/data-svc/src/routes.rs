@@ -1,21 +1,27 @@
 //! The routes of `data-svc`.
 
+use actix_web::dev::ServiceRequest;
+use actix_web::http::Method;
 use actix_web::http::header::{
     CACHE_CONTROL, CACHE_STATUS, CONTENT_TYPE, CacheControl, CacheDirective, ETAG, Header as _, HeaderValue,
     IF_NONE_MATCH, IfNoneMatch,
 };
 use actix_web::web::{Data, ServiceConfig};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse};
 use common::error::{Error, Problem};
 use common::extract::PathName;
 use common::health::{self, readable};
+use common::models::UserName;
 use common::repository::{Found, Source};
+use common::request::Shortcut;
 use common::users::{Users, entity_tag, is_among, not_from_cache};
 use utoipa::{OpenApi, ToSchema};
 
+const USER: &str = "/user/{name}";
+
 /// Adds the routes.
 pub fn routes(config: &mut ServiceConfig) {
-    config.service(readable("/user/{name}", get_user));
+    config.service(readable(USER, get_user));
 }
 
 /// The API, described.
@@ -46,7 +52,7 @@ struct FoundUser {
 ///
 /// The first GET of a name reads PostgreSQL and fills the cache; those that follow are hits.
 #[utoipa::path(get, path = "/user/{name}", tag = "users", params(
-    ("name" = inline(common::models::UserName), Path, description = "The name, percent-encoded"),
+    ("name" = inline(UserName), Path, description = "The name, percent-encoded"),
     ("If-None-Match" = Option<String>, Header, description = "Entity tags that the client holds: 304 if one is current"),
     ("Cache-Control" = Option<String>, Header, description = "`no-cache` reads PostgreSQL, and fills the cache anew"),
 ), responses(
@@ -61,34 +67,52 @@ struct FoundUser {
 ))]
 async fn get_user(users: Data<Users>, name: PathName, request: HttpRequest) -> Result<HttpResponse, Error> {
     let found = users.find(&name.0, wants_fresh(&request)).await?;
+    Ok(answer(&request, found))
+}
+
+/// Answers a near hit before it is routed.
+pub const NEAR_HITS: Shortcut = Shortcut { template: USER, answer: near_hit };
+
+fn near_hit(request: &ServiceRequest) -> Option<HttpResponse> {
+    let segment = request.path().strip_prefix("/user/")?;
+    // What is not plain is the route's to read.
+    if request.method() != Method::GET || segment.contains(['/', '%']) || wants_fresh(request) {
+        return None;
+    }
+    let name = UserName::parse(segment).ok()?;
+    let found = request.app_data::<Data<Users>>()?.find_near(&name)?;
+    Some(answer(request, found))
+}
+
+fn answer(request: &impl HttpMessage, found: Found) -> HttpResponse {
     let status = cache_status(&found);
     let Some(answer) = found.answer else {
         let mut response = HttpResponse::from_error(Error::UnknownUser);
         response.headers_mut().insert(CACHE_STATUS, status);
-        return Ok(response);
+        return response;
     };
-    let is_current = is_current(&request, &answer.etag);
+    let is_current = is_current(request, &answer.etag);
     let mut response = if is_current { HttpResponse::NotModified() } else { HttpResponse::Ok() };
     response.insert_header((CACHE_STATUS, status));
     response.insert_header((CACHE_CONTROL, HeaderValue::from_static("private, no-cache")));
     response.insert_header((ETAG, entity_tag(&answer.etag)));
     if is_current {
-        return Ok(response.finish());
+        return response.finish();
     }
     response.insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")));
-    Ok(match found.source {
+    match found.source {
         Source::Hit(_) | Source::NearHit(_) => response.body(answer.body),
         _ => response.body(not_from_cache(&answer)),
-    })
+    }
 }
 
-fn wants_fresh(request: &HttpRequest) -> bool {
+fn wants_fresh(request: &impl HttpMessage) -> bool {
     request.headers().contains_key(CACHE_CONTROL)
         && CacheControl::parse(request).is_ok_and(|control| control.contains(&CacheDirective::NoCache))
 }
 
 /// Whether `If-None-Match` names `etag` (RFC 9110, section 13.1.2).
-fn is_current(request: &HttpRequest, etag: &[u8; 16]) -> bool {
+fn is_current(request: &impl HttpMessage, etag: &[u8; 16]) -> bool {
     request.headers().contains_key(IF_NONE_MATCH)
         && match IfNoneMatch::parse(request) {
             Ok(IfNoneMatch::Any) => true,

@@ -90,6 +90,7 @@ pub async fn serve(config: Config) -> Outcome {
             Status::Away => Err("PostgreSQL is away."),
         }),
         api: routes::Api::openapi(),
+        shortcut: None,
     };
     service
         .serve(move |config| {

@@ -151,3 +151,30 @@ fn a_query_string_does_not_change_the_name() {
     register("query", "i");
     assert_eq!(get("query?x=1", &[]).json()["name"], "query");
 }
+
+#[test]
+fn a_near_hit_that_is_not_routed_answers_as_one_that_is() {
+    let tag = register("shortcut", "i").header("etag").expect("an ETag").to_owned();
+    // What is percent-encoded takes the route.
+    let (plain, routed) = ("shortcut", "%73hortcut");
+    let near = |name: &str, headers: &[(&str, &str)]| {
+        let answers = (0..3000).map(|_| get(name, headers));
+        let mut near = answers.filter(|answer| cache_status(answer).ends_with("; detail=near"));
+        near.next().expect("the near cache is used")
+    };
+    let same_head = |answer: &http::Response| {
+        let mut head = answer.headers.clone();
+        head.retain(|(name, _)| !matches!(name.as_str(), "date" | "cache-status"));
+        head.sort();
+        head
+    };
+    for headers in
+        [[("X-Request-Id", "a"), ("Accept", "*/*")], [("X-Request-Id", "a"), ("If-None-Match", &tag)]]
+    {
+        let (at_once, by_route) = (near(plain, &headers), near(routed, &headers));
+        assert_eq!((at_once.status, &at_once.body), (by_route.status, &by_route.body));
+        assert_eq!(same_head(&at_once), same_head(&by_route));
+    }
+    let fresh = get(plain, &[("Cache-Control", "no-cache")]);
+    assert_eq!(cache_status(&fresh), "data-svc; fwd=request; stored");
+}

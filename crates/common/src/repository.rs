@@ -285,13 +285,22 @@ impl<T: CacheAside> Repository<T> {
             // Before Redis is asked: an invalidation that comes after it makes what is read not worth keeping.
             let note = self.note(&cache_key);
             let lease = entry::lease(&entry::token());
-            match self.0.cache.get_or_lease(&cache_key, &lease).await {
+            // Who will be refused, unless there is a copy, need not take a lease and give it back.
+            let full = self.0.loads.are_full();
+            let slot = match full {
+                true => self.0.cache.get(&cache_key).await,
+                false => self.0.cache.get_or_lease(&cache_key, &lease).await,
+            };
+            match slot {
                 Ok(Slot::Filled(filled)) => {
                     let ttl = filled.ttl();
                     self.keep_near(&cache_key, note, &filled);
                     self.refresh_if_due(&key, &cache_key, &filled, ttl);
                     let found = Found { source: Source::Hit(ttl), answer: filled.into_answer() };
                     return Landed { result: Ok(found), as_of };
+                }
+                Ok(Slot::Empty) if full => {
+                    return self.load_only(&key, Source::Miss { stored: false }).await;
                 }
                 Ok(Slot::Empty) => return self.load_and_fill(&key, &cache_key, lease, false).await,
                 // One wait: a load takes a few milliseconds, and a lease whose owner died is not worth more.

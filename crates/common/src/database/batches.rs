@@ -105,7 +105,7 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
         let mut waiting = self.lock();
         // Under the lock: who stands before others must not give up after them.
         let give_up = self.0.database.give_up();
-        if waiting.members.len() >= self.0.database.jobs.bound() {
+        if self.is_full(&waiting) {
             self.0.database.metrics.refused.inc();
             return Err(Error::Overloaded);
         }
@@ -113,6 +113,15 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
         self.0.database.metrics.waiting.inc();
         let needed = waiting.at_work == 0 || waiting.members.len() >= MANY;
         Ok((needed && self.one_more_of(&mut waiting), give_up))
+    }
+
+    /// Whether whoever joins now is refused.
+    pub fn are_full(&self) -> bool {
+        self.is_full(&self.lock())
+    }
+
+    fn is_full(&self, waiting: &Waiting<K, V, O>) -> bool {
+        waiting.members.len() >= self.0.database.jobs.bound()
     }
 
     /// Whether one more may serve; then it is at work.

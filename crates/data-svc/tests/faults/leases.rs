@@ -30,7 +30,7 @@ fn loading(service: &Service, proxy: &Proxy, headers: &[(&str, &str)], meanwhile
     proxy.stall();
     scope(|scope| {
         let reader = scope.spawn(|| found(&get_with(service, "john", headers), "john"));
-        wait_until("it loads", || metric(service, "database_connections_in_use ") == 1);
+        wait_until("it loads", || metric(service, "database_connections_in_use ") > 0);
         meanwhile();
         proxy.restore();
         reader.join().expect("answered")

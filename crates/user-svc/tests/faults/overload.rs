@@ -20,7 +20,7 @@ fn a_full_queue_refuses_at_once_and_what_waits_is_served() {
     scope(|scope| {
         let service = &service;
         let first = scope.spawn(|| register(service, "first"));
-        wait_until("one is at work", || metric(service, "database_connections_in_use ") == 1);
+        wait_until("one is at work", || metric(service, "database_connections_in_use ") > 0);
         let waiting: Vec<_> =
             ["second", "third"].map(|name| scope.spawn(move || register(service, name))).into();
         wait_until("two wait", || metric(service, "database_queries_waiting ") == 2);

@@ -1,5 +1,6 @@
-//! What actix-web can do at best: `/user/{name}` sends a prepared answer with the head of a near hit of data-svc, and
-//! `/bare` sends a static body. Nothing is looked up, counted or logged.
+//! What a route of actix-web can do at best: `/user/{name}` sends a prepared answer with the head of a near hit of
+//! data-svc, and `/bare` sends a static body. Nothing is looked up, counted or logged. (data-svc itself answers near hits
+//! before they are routed.)
 //!
 //! `PORT` is where to listen, `BODY` the prepared body.
 

@@ -230,10 +230,10 @@ impl<T: CacheAside> Repository<T> {
     /// # Errors
     /// Only the database's: a cache that fails makes this slower, by one time-out at most.
     pub async fn find(&self, key: &T::Key, fresh: bool) -> Result<Found, Error> {
-        if !fresh && let Some(found) = self.find_near(key) {
+        let cache_key = T::cache_key(key);
+        if !fresh && let Some(found) = self.near_copy(key, &cache_key) {
             return Ok(found);
         }
-        let cache_key = T::cache_key(key);
         // Boxed: most requests end above, and need not carry it.
         let found = match fresh {
             true => Box::pin(self.find_fresh(key, cache_key)).await,
@@ -243,15 +243,18 @@ impl<T: CacheAside> Repository<T> {
         Ok(found)
     }
 
-    /// Finds what `key` names in this process' own memory, if it is there: as [`Repository::find`], but at once.
+    /// As [`Repository::find`], but only in this process' own memory, and at once. To be called after the request has
+    /// arrived, within a runtime: it may start an early refresh.
     #[must_use]
     pub fn find_near(&self, key: &T::Key) -> Option<Found> {
-        let near = self.0.near.as_ref()?;
-        let cache_key = T::cache_key(key);
-        let filled = near.get(&cache_key)?;
+        self.near_copy(key, &T::cache_key(key))
+    }
+
+    fn near_copy(&self, key: &T::Key, cache_key: &str) -> Option<Found> {
+        let filled = self.0.near.as_ref()?.get(cache_key)?;
         let ttl = filled.ttl();
         self.0.near_hits.inc();
-        self.refresh_if_due(key, &cache_key, &filled, ttl);
+        self.refresh_if_due(key, cache_key, &filled, ttl);
         Some(Found { source: Source::NearHit(ttl), answer: filled.into_answer() })
     }
 
@@ -285,7 +288,7 @@ impl<T: CacheAside> Repository<T> {
             // Before Redis is asked: an invalidation that comes after it makes what is read not worth keeping.
             let note = self.note(&cache_key);
             let lease = entry::lease(&entry::token());
-            // Who will be refused, unless there is a copy, need not take a lease and give it back.
+            // Whoever comes while the line is full is refused, unless there is a copy: that takes no lease.
             let full = self.0.loads.are_full();
             let slot = match full {
                 true => self.0.cache.get(&cache_key).await,
@@ -299,9 +302,7 @@ impl<T: CacheAside> Repository<T> {
                     let found = Found { source: Source::Hit(ttl), answer: filled.into_answer() };
                     return Landed { result: Ok(found), as_of };
                 }
-                Ok(Slot::Empty) if full => {
-                    return self.load_only(&key, Source::Miss { stored: false }).await;
-                }
+                Ok(Slot::Empty) if full => return Landed { result: Err(self.0.loads.refuse()), as_of },
                 Ok(Slot::Empty) => return self.load_and_fill(&key, &cache_key, lease, false).await,
                 // One wait: a load takes a few milliseconds, and a lease whose owner died is not worth more.
                 Ok(Slot::Lease) if !waited => {

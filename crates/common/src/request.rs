@@ -1,6 +1,7 @@
 //! What every request gets: an id, a line in the log, its place in the metrics and, if it failed, problem details.
 //!
-//! One middleware does it all, since each one that is wrapped around a service costs every request.
+//! One middleware does it all, since each one that is wrapped around a service costs every request. A [`Shortcut`]
+//! answers within it.
 
 use std::cell::RefCell;
 use std::future::{Ready, ready};
@@ -15,7 +16,7 @@ use actix_web::http::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use actix_web::http::{ConnectionType, Method, StatusCode};
-use actix_web::{HttpResponse, HttpResponseBuilder, Resource, web};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, Resource, web};
 use futures_util::future::{Either, LocalBoxFuture};
 use log::Level;
 use prometheus::Histogram;
@@ -38,13 +39,13 @@ const REQUEST_ID_MAX_BYTES: usize = 128;
 /// Seconds after which a client may try again.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
-/// Answers some requests before they are routed, which takes longer than to answer the most frequent ones.
+/// Answers some requests without routing them: for the most frequent ones routing would take longer than the answer.
 #[derive(Clone, Copy)]
 pub struct Shortcut {
     /// The template of the route that would answer them.
     pub template: &'static str,
     /// Answers as that route would, or leaves the request to it.
-    pub answer: fn(&ServiceRequest) -> Option<HttpResponse>,
+    pub answer: fn(&HttpRequest) -> Option<HttpResponse>,
 }
 
 /// The middleware of a worker.
@@ -111,10 +112,11 @@ where
     fn call(&self, request: ServiceRequest) -> Self::Future {
         let visit = Visit::of(&request);
         if let Some(Shortcut { template, answer }) = self.watch.shortcut
-            && let Some(response) = answer(&request)
+            && let Some(response) = answer(request.request())
         {
-            let response = self.watch.finish(visit, template, request.into_response(response));
-            return Either::Left(ready(Ok(response)));
+            // Not `request.into_response`, which forgets the error that an answer was made from.
+            let response = ServiceResponse::new(request.into_parts().0, response);
+            return Either::Left(ready(Ok(self.watch.finish(visit, template, response))));
         }
         let (watch, answer) = (self.watch.clone(), self.routes.call(request));
         Either::Right(Box::pin(async move {
@@ -318,6 +320,52 @@ impl Refusals {
             if count > 0 {
                 log::warn!(target: "access", status = 503, count = count; "requests refused in the last second: the database queue is full");
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_web::dev::fn_service;
+    use actix_web::test::TestRequest;
+
+    const SHORTCUT: Shortcut = Shortcut {
+        template: "/thing/{name}",
+        answer: |request| match request.path() {
+            "/thing/here" => Some(HttpResponse::Ok().body("here")),
+            "/thing/gone" => Some(HttpResponse::from_error(Error::UnknownUser)),
+            _ => None,
+        },
+    };
+
+    #[actix_web::test]
+    async fn what_a_shortcut_answers_is_not_routed_and_is_looked_after_like_the_rest() {
+        let (metrics, draining) = (Metrics::new("test").expect("metrics"), Draining::default());
+        let watch = Watch::new(Some(SHORTCUT), metrics.clone(), draining, Refusals::default());
+        let routes = fn_service(|request: ServiceRequest| async {
+            assert_eq!(request.path(), "/thing/elsewhere", "it is routed");
+            Ok(request.into_response(HttpResponse::NoContent().finish()))
+        });
+        let watched = watch.new_transform(routes).await.expect("a middleware");
+        let call = async |path: &str| {
+            let request = TestRequest::with_uri(path).insert_header((X_REQUEST_ID, "mine"));
+            watched.call(request.to_srv_request()).await.expect("a response")
+        };
+
+        let (here, gone) = (call("/thing/here").await, call("/thing/gone").await);
+        assert_eq!(here.status(), StatusCode::OK);
+        assert_eq!(here.headers().get(X_REQUEST_ID), Some(&HeaderValue::from_static("mine")));
+        let problem = actix_web::body::to_bytes(gone.into_body()).await.expect("a body");
+        assert!(String::from_utf8_lossy(&problem).contains("/problems/unknown-user"), "{problem:?}");
+        assert_eq!(call("/thing/elsewhere").await.status(), StatusCode::NO_CONTENT);
+
+        let text = metrics.text().expect("metrics");
+        for status in [200, 404] {
+            let count = format!(
+                "http_request_duration_seconds_count{{method=\"GET\",route=\"/thing/{{name}}\",status=\"{status}\"}} 1"
+            );
+            assert!(text.contains(&count), "{text}");
         }
     }
 }

@@ -101,6 +101,7 @@ pub async fn serve(config: Config) -> Outcome {
         0 => None,
         bytes => Some(Near::start(&config.cache, bytes)?),
     };
+    let near_hits = near.is_some().then_some(routes::NEAR_HITS);
     let users = Users::new(database.clone(), cache, near, &config.cache, metrics.cache.clone());
     let service = Service {
         name: NAME,
@@ -112,7 +113,7 @@ pub async fn serve(config: Config) -> Outcome {
             Status::Starting => Err("The service waits for PostgreSQL and its schema."),
         }),
         api: routes::Api::openapi(),
-        shortcut: Some(routes::NEAR_HITS),
+        shortcut: near_hits,
     };
     service
         .serve(move |config| {

@@ -1,13 +1,12 @@
 //! The routes of `data-svc`.
 
-use actix_web::dev::ServiceRequest;
 use actix_web::http::Method;
 use actix_web::http::header::{
     CACHE_CONTROL, CACHE_STATUS, CONTENT_TYPE, CacheControl, CacheDirective, ETAG, Header as _, HeaderValue,
     IF_NONE_MATCH, IfNoneMatch,
 };
 use actix_web::web::{Data, ServiceConfig};
-use actix_web::{HttpMessage, HttpRequest, HttpResponse};
+use actix_web::{HttpRequest, HttpResponse};
 use common::error::{Error, Problem};
 use common::extract::PathName;
 use common::health::{self, readable};
@@ -18,6 +17,7 @@ use common::users::{Users, entity_tag, is_among, not_from_cache};
 use utoipa::{OpenApi, ToSchema};
 
 const USER: &str = "/user/{name}";
+const USER_PREFIX: &str = "/user/";
 
 /// Adds the routes.
 pub fn routes(config: &mut ServiceConfig) {
@@ -70,11 +70,11 @@ async fn get_user(users: Data<Users>, name: PathName, request: HttpRequest) -> R
     Ok(answer(&request, found))
 }
 
-/// Answers a near hit before it is routed.
+/// Answers near hits as their route does.
 pub const NEAR_HITS: Shortcut = Shortcut { template: USER, answer: near_hit };
 
-fn near_hit(request: &ServiceRequest) -> Option<HttpResponse> {
-    let segment = request.path().strip_prefix("/user/")?;
+fn near_hit(request: &HttpRequest) -> Option<HttpResponse> {
+    let segment = request.path().strip_prefix(USER_PREFIX)?;
     // What is not plain is the route's to read.
     if request.method() != Method::GET || segment.contains(['/', '%']) || wants_fresh(request) {
         return None;
@@ -84,7 +84,7 @@ fn near_hit(request: &ServiceRequest) -> Option<HttpResponse> {
     Some(answer(request, found))
 }
 
-fn answer(request: &impl HttpMessage, found: Found) -> HttpResponse {
+fn answer(request: &HttpRequest, found: Found) -> HttpResponse {
     let status = cache_status(&found);
     let Some(answer) = found.answer else {
         let mut response = HttpResponse::from_error(Error::UnknownUser);
@@ -106,13 +106,13 @@ fn answer(request: &impl HttpMessage, found: Found) -> HttpResponse {
     }
 }
 
-fn wants_fresh(request: &impl HttpMessage) -> bool {
+fn wants_fresh(request: &HttpRequest) -> bool {
     request.headers().contains_key(CACHE_CONTROL)
         && CacheControl::parse(request).is_ok_and(|control| control.contains(&CacheDirective::NoCache))
 }
 
 /// Whether `If-None-Match` names `etag` (RFC 9110, section 13.1.2).
-fn is_current(request: &impl HttpMessage, etag: &[u8; 16]) -> bool {
+fn is_current(request: &HttpRequest, etag: &[u8; 16]) -> bool {
     request.headers().contains_key(IF_NONE_MATCH)
         && match IfNoneMatch::parse(request) {
             Ok(IfNoneMatch::Any) => true,

@@ -288,13 +288,7 @@ impl<T: CacheAside> Repository<T> {
             // Before Redis is asked: an invalidation that comes after it makes what is read not worth keeping.
             let note = self.note(&cache_key);
             let lease = entry::lease(&entry::token());
-            // Whoever comes while the line is full is refused, unless there is a copy: that takes no lease.
-            let full = self.0.loads.are_full();
-            let slot = match full {
-                true => self.0.cache.get(&cache_key).await,
-                false => self.0.cache.get_or_lease(&cache_key, &lease).await,
-            };
-            match slot {
+            match self.0.cache.get_or_lease(&cache_key, &lease).await {
                 Ok(Slot::Filled(filled)) => {
                     let ttl = filled.ttl();
                     self.keep_near(&cache_key, note, &filled);
@@ -302,7 +296,6 @@ impl<T: CacheAside> Repository<T> {
                     let found = Found { source: Source::Hit(ttl), answer: filled.into_answer() };
                     return Landed { result: Ok(found), as_of };
                 }
-                Ok(Slot::Empty) if full => return Landed { result: Err(self.0.loads.refuse()), as_of },
                 Ok(Slot::Empty) => return self.load_and_fill(&key, &cache_key, lease, false).await,
                 // One wait: a load takes a few milliseconds, and a lease whose owner died is not worth more.
                 Ok(Slot::Lease) if !waited => {

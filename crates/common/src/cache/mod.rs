@@ -161,11 +161,7 @@ impl Cache {
         }
     }
 
-    /// What `key` holds.
-    ///
-    /// # Errors
-    /// As [`Cache::get_or_lease`].
-    pub async fn get(&self, key: &str) -> Result<Slot, CacheError> {
+    async fn get(&self, key: &str) -> Result<Slot, CacheError> {
         let mut command = cmd("GET");
         command.arg(key);
         slot(self.0.redis.step(|mut link| async move { command.query_async(&mut link).await }).await)

@@ -30,8 +30,6 @@ pub struct Batches<K, V, O>(Arc<Inner<K, V, O>>);
 struct Inner<K, V, O> {
     database: Database,
     waiting: Mutex<Waiting<K, V, O>>,
-    /// Whether as many wait as may.
-    full: AtomicBool,
 }
 
 struct Waiting<K, V, O> {
@@ -63,7 +61,7 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
     #[must_use]
     pub fn new(database: Database) -> Self {
         let waiting = Mutex::new(Waiting { members: VecDeque::new(), at_work: 0 });
-        Self(Arc::new(Inner { database, waiting, full: AtomicBool::new(false) }))
+        Self(Arc::new(Inner { database, waiting }))
     }
 
     /// Waits to be served. Calls `serve` if somebody is needed who takes [`Batches::next`] again and again until it
@@ -107,30 +105,14 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
         let mut waiting = self.lock();
         // Under the lock: who stands before others must not give up after them.
         let give_up = self.0.database.give_up();
-        if self.are_full() {
-            return Err(self.refuse());
+        if waiting.members.len() >= self.0.database.jobs.bound() {
+            self.0.database.metrics.refused.inc();
+            return Err(Error::Overloaded);
         }
         waiting.members.push_back(Member { key, value, give_up, settled, tell: Mutex::new(Some(tell)) });
-        self.note_length(&waiting);
         self.0.database.metrics.waiting.inc();
         let needed = waiting.at_work == 0 || waiting.members.len() >= MANY;
         Ok((needed && self.one_more_of(&mut waiting), give_up))
-    }
-
-    /// Whether whoever joined now would be refused. Without the lock: to ask costs nothing.
-    pub fn are_full(&self) -> bool {
-        self.0.full.load(Ordering::Relaxed)
-    }
-
-    /// Refuses one who has not joined.
-    pub fn refuse(&self) -> Error {
-        self.0.database.metrics.refused.inc();
-        Error::Overloaded
-    }
-
-    /// To be called whenever the line has become longer or shorter.
-    fn note_length(&self, waiting: &Waiting<K, V, O>) {
-        self.0.full.store(waiting.members.len() >= self.0.database.jobs.bound(), Ordering::Relaxed);
     }
 
     /// Whether one more may serve; then it is at work.
@@ -179,7 +161,6 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
         }
         // Back to where they stood.
         later.into_iter().rev().for_each(|member| waiting.members.push_front(member));
-        self.note_length(&waiting);
         taken
     }
 

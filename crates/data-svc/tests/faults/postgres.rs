@@ -180,7 +180,7 @@ fn a_full_queue_refuses_misses_at_once_and_hits_are_served() {
         for number in 0..10 {
             let answer = get(service, &format!("more-{number}"));
             assert_eq!((answer.status, &answer.json()["type"]), (503, &"/problems/overloaded".into()));
-            assert_eq!(kind(&stack, &format!("more-{number}")), "", "who is refused leaves no lease");
+            assert_eq!(kind(&stack, &format!("more-{number}")), "", "what was refused leaves no lease");
         }
         assert!(is_hit(&get(service, "cached")));
         proxy.restore();

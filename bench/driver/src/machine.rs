@@ -7,6 +7,7 @@ use std::thread::available_parallelism;
 use serde::{Deserialize, Serialize};
 
 use crate::stores::Stores;
+use crate::usage::Ticks;
 
 /// What figures depend on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,11 +26,13 @@ pub struct Machine {
     pub revision: String,
     /// The day.
     pub date: String,
+    /// The share of its busy time that other machines took while rows were measured, in percent.
+    pub stolen_percent: f64,
 }
 
 impl Machine {
-    /// This one.
-    pub fn here(stores: &Stores) -> Machine {
+    /// This one, after rows that were measured from `start` on.
+    pub fn here(stores: &Stores, start: Ticks) -> Machine {
         let postgres = said(Command::new(stores.programs().join("postgres")).arg("--version"));
         let redis = said(Command::new("redis-server").arg("--version"));
         let redis =
@@ -50,6 +53,7 @@ impl Machine {
                 "--dirty",
             ])),
             date: said(Command::new("date").args(["-u", "+%Y-%m-%d"])),
+            stolen_percent: start.stolen_percent_since(),
         }
     }
 }

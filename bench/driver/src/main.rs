@@ -38,6 +38,7 @@ use crate::results::Results;
 use crate::row::{Plan, Row};
 use crate::stores::Stores;
 use crate::targets::Kind;
+use crate::usage::Ticks;
 use crate::workload::Workload;
 
 const USERS: u32 = 1_000_000;
@@ -114,7 +115,7 @@ fn main() -> ExitCode {
         Command::Report => report::write_docs(&Results::load("full")),
         Command::Rows(rows) => try_out(&rows),
         Command::Beside(length) => {
-            let results = results(&Stores::start(USERS), &length.plan(64), Vec::new(), &[64]);
+            let results = results(&Stores::start(USERS), Ticks::now(), &length.plan(64), Vec::new(), &[64]);
             println!("{}", report::beside(&results));
         }
         Command::Instructions { expect } => return count_instructions(expect),
@@ -126,11 +127,12 @@ fn main() -> ExitCode {
 /// A whole run. A full one, with several numbers of clients, has the growth tables as well.
 fn everything(name: &str, clients: &[usize], length: Length) -> Results {
     let stores = Stores::start(USERS);
+    let start = Ticks::now();
     println!("{}", table::HEAD);
     let table = |&clients: &usize| table(&stores, &Workload::ALL, &TARGETS, &length.plan(clients));
     let rows = clients.iter().flat_map(table).collect();
     let most = clients.last().copied().unwrap_or_default();
-    let mut results = results(&stores, &length.plan(most), rows, clients);
+    let mut results = results(&stores, start, &length.plan(most), rows, clients);
     if clients.len() > 1 {
         let plan = length.plan(64);
         results.growth = growth::growth(&stores, &plan);
@@ -157,9 +159,9 @@ fn table(stores: &Stores, workloads: &[Workload], targets: &[Kind], plan: &Plan)
 }
 
 /// Rows, and all that stands beside them.
-fn results(stores: &Stores, plan: &Plan, rows: Vec<Row>, clients: &[usize]) -> Results {
+fn results(stores: &Stores, start: Ticks, plan: &Plan, rows: Vec<Row>, clients: &[usize]) -> Results {
     Results {
-        machine: Machine::here(stores),
+        machine: Machine::here(stores, start),
         seconds: plan.time.as_secs_f64(),
         rounds: plan.rounds,
         users: plan.users,

@@ -132,7 +132,8 @@ fn growth_line(it: &Growth) -> String {
 fn machine(results: &Results) -> String {
     let it = &results.machine;
     format!(
-        "Measured on {} at commit `{}`: {} cores of {}, {:.0} GiB of memory, {}, {}. {} rounds of {} s, {} users.\n",
+        "Measured on {} at commit `{}`: {} cores of {}, {:.0} GiB of memory, {}, {}. {} rounds of {} s, {} users. \
+         While the rows were measured, other machines took {:.1} % of its busy time.\n",
         it.date,
         it.revision,
         it.cores,
@@ -143,6 +144,7 @@ fn machine(results: &Results) -> String {
         results.rounds,
         results.seconds,
         thousands(results.users.into()),
+        it.stolen_percent,
     )
 }
 

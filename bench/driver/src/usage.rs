@@ -16,6 +16,34 @@ pub fn generator_cpu() -> Duration {
     own_cpu(rustix::process::getpid(), 2)
 }
 
+/// Processor time of the whole machine, in clock ticks since it started (proc(5), `/proc/stat`).
+#[derive(Clone, Copy, Debug)]
+pub struct Ticks {
+    /// Not idle, nor waiting for a disk.
+    busy: u64,
+    /// Of it, what the hypervisor gave to other machines while this one had work.
+    stolen: u64,
+}
+
+impl Ticks {
+    /// Until now.
+    pub fn now() -> Ticks {
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let line = stat.lines().next().unwrap_or_default();
+        // user, nice, system, idle, iowait, irq, softirq, steal; what follows is in user and nice already.
+        let fields: Vec<u64> =
+            line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+        let at = |field: usize| fields.get(field).copied().unwrap_or_default();
+        Ticks { busy: [0, 1, 2, 5, 6, 7].into_iter().map(at).sum(), stolen: at(7) }
+    }
+
+    /// The share of the busy time since then that was stolen, in percent.
+    pub fn stolen_percent_since(self) -> f64 {
+        let now = Ticks::now();
+        100.0 * (now.stolen - self.stolen) as f64 / (now.busy - self.busy).max(1) as f64
+    }
+}
+
 /// The sum of the first so many of utime, stime, cutime and cstime (proc(5)).
 fn own_cpu(pid: Pid, count: usize) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();

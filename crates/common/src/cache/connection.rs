@@ -137,8 +137,8 @@ impl Redis {
         timeout(left, try_anyway).await.unwrap_or(Err(CacheError::Timeout))
     }
 
-    /// Connects whenever there is no connection, and calls `connected` each time. Never returns.
-    pub async fn keep_connected(&self, connected: impl Fn()) {
+    /// Connects whenever there is no connection, and notifies `connected` each time. Never returns.
+    pub async fn keep_connected(&self, connected: &Notify) {
         let mut told = String::new();
         loop {
             match self.connect().await {
@@ -147,7 +147,7 @@ impl Redis {
                     *self.link.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(link));
                     told.clear();
                     log::info!("Redis is there");
-                    connected();
+                    connected.notify_one();
                     self.lost.notified().await;
                 }
                 Err(error) => {

@@ -8,12 +8,14 @@ pub mod entry;
 pub mod near;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::web::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{IntoConnectionInfo, Script, cmd, pipe};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use self::connection::Redis;
 use self::entry::{Slot, Token};
@@ -25,6 +27,10 @@ const LEASE: Duration = Duration::from_secs(3);
 pub const BARRIER: Duration = Duration::from_secs(10);
 /// Keys to be remembered at most for writes that Redis could not be told of.
 const UNTOLD_MAX: usize = 100_000;
+/// So many of them are told in one round trip.
+const TOLD_AT_ONCE: usize = 100;
+/// How often it is tried to tell them, beside whenever Redis is connected to: it may refuse writes and stay connected.
+const TELL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// For each key three arguments: sets it to the second for so many ms as the third says, if what it holds begins with
 /// the first: the head of an entry, or a whole lease, which tell it from every other. Returns 1 for those that it set.
@@ -89,6 +95,8 @@ struct Inner {
     unbarrier: Script,
     /// Keys that were written, and Redis could not be told.
     untold: Mutex<HashSet<String>>,
+    /// Tells that they may be told now.
+    connected: Notify,
 }
 
 /// A copy that is to go in.
@@ -133,14 +141,11 @@ impl Cache {
             remove: Script::new(REMOVE),
             unbarrier: Script::new(UNBARRIER),
             untold: Mutex::new(HashSet::new()),
+            connected: Notify::new(),
         }));
-        let keeper = cache.clone();
-        tokio::spawn(async move {
-            let telling = || {
-                tokio::spawn(keeper.clone().tell_what_is_untold());
-            };
-            keeper.0.redis.keep_connected(telling).await;
-        });
+        let (keeper, teller) = (cache.clone(), cache.clone());
+        tokio::spawn(async move { keeper.0.redis.keep_connected(&keeper.0.connected).await });
+        tokio::spawn(teller.keep_telling());
         Ok(cache)
     }
 
@@ -247,10 +252,14 @@ impl Cache {
         Ok(stood == keys.len())
     }
 
-    /// Remembers the keys of a write that Redis could not be told of, to purge them when it answers.
+    /// Remembers the keys of a write that Redis could not be told of, to purge them when it takes writes again.
     pub fn remember_untold(&self, barriers: Barriers) {
-        let mut untold = self.0.untold.lock().unwrap_or_else(PoisonError::into_inner);
-        for key in barriers.keys {
+        self.remember(barriers.keys);
+    }
+
+    fn remember(&self, keys: Vec<String>) {
+        let mut untold = self.untold();
+        for key in keys {
             if untold.len() >= UNTOLD_MAX {
                 log::error!(
                     "too many writes that Redis was not told of: copies of some may live to their TTL"
@@ -261,21 +270,39 @@ impl Cache {
         }
     }
 
-    async fn tell_what_is_untold(self) {
-        let keys: Vec<String> = {
-            let untold = self.0.untold.lock().unwrap_or_else(PoisonError::into_inner);
-            untold.iter().cloned().collect()
-        };
-        for some in keys.chunks(100).map(<[String]>::to_vec).collect::<Vec<_>>() {
-            // Those that fail stay, until the next connection.
-            if self.purge(&some).await.is_ok() {
-                let mut untold = self.0.untold.lock().unwrap_or_else(PoisonError::into_inner);
-                untold.retain(|key| !some.contains(key));
+    /// Purges what is remembered as soon as Redis lets it. Never returns.
+    async fn keep_telling(self) {
+        loop {
+            // A time-out is as good: it is time to try.
+            drop(timeout(TELL_INTERVAL, self.0.connected.notified()).await);
+            let mut told = 0;
+            loop {
+                // Taken out first: a key whose next write cannot be told meanwhile is put in anew, and stays.
+                let some: Vec<String> = {
+                    let mut untold = self.untold();
+                    let some: Vec<String> = untold.iter().take(TOLD_AT_ONCE).cloned().collect();
+                    for key in &some {
+                        untold.remove(key);
+                    }
+                    some
+                };
+                if some.is_empty() {
+                    break;
+                }
+                if self.purge(&some).await.is_err() {
+                    self.remember(some);
+                    break;
+                }
+                told += some.len();
+            }
+            if told > 0 {
+                log::info!("Redis was told of {told} write(s) that it had missed");
             }
         }
-        if !keys.is_empty() {
-            log::info!("Redis was told of {} write(s) that it had missed", keys.len());
-        }
+    }
+
+    fn untold(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.untold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

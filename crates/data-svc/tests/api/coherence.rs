@@ -4,7 +4,7 @@
 use std::thread::scope;
 use std::time::{Duration, Instant};
 
-use devstack::{Service, Stack, http};
+use devstack::{Redis, Service, Stack, http};
 use serde_json::json;
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
@@ -292,4 +292,27 @@ fn what_was_written_while_redis_was_away_is_purged_when_it_answers() {
     proxy.restore();
     user_svc.wait_for_log("Redis was told of 1 write(s) that it had missed");
     assert!((0..1000).any(|_| info() == "after"));
+}
+
+#[test]
+fn what_was_written_while_redis_refused_writes_is_purged_when_it_takes_them_again() {
+    let (stack, redis) = (Stack::shared(), Redis::start());
+    let user_svc = stack.user_svc().env("REDIS_URL", redis.url(0)).start();
+    let data_svc = stack.data_svc().env("REDIS_URL", redis.url(0)).start();
+    user_svc.wait_for_log("Redis is there");
+    let send = |method: &str, path: &str, body: &str| {
+        http::send(method, &user_svc.url_of(path), &[JSON], body).status
+    };
+    assert_eq!(send("POST", "/register", r#"{"name":"ann","info":"before"}"#), 201);
+    let info = || http::get(&data_svc.url_of("/user/ann")).json()["info"].clone();
+    data_svc.wait_for_log("Redis is there");
+    assert_eq!(info(), "before");
+    assert_eq!(redis.cli(0, &["GETRANGE", "user:{ann}", "0", "0"]).trim(), "V", "Redis has a copy");
+    // As without enough replicas, or after a snapshot that failed: it answers, and every connection stays.
+    redis.cli(0, &["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    assert_eq!(send("PUT", "/user/ann", r#"{"info":"after"}"#), 200);
+    assert_eq!(info(), "after", "it cannot be asked for a lease, so its copy is not used");
+    redis.cli(0, &["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    user_svc.wait_for_log("Redis was told of 1 write(s) that it had missed");
+    assert_eq!(info(), "after");
 }

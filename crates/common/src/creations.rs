@@ -86,14 +86,21 @@ impl<T: CacheAside, V: Send + Sync + 'static> Creations<T, V> {
         }
     }
 
-    /// A transaction for one of `batch` alone.
+    /// A transaction for one of `batch` alone. It may wait for a lock as the batch did: in its turn, or many of them
+    /// would hold all connections.
     async fn create_alone(self, batch: Arc<Batch<T::Key, V, ()>>, at: usize) {
-        let (taken, insert) = (batch.clone(), self.insert);
-        let change = move |connection: &mut PgConnection| {
-            let member = &taken.members()[at];
-            insert(connection, &[(&member.key, &member.value)]).map(changed)
+        let result = match self.repository.database().turn(batch.give_up).await {
+            Ok(turn) => {
+                let (taken, insert) = (batch.clone(), self.insert);
+                let change = move |connection: &mut PgConnection| {
+                    let _until_the_transaction_has_ended = &turn;
+                    let member = &taken.members()[at];
+                    insert(connection, &[(&member.key, &member.value)]).map(changed)
+                };
+                self.repository.write_by(batch.give_up, Effect::Create, change).await
+            }
+            Err(error) => Err(error),
         };
-        let result = self.repository.write_by(batch.give_up, Effect::Create, change).await;
         batch.members()[at].tell(result);
     }
 }

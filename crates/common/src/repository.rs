@@ -25,7 +25,7 @@ use actix_web::web::Bytes;
 use diesel::{PgConnection, QueryResult};
 use prometheus::{IntCounter, IntCounterVec};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout_at};
 
 use crate::cache::entry::{self, Answer, Filled, Slot};
@@ -175,8 +175,6 @@ struct Parts<T: CacheAside> {
     near: Option<Arc<Near>>,
     flights: Flights<Found>,
     refreshes: Flights<Found>,
-    /// Writes that may be in a near wait at once: each holds a connection meanwhile.
-    near_waits: Arc<Semaphore>,
     settings: CacheSettings,
     requests: IntCounterVec,
     /// The one of them that counts most.
@@ -204,7 +202,6 @@ impl<T: CacheAside> Repository<T> {
     ) -> Self {
         let parts = Parts {
             loads: Batches::new(database.clone()),
-            near_waits: Arc::new(Semaphore::new(database.quarter())),
             database,
             cache,
             near,
@@ -262,9 +259,11 @@ impl<T: CacheAside> Repository<T> {
     async fn find_copy(&self, key: &T::Key, cache_key: String) -> Result<Found, Error> {
         // Late for an arrival, which errs on the safe side.
         let arrival = Instant::now();
+        let read = || self.clone().read_through(key.clone(), cache_key.clone());
+        // A flight has deadlines of its own. Who takes a second one gets no more time for it.
+        let mut flight = self.0.flights.board(&cache_key, read).await;
         loop {
-            let read = || self.clone().read_through(key.clone(), cache_key.clone());
-            let (seat, landed) = self.0.flights.board(&cache_key, read).await;
+            let (seat, landed) = flight;
             let mut found = landed.result?;
             if seat == Seat::Pilot {
                 return Ok(found);
@@ -276,6 +275,9 @@ impl<T: CacheAside> Repository<T> {
                 }
                 return Ok(found);
             }
+            let next = self.0.flights.board(&cache_key, read);
+            let give_up = arrival + self.0.database.deadline();
+            flight = timeout_at(give_up.into(), next).await.map_err(|_| waited_too_long())?;
         }
     }
 
@@ -484,7 +486,11 @@ impl<T: CacheAside> Repository<T> {
         effect: Effect,
         change: impl Fn(&mut PgConnection) -> QueryResult<Result<Changed<T, R>, Error>> + Send + 'static,
     ) -> Result<R, Error> {
-        let turn = self.wait_for_turn(effect, give_up).await?;
+        let turn = match effect {
+            Effect::Create => None,
+            // It holds a connection through the near wait.
+            Effect::Replace => Some(self.0.database.turn(self.0.database.half_time(give_up)).await?),
+        };
         let this = self.clone();
         let before_commit = move |(_, keys): &Changed<T, R>| {
             let _held_until_the_wait_is_over = turn;
@@ -572,18 +578,5 @@ impl<T: CacheAside> Repository<T> {
                 }
             }
         }
-    }
-
-    /// At most a quarter of the connections may be in a near wait; the others must be free to read and to register.
-    async fn wait_for_turn(
-        &self,
-        effect: Effect,
-        give_up: Instant,
-    ) -> Result<Option<OwnedSemaphorePermit>, Error> {
-        if effect == Effect::Create {
-            return Ok(None);
-        }
-        let turn = timeout_at(give_up.into(), self.0.near_waits.clone().acquire_owned()).await;
-        turn.map(Result::ok).map_err(|_| waited_too_long())
     }
 }

@@ -20,7 +20,8 @@ use std::{io, thread};
 
 use diesel::r2d2::ConnectionManager;
 use diesel::{PgConnection, QueryResult};
-use tokio::sync::oneshot;
+use prometheus::IntGauge;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout_at;
 use url::Url;
 
@@ -40,6 +41,10 @@ pub use self::lane::Written;
 pub struct Database {
     jobs: Arc<Jobs>,
     connections: usize,
+    /// For those who hold a connection for long.
+    turns: Arc<Semaphore>,
+    /// For those who wait for one of these turns.
+    places: Arc<Semaphore>,
     deadline: Duration,
     monitor: Arc<Monitor>,
     metrics: DatabaseMetrics,
@@ -88,7 +93,15 @@ impl Database {
         let watching = monitor.clone();
         let thread = thread::Builder::new().name("database-monitor".into());
         thread.spawn(move || watching.watch(&url, schema))?;
-        Ok(Self { jobs, connections: settings.connections, deadline: settings.deadline, monitor, metrics })
+        Ok(Self {
+            jobs,
+            connections: settings.connections,
+            turns: Arc::new(Semaphore::new(quarter(settings.connections))),
+            places: Arc::new(Semaphore::new(settings.queue)),
+            deadline: settings.deadline,
+            monitor,
+            metrics,
+        })
     }
 
     /// Whether PostgreSQL can be used now.
@@ -97,16 +110,48 @@ impl Database {
         self.monitor.status()
     }
 
+    /// How long a request may take.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     /// When a request that has just arrived is to give up.
     #[must_use]
     pub fn give_up(&self) -> Instant {
         Instant::now() + self.deadline
     }
 
-    /// A quarter of the connections, but one at least: what may be used for one purpose while there are others.
+    /// When a request that is to give up at `give_up` has used half of its time: who has got no further by then would
+    /// hardly be done in the other half, and only take that time from those who come after.
     #[must_use]
-    pub fn quarter(&self) -> usize {
-        (self.connections / 4).max(1)
+    pub fn half_time(&self, give_up: Instant) -> Instant {
+        give_up.checked_sub(self.deadline / 2).unwrap_or(give_up)
+    }
+
+    /// Waits until `patience` ends for leave to hold a connection for long. At most a quarter of all may be held so: the
+    /// others must be free for the rest.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] at once if as many wait as may, [`Error::Unavailable`] when `patience` ends.
+    pub async fn turn(&self, patience: Instant) -> Result<OwnedSemaphorePermit, Error> {
+        let Ok(_place) = self.places.try_acquire() else {
+            self.metrics.refused.inc();
+            return Err(Error::Overloaded);
+        };
+        let _waiting = Counted::new(&self.metrics.waiting);
+        match timeout_at(patience.into(), self.turns.clone().acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(_)) | Err(_) => {
+                self.metrics.timeouts.inc();
+                Err(waited_too_long())
+            }
+        }
+    }
+
+    /// A quarter of the connections, but one at least: what may be used for one purpose while there are others.
+    fn quarter(&self) -> usize {
+        quarter(self.connections)
     }
 
     /// Runs `query`, which must only read: it is run once more if its connection turns out to be dead.
@@ -217,6 +262,26 @@ impl<T> Pending<T> {
     /// The thread panicked.
     pub async fn at_last(self) -> Result<T, Error> {
         self.result.await.map_err(|_| panicked())
+    }
+}
+
+fn quarter(connections: usize) -> usize {
+    (connections / 4).max(1)
+}
+
+/// One more in a gauge, until it is dropped.
+struct Counted<'a>(&'a IntGauge);
+
+impl<'a> Counted<'a> {
+    fn new(gauge: &'a IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

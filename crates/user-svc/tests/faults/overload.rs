@@ -3,9 +3,61 @@
 use std::thread::scope;
 use std::time::{Duration, Instant};
 
-use devstack::{Stack, http};
+use devstack::{Service, Stack, http};
 
-use crate::{Session, is_registered, metric, register, unavailable, wait_until};
+use crate::{JSON, Session, is_registered, metric, register, unavailable, wait_until};
+
+/// Replaces the info of `name`.
+fn replace(service: &Service, name: &str) -> http::Response {
+    http::send("PUT", &service.url_of(&format!("/user/{name}")), &[JSON], r#"{"info":"another"}"#)
+}
+
+/// A service in which one replace at a time may hold a connection, which the row of `held` makes it do.
+fn with_one_turn(stack: &Stack, queue: &str) -> Service {
+    let mut builder = stack.user_svc().env("DATABASE_CONNECTIONS", "4").env("DATABASE_QUEUE", queue);
+    for name in ["DATABASE_DEADLINE", "DATABASE_STATEMENT_TIMEOUT", "DATABASE_LOCK_TIMEOUT"] {
+        builder = builder.env(name, "6s");
+    }
+    let service = builder.start();
+    for name in ["held", "free"] {
+        assert_eq!(register(&service, name).status, 201);
+    }
+    service
+}
+
+#[test]
+fn more_replaces_than_may_wait_for_their_turn_are_refused_at_once() {
+    let stack = Stack::shared();
+    let service = &with_one_turn(&stack, "1");
+    let row = Session::holding(&stack, "SELECT FROM users WHERE name = 'held' FOR UPDATE");
+    scope(|scope| {
+        let first = scope.spawn(|| replace(service, "held"));
+        wait_until("one is at work", || metric(service, "database_connections_in_use ") > 0);
+        let second = scope.spawn(|| replace(service, "free"));
+        wait_until("one waits", || metric(service, "database_queries_waiting ") == 1);
+        assert_eq!(unavailable(&replace(service, "free")), "overloaded");
+        assert_eq!(register(service, "new").status, 201, "who creates needs no turn");
+        drop(row);
+        assert_eq!([first, second].map(|it| it.join().expect("answered").status), [200; 2]);
+    });
+    assert_eq!(metric(service, "database_queries_waiting "), 0);
+}
+
+#[test]
+fn a_replace_whose_turn_would_come_too_late_is_refused_before_it_takes_the_time_of_others() {
+    let stack = Stack::shared();
+    let service = &with_one_turn(&stack, "10");
+    let row = Session::holding(&stack, "SELECT FROM users WHERE name = 'held' FOR UPDATE");
+    scope(|scope| {
+        let first = scope.spawn(|| replace(service, "held"));
+        wait_until("one is at work", || metric(service, "database_connections_in_use ") > 0);
+        assert_eq!(unavailable(&replace(service, "free")), "unavailable");
+        assert!(!first.is_finished(), "who came first has more time left, and goes on");
+        drop(row);
+        assert_eq!(first.join().expect("answered").status, 200);
+    });
+    assert_eq!(replace(service, "free").status, 200);
+}
 
 #[test]
 fn a_full_queue_refuses_at_once_and_what_waits_is_served() {

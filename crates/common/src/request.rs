@@ -118,8 +118,10 @@ where
             let response = ServiceResponse::new(request.into_parts().0, response);
             return Either::Left(ready(Ok(self.watch.finish(visit, template, response))));
         }
+        let in_flight = self.watch.draining.request();
         let (watch, answer) = (self.watch.clone(), self.routes.call(request));
         Either::Right(Box::pin(async move {
+            let _until_it_is_answered = in_flight;
             let response = answer.await?;
             let template = response.request().app_data().map_or("(none)", |&Route(template)| template);
             Ok(watch.finish(visit, template, response))

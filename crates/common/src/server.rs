@@ -3,8 +3,8 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use actix_web::http::KeepAlive;
 use actix_web::rt::time::sleep;
@@ -24,22 +24,59 @@ use crate::request::{Refusals, Shortcut, Watch};
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an idle connection is kept: longer than the minute that most balancers keep theirs.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How often it is looked whether all is answered, before the end.
+const ANSWERED_INTERVAL: Duration = Duration::from_millis(10);
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: u32 = 1024;
 
-/// Whether the service was told to stop.
+/// Whether the service was told to stop, and what it has still to answer.
 #[derive(Debug, Clone, Default)]
-pub struct Draining(Arc<AtomicBool>);
+pub struct Draining(Arc<Drain>);
+
+#[derive(Debug, Default)]
+struct Drain {
+    told: AtomicBool,
+    in_flight: AtomicUsize,
+}
+
+/// A request that is to be answered, until this is dropped.
+#[derive(Debug)]
+pub struct InFlight(Arc<Drain>);
 
 impl Draining {
     /// True from SIGTERM on.
     #[must_use]
     pub fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.told.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request.
+    #[must_use]
+    pub fn request(&self) -> InFlight {
+        self.0.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(self.0.clone())
     }
 
     fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.told.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until every request is answered, but for `patience` at most; tells whether they are.
+    async fn answered(&self, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
+        while self.0.in_flight.load(Ordering::Relaxed) > 0 {
+            if Instant::now() >= end {
+                return false;
+            }
+            sleep(ANSWERED_INTERVAL).await;
+        }
+        true
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -134,7 +171,11 @@ impl Service {
         log::info!("{} stopping", self.name);
         draining.set();
         sleep(self.http.drain_delay).await;
-        api_handle.stop(true).await;
+        // A worker ends as soon as it has no connection, and with it all that it does for requests of others: batches and
+        // loads are shared. So none may end before all is answered.
+        api_handle.pause().await;
+        let answered = draining.answered(self.http.grace_period).await;
+        api_handle.stop(answered).await;
         metrics_handle.stop(false).await;
         for server in [api, metrics] {
             server.await.map_err(io::Error::other)??;

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_linger;
 use serde_json::Value;
 use ureq::Agent;
 use ureq::http::Request;
@@ -143,6 +144,11 @@ impl Connection {
             Ok(bytes) => bytes.is_empty(),
             Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
         }
+    }
+
+    /// Closes it at once and without order (RST), as when the client's process is killed.
+    pub fn reset(self) {
+        let _as_good_if_it_is_closed = set_socket_linger(self.stream.get_ref(), Some(Duration::ZERO));
     }
 
     fn line(&mut self) -> Result<String> {

@@ -86,6 +86,33 @@ fn sigterm_without_drain_delay_still_answers_what_was_begun() {
 }
 
 #[test]
+fn no_worker_ends_while_another_ones_request_waits_for_what_it_does() {
+    let stack = Stack::shared();
+    let builder = stack.user_svc().env("DATABASE_LOCK_TIMEOUT", "9s").env("DATABASE_STATEMENT_TIMEOUT", "9s");
+    // One batch at a time: who waits cannot send for another server.
+    let builder = builder.env("DATABASE_DEADLINE", "9s").env("DATABASE_CONNECTIONS", "4");
+    let service = builder.env("WORKERS", "2").start();
+    let lock = Session::holding(&stack, "LOCK TABLE users");
+    // Workers get connections in turn.
+    let mut connections = [(); 2].map(|()| Connection::open(service.address()));
+    connections[0].send(request("first"));
+    let blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'users'::regclass";
+    wait_until("it is at work", || stack.sql(blocked) == "1");
+    connections[1].send(request("second"));
+    wait_until("the second waits", || metric(&service, "database_queries_waiting ") == 1);
+    // The worker that serves both has no connection left.
+    let [first, mut second] = connections;
+    first.reset();
+    service.terminate();
+    service.wait_for_log("stopping");
+    // Time in which it could end.
+    std::thread::sleep(Duration::from_millis(500));
+    drop(lock);
+    assert_eq!(second.receive().expect("an answer").status, 201);
+    assert_eq!(service.wait().code(), Some(0));
+}
+
+#[test]
 fn during_the_drain_delay_readiness_is_503_work_goes_on_and_answers_say_close() {
     let stack = Stack::shared();
     let service = stack.user_svc().env("DRAIN_DELAY", "1s").start();

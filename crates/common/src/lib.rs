@@ -5,11 +5,13 @@
 //! - what is kept: [`models`], [`schema`], [`migrations`], [`users`];
 //! - where: [`database`] (PostgreSQL), [`cache`] (Redis, and the near cache); [`flights`] are loads that are shared,
 //!   [`creations`] rows that are inserted together;
-//! - the service around it: [`start`], [`config`], [`logging`], [`server`], [`health`], [`docs`], [`metrics`];
+//! - the service around it: [`start`], [`config`], [`logging`], [`server`], [`connections`], [`health`], [`docs`],
+//!   [`metrics`];
 //! - a request's way in and out: [`request`], [`extract`], [`error`].
 
 pub mod cache;
 pub mod config;
+pub mod connections;
 pub mod creations;
 pub mod database;
 pub mod docs;

@@ -21,6 +21,7 @@ use futures_util::future::{Either, LocalBoxFuture};
 use log::Level;
 use prometheus::Histogram;
 
+use crate::connections::Connection;
 use crate::error::{Error, Kind};
 use crate::metrics::Metrics;
 use crate::server::Draining;
@@ -118,6 +119,9 @@ where
             let response = ServiceResponse::new(request.into_parts().0, response);
             return Either::Left(ready(Ok(self.watch.finish(visit, template, response))));
         }
+        if let Some(connection) = request.request().conn_data::<Rc<Connection>>() {
+            connection.is_busy();
+        }
         let in_flight = self.watch.draining.request();
         let (watch, answer) = (self.watch.clone(), self.routes.call(request));
         Either::Right(Box::pin(async move {
@@ -165,7 +169,11 @@ impl Shared {
             response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
         }
 
-        let took = visit.start.elapsed();
+        let now = Instant::now();
+        if let Some(connection) = response.request().conn_data::<Rc<Connection>>() {
+            connection.is_idle(now);
+        }
+        let took = now.duration_since(visit.start);
         let line = Line { method: &visit.method, route, status, took, headers: response.headers() };
         self.observe(line.label(), route, status, took);
         match failure.kind {

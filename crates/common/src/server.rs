@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use utoipa::openapi::OpenApi;
 
 use crate::config::HttpSettings;
+use crate::connections;
 use crate::docs::{self, Docs};
 use crate::health::{self, Health, Readiness};
 use crate::metrics::Metrics;
@@ -136,6 +137,7 @@ impl Service {
             .backlog(BACKLOG)
             .client_request_timeout(HEAD_TIMEOUT)
             .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
+            .on_connect(|stream, data| connections::watch(stream, KEEP_ALIVE + HEAD_TIMEOUT, data))
             .shutdown_timeout(self.http.grace_period.as_secs_f64().ceil() as u64)
             .disable_signals()
             .bind((self.http.host, self.http.port))

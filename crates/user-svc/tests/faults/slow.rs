@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use devstack::http::{Connection, Response};
+use devstack::http::{self, Connection, Response};
 use devstack::{Service, Stack};
 
 use crate::{body, problem, register};
@@ -54,6 +54,19 @@ fn slow_clients() -> &'static [Slow; 3] {
             clients.map(|client| client.join().expect("it was answered"))
         })
     })
+}
+
+#[test]
+fn a_later_head_that_does_not_come_whole_is_given_as_long_as_an_idle_connection_and_no_longer() {
+    let stack = Stack::shared();
+    let service = stack.user_svc().env("WORKERS", "1").env("MAX_CONNECTIONS", "1").start();
+    let mut connection = Connection::open(service.address());
+    connection.send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(connection.receive().expect("an answer").status, 200);
+    connection.send("GET /livez HTTP/1.1\r\nHos");
+    // 80 s, and 5 until it is looked at; each of these waits for 10.
+    assert!((0..12).any(|_| connection.is_closed()));
+    assert_eq!(http::get(&service.url_of("/livez")).status, 200, "its place is free");
 }
 
 #[test]

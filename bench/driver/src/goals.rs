@@ -32,6 +32,14 @@ impl Goal {
     }
 }
 
+/// So many times the answers of the axum peer.
+pub const TIMES_AXUM: [(Workload, f64); 5] = [
+    (Workload::Zipf, 1.6),
+    (Workload::Mixed, 1.6),
+    (Workload::Miss, 2.5),
+    (Workload::NotFound, 2.5),
+    (Workload::Register, 3.0),
+];
 /// A near cache's bound by default, in MiB.
 const NEAR_MIB: f64 = 64.0;
 
@@ -49,7 +57,7 @@ pub fn goals(results: &Results) -> Vec<Goal> {
 }
 
 fn throughput(results: &Results, clients: usize) -> Vec<Goal> {
-    use Workload::{Big, Hot, Miss, Mixed, NotFound, Register, Warm, Zipf};
+    use Workload::{Big, Hot, Warm};
     let mut goals = Vec::new();
     let mut ratio = |workload: Workload, to: Kind, bound: f64, of: &str| {
         let Some((ours, other)) = pair(results, workload, to, clients) else { return };
@@ -59,7 +67,7 @@ fn throughput(results: &Results, clients: usize) -> Vec<Goal> {
     for (workload, bound) in [(Hot, 0.9), (Warm, 0.9), (Big, 0.85)] {
         ratio(workload, Kind::Ceiling, bound, "of the ceiling");
     }
-    for (workload, bound) in [(Zipf, 1.6), (Mixed, 1.6), (Miss, 2.5), (NotFound, 2.5), (Register, 3.0)] {
+    for (workload, bound) in TIMES_AXUM {
         ratio(workload, Kind::Axum, bound, "times axum");
     }
     for workload in [Hot, Warm] {
@@ -71,7 +79,8 @@ fn throughput(results: &Results, clients: usize) -> Vec<Goal> {
     goals
 }
 
-fn pair(results: &Results, workload: Workload, to: Kind, clients: usize) -> Option<(&Figures, &Figures)> {
+/// Ours and another's figures.
+pub fn pair(results: &Results, workload: Workload, to: Kind, clients: usize) -> Option<(&Figures, &Figures)> {
     let row = |kind| Some(&results.row(workload, kind, clients)?.figures);
     Some((row(Kind::Ours)?, row(to)?))
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::chart;
-use crate::goals::goals;
+use crate::goals::{TIMES_AXUM, goals, pair};
 use crate::growth::{Axis, Growth};
 use crate::results::Results;
 use crate::row::Row;
@@ -24,6 +24,31 @@ pub fn verdicts(results: &Results) -> String {
     for goal in goals(results) {
         let met = if goal.met { "met" } else { "**not met**" };
         let _ = writeln!(text, "| {} | {} | {} | {met} |", goal.what, goal.wanted.trim(), goal.measured);
+    }
+    text
+}
+
+/// The processor time that goes into each answer, and how much of it a goal leaves.
+fn budget(results: &Results) -> String {
+    let mut text = String::from(
+        "| workload | clients | services | Postgres | Redis | generator | together | idle | the goal allows |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+    );
+    let processors_us = results.machine.cores as f64 * 1e6;
+    for clients in results.clients() {
+        for (workload, times) in TIMES_AXUM {
+            let Some((ours, axum)) = pair(results, workload, Kind::Axum, clients) else { continue };
+            let parts = [ours.service_us, ours.postgres_us, ours.redis_us, ours.generator_us];
+            let together: f64 = parts.iter().sum();
+            let idle = processors_us / ours.requests_per_second - together;
+            let allowed = processors_us / (times * axum.requests_per_second);
+            let parts = parts.map(|part| format!("{part:.1}")).join(" | ");
+            let _ = writeln!(
+                text,
+                "| {} | {clients} | {parts} | {together:.1} | {idle:.1} | {allowed:.1} |",
+                workload.name()
+            );
+        }
     }
     text
 }
@@ -160,6 +185,7 @@ pub fn write_docs(results: &Results) {
         ("goals", verdicts(results)),
         ("rows", rows(results)),
         ("beside", beside(results)),
+        ("budget", budget(results)),
         ("growth", growth(results)),
     ] {
         text = between(&text, name, &new);
@@ -179,7 +205,7 @@ fn between(text: &str, name: &str, new: &str) -> String {
     format!("{before}{begin}{new}{end}{after}")
 }
 
-/// Rows of ours that got wrong answers, or errors.
+/// Rows with wrong answers, and those of ours with errors.
 pub fn failures(results: &Results) -> Vec<&Row> {
     let failed = |row: &&Row| row.figures.wrong > 0 || row.target == Kind::Ours && row.figures.errors > 0;
     results.rows.iter().filter(failed).collect()

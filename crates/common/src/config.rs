@@ -64,7 +64,7 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
         secret(
             "DATABASE_URL",
             Some("postgres://postgres@127.0.0.1:5432/users"),
-            "PostgreSQL, with any libpq parameter, e.g. ?sslmode=verify-full&sslrootcert=/ca.pem",
+            "PostgreSQL (the primary), with any libpq parameter, e.g. ?sslmode=verify-full&sslrootcert=/ca.pem",
         ),
         secret("DATABASE_PASSWORD", None, "Its password, if not in the URL"),
         setting("DATABASE_CONNECTIONS", "10", "Connections to PostgreSQL, beside one that watches it"),

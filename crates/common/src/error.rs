@@ -32,7 +32,8 @@ pub enum Error {
     BodyTooLarge,
     /// The body is not `application/json`, or compressed.
     UnsupportedMediaType(&'static str),
-    /// PostgreSQL cannot serve the request now: away, starting, read-only, out of connections, too slow.
+    /// PostgreSQL cannot serve the request now: away, starting, read-only, out of connections, too slow; or Redis, which a
+    /// strict write needs.
     Unavailable(String),
     /// The service is starting or stopping, or without what it needs: what `/readyz` says.
     NotReady(&'static str),
@@ -161,7 +162,7 @@ kinds! {
     UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" "The body's media type is not supported":
         "Send `Content-Type: application/json`, without a Content-Encoding.";
     UNAVAILABLE = SERVICE_UNAVAILABLE "unavailable" "The service cannot answer now":
-        "The database is away or too slow. The request changed nothing. Try again after the seconds in Retry-After.";
+        "A store that the request needs is away or too slow. The request changed nothing. Try again after the seconds in Retry-After.";
     NOT_READY = SERVICE_UNAVAILABLE "not-ready" "The service is not ready":
         "It is starting or stopping, or its database is away.";
     OVERLOADED = SERVICE_UNAVAILABLE "overloaded" "Too many requests are waiting":

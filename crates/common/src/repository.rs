@@ -504,7 +504,7 @@ impl<T: CacheAside> Repository<T> {
         told.await.unwrap_or_else(|_| Err(Error::Internal("a write's task panicked".into())))
     }
 
-    /// Step 2, on the database's thread, with the rows locked: raises barriers, and lets near copies run out.
+    /// Between change and COMMIT, on the database's thread, with the rows locked: raises barriers, and lets near copies run out.
     fn guard(&self, effect: Effect, keys: &[T::Key]) -> Result<Barriers, Error> {
         let keys = keys.iter().map(T::cache_key).collect();
         let barriers = self.0.runtime.block_on(self.0.cache.raise_barriers(keys));
@@ -524,7 +524,7 @@ impl<T: CacheAside> Repository<T> {
         Ok(barriers)
     }
 
-    /// Steps 4 and 5: after COMMIT takes the barriers down, and only then tells the client.
+    /// After COMMIT: takes the barriers down, and only then tells the client.
     async fn see_through<R>(
         self,
         mut pending: Pending<Written<Changed<T, R>, Barriers>>,

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::{PgConnection, QueryResult};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout_at;
 
-use crate::database::{Batch, Batches};
+use crate::database::{Batch, Batches, waited_too_long};
 use crate::error::Error;
 use crate::repository::{CacheAside, Effect, Repository};
 
@@ -23,12 +23,19 @@ type Insert<K, V> = fn(&mut PgConnection, &[(&K, &V)]) -> QueryResult<Vec<K>>;
 pub struct Creations<T: CacheAside, V> {
     repository: Repository<T>,
     waiting: Batches<T::Key, V, ()>,
+    /// For rows that are tried alone: they may wait for locks, and the other connections must be free for the rest.
+    alone: Arc<Semaphore>,
     insert: Insert<T::Key, V>,
 }
 
 impl<T: CacheAside, V> Clone for Creations<T, V> {
     fn clone(&self) -> Self {
-        Self { repository: self.repository.clone(), waiting: self.waiting.clone(), insert: self.insert }
+        Self {
+            repository: self.repository.clone(),
+            waiting: self.waiting.clone(),
+            alone: self.alone.clone(),
+            insert: self.insert,
+        }
     }
 }
 
@@ -36,7 +43,9 @@ impl<T: CacheAside, V: Send + Sync + 'static> Creations<T, V> {
     /// None yet. `insert` inserts those whose keys are free, and returns these keys.
     #[must_use]
     pub fn new(repository: Repository<T>, insert: Insert<T::Key, V>) -> Self {
-        Self { waiting: Batches::new(repository.database().clone()), repository, insert }
+        let database = repository.database();
+        let (waiting, alone) = (Batches::new(database.clone()), Arc::new(Semaphore::new(database.quarter())));
+        Self { repository, waiting, alone, insert }
     }
 
     /// Creates what `key` names. When this returns `Ok`, it is committed, and every read that starts from now on
@@ -86,10 +95,9 @@ impl<T: CacheAside, V: Send + Sync + 'static> Creations<T, V> {
         }
     }
 
-    /// A transaction for one of `batch` alone. It may wait for a lock as the batch did: in its turn, or many of them
-    /// would hold all connections.
+    /// A transaction for one of `batch` alone, which may wait for a lock as the batch did.
     async fn create_alone(self, batch: Arc<Batch<T::Key, V, ()>>, at: usize) {
-        let result = match self.repository.database().turn(batch.give_up).await {
+        let result = match timeout_at(batch.give_up.into(), self.alone.clone().acquire_owned()).await {
             Ok(turn) => {
                 let (taken, insert) = (batch.clone(), self.insert);
                 let change = move |connection: &mut PgConnection| {
@@ -99,7 +107,7 @@ impl<T: CacheAside, V: Send + Sync + 'static> Creations<T, V> {
                 };
                 self.repository.write_by(batch.give_up, Effect::Create, change).await
             }
-            Err(error) => Err(error),
+            Err(_) => Err(waited_too_long()),
         };
         batch.members()[at].tell(result);
     }

@@ -122,10 +122,9 @@ where
         if let Some(connection) = request.request().conn_data::<Rc<Connection>>() {
             connection.is_busy();
         }
-        let in_flight = self.watch.draining.request();
         let (watch, answer) = (self.watch.clone(), self.routes.call(request));
         Either::Right(Box::pin(async move {
-            let _until_it_is_answered = in_flight;
+            let _until_it_is_answered = watch.draining.request();
             let response = answer.await?;
             let template = response.request().app_data().map_or("(none)", |&Route(template)| template);
             Ok(watch.finish(visit, template, response))

@@ -1,7 +1,7 @@
 //! The HTTP server around a service's routes: it binds, listens, reports, drains and stops.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -10,8 +10,10 @@ use actix_web::http::KeepAlive;
 use actix_web::rt::time::sleep;
 use actix_web::web::{self, Data, ServiceConfig};
 use actix_web::{App, HttpResponse, HttpServer, rt};
+use rustix::net::{Shutdown, listen, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout_at;
 use utoipa::openapi::OpenApi;
 
 use crate::config::HttpSettings;
@@ -28,7 +30,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How often it is looked whether all is answered, before the end.
 const ANSWERED_INTERVAL: Duration = Duration::from_millis(10);
 /// Connections that the kernel may hold until they are accepted.
-const BACKLOG: u32 = 1024;
+const BACKLOG: i32 = 1024;
 
 /// Whether the service was told to stop, and what it has still to answer.
 #[derive(Debug, Clone, Default)]
@@ -42,7 +44,7 @@ struct Drain {
 
 /// A request that is to be answered, until this is dropped.
 #[derive(Debug)]
-pub struct InFlight(Arc<Drain>);
+pub struct InFlight<'a>(&'a Drain);
 
 impl Draining {
     /// True from SIGTERM on.
@@ -53,29 +55,24 @@ impl Draining {
 
     /// Counts a request.
     #[must_use]
-    pub fn request(&self) -> InFlight {
+    pub fn request(&self) -> InFlight<'_> {
         self.0.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(self.0.clone())
+        InFlight(&self.0)
     }
 
     fn set(&self) {
         self.0.told.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until every request is answered, but for `patience` at most; tells whether they are.
-    async fn answered(&self, patience: Duration) -> bool {
-        let end = Instant::now() + patience;
-        while self.0.in_flight.load(Ordering::Relaxed) > 0 {
-            if Instant::now() >= end {
-                return false;
-            }
+    /// Waits until every request is answered, but not beyond `end`.
+    async fn answered(&self, end: Instant) {
+        while self.0.in_flight.load(Ordering::Relaxed) > 0 && Instant::now() < end {
             sleep(ANSWERED_INTERVAL).await;
         }
-        true
     }
 }
 
-impl Drop for InFlight {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
@@ -134,13 +131,17 @@ impl Service {
         let api = api
             .workers(workers)
             .max_connections(self.http.max_connections.div_ceil(workers))
-            .backlog(BACKLOG)
             .client_request_timeout(HEAD_TIMEOUT)
             .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
             .on_connect(|stream, data| connections::watch(stream, KEEP_ALIVE + HEAD_TIMEOUT, data))
             .shutdown_timeout(self.http.grace_period.as_secs_f64().ceil() as u64)
-            .disable_signals()
-            .bind((self.http.host, self.http.port))
+            .disable_signals();
+        let (api, door) = TcpListener::bind((self.http.host, self.http.port))
+            .and_then(|listener| {
+                listen(&listener, BACKLOG)?;
+                let door = listener.try_clone()?;
+                Ok((api.listen(listener)?, door))
+            })
             .map_err(|error| cannot_listen(self.http.host, self.http.port, &error))?;
 
         let metrics = self.metrics;
@@ -173,12 +174,19 @@ impl Service {
         log::info!("{} stopping", self.name);
         draining.set();
         sleep(self.http.drain_delay).await;
-        // A worker ends as soon as it has no connection, and with it all that it does for requests of others: batches and
-        // loads are shared. So none may end before all is answered.
+        let end = Instant::now() + self.http.grace_period;
+        // A worker that is told to stop ends as soon as it has no connection, and with it all that it does for requests of
+        // others: batches and loads are shared. So all is answered first.
         api_handle.pause().await;
-        let answered = draining.answered(self.http.grace_period).await;
-        api_handle.stop(answered).await;
+        sleep(ANSWERED_INTERVAL).await;
+        // A pause alone would let those who connect now wait for nothing. (Where a listener cannot be shut down, it does.)
+        let _refusing = shutdown(&door, Shutdown::Read);
+        draining.answered(end).await;
         metrics_handle.stop(false).await;
+        if timeout_at(end.into(), api_handle.stop(true)).await.is_err() {
+            log::warn!("{} stopped at the end of the grace period, before all was answered", self.name);
+            return Ok(());
+        }
         for server in [api, metrics] {
             server.await.map_err(io::Error::other)??;
         }

@@ -150,7 +150,8 @@ impl Database {
     }
 
     /// A quarter of the connections, but one at least: what may be used for one purpose while there are others.
-    fn quarter(&self) -> usize {
+    #[must_use]
+    pub fn quarter(&self) -> usize {
         quarter(self.connections)
     }
 

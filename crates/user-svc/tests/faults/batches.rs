@@ -5,7 +5,7 @@ use std::thread::scope;
 
 use devstack::{Service, ServiceBuilder, Stack, http};
 
-use crate::{Session, metric, register, unavailable, wait_until};
+use crate::{Session, metric, register, unavailable, wait_for_locked, wait_until};
 
 /// A service with as much patience as a test needs, but for locks.
 fn patient(stack: &Stack, lock_timeout: &str) -> ServiceBuilder {
@@ -23,7 +23,7 @@ fn register_together(stack: &Stack, service: &Service, names: &[&'static str]) -
     let lock = Session::holding(stack, "LOCK TABLE users");
     scope(|scope| {
         let first = scope.spawn(|| register(service, "first"));
-        wait_until("one is at work", || metric(service, "database_connections_in_use ") > 0);
+        wait_for_locked(stack, 1);
         let waiting: Vec<_> = (1..)
             .zip(names)
             .map(|(number, name)| {
@@ -76,7 +76,7 @@ fn a_name_that_another_session_holds_is_503_and_those_that_wait_with_it_are_201(
     // The table's lock of `register_together` would wait for `other`: a first one that holds up the rest is enough.
     scope(|scope| {
         let first = scope.spawn(|| register(&service, "held"));
-        wait_until("one is at work", || metric(&service, "database_connections_in_use ") > 0);
+        wait_for_locked(&stack, 1);
         let service = &service;
         let waiting = ["ann", "held", "bob"].map(|name| scope.spawn(move || register(service, name)));
         wait_until("three wait", || metric(service, "database_queries_waiting ") == 3);
@@ -95,7 +95,7 @@ fn a_batch_that_is_stuck_at_a_name_holds_up_nobody_who_comes_after_it() {
     let other = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
     scope(|scope| {
         let stuck = scope.spawn(|| register(&service, "held"));
-        wait_until("it is at work", || metric(&service, "database_connections_in_use ") > 0);
+        wait_for_locked(&stack, 1);
         assert_eq!(register(&service, "free").status, 201);
         assert!(!stuck.is_finished(), "it still waits for the other session");
         drop(other);

@@ -66,6 +66,16 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until so many of the stack's sessions wait for a lock: their statements are on their way, and their batches taken.
+fn wait_for_locked(stack: &Stack, count: usize) {
+    wait_until("they wait for a lock", || {
+        stack.sql(
+            "SELECT count(*) FROM pg_stat_activity \
+             WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        ) == count.to_string()
+    });
+}
+
 /// Tells the other threads to stop, also when this one panics: the test must end.
 struct StopAtEnd<'a>(&'a AtomicBool);
 

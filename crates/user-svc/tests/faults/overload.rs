@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use devstack::{Service, Stack, http};
 
-use crate::{JSON, Session, is_registered, metric, register, unavailable, wait_until};
+use crate::{JSON, Session, is_registered, metric, register, unavailable, wait_for_locked, wait_until};
 
 /// Replaces the info of `name`.
 fn replace(service: &Service, name: &str) -> http::Response {
@@ -32,7 +32,7 @@ fn more_replaces_than_may_wait_for_their_turn_are_refused_at_once() {
     let row = Session::holding(&stack, "SELECT FROM users WHERE name = 'held' FOR UPDATE");
     scope(|scope| {
         let first = scope.spawn(|| replace(service, "held"));
-        wait_until("one is at work", || metric(service, "database_connections_in_use ") > 0);
+        wait_for_locked(&stack, 1);
         let second = scope.spawn(|| replace(service, "free"));
         wait_until("one waits", || metric(service, "database_queries_waiting ") == 1);
         assert_eq!(unavailable(&replace(service, "free")), "overloaded");
@@ -50,7 +50,7 @@ fn a_replace_whose_turn_would_come_too_late_is_refused_before_it_takes_the_time_
     let row = Session::holding(&stack, "SELECT FROM users WHERE name = 'held' FOR UPDATE");
     scope(|scope| {
         let first = scope.spawn(|| replace(service, "held"));
-        wait_until("one is at work", || metric(service, "database_connections_in_use ") > 0);
+        wait_for_locked(&stack, 1);
         assert_eq!(unavailable(&replace(service, "free")), "unavailable");
         assert!(!first.is_finished(), "who came first has more time left, and goes on");
         drop(row);
@@ -72,7 +72,7 @@ fn a_full_queue_refuses_at_once_and_what_waits_is_served() {
     scope(|scope| {
         let service = &service;
         let first = scope.spawn(|| register(service, "first"));
-        wait_until("one is at work", || metric(service, "database_connections_in_use ") > 0);
+        wait_for_locked(&stack, 1);
         let waiting: Vec<_> =
             ["second", "third"].map(|name| scope.spawn(move || register(service, name))).into();
         wait_until("two wait", || metric(service, "database_queries_waiting ") == 2);

@@ -63,9 +63,11 @@ fn a_later_head_that_does_not_come_whole_is_given_as_long_as_an_idle_connection_
     let mut connection = Connection::open(service.address());
     connection.send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(connection.receive().expect("an answer").status, 200);
+    let answered = Instant::now();
     connection.send("GET /livez HTTP/1.1\r\nHos");
     // 80 s, and 5 until it is looked at; each of these waits for 10.
     assert!((0..12).any(|_| connection.is_closed()));
+    assert!(answered.elapsed() > Duration::from_secs(75), "it would be kept so long without a request");
     assert_eq!(http::get(&service.url_of("/livez")).status, 200, "its place is free");
 }
 

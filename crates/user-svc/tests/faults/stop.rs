@@ -1,5 +1,6 @@
 //! SIGTERM: what was accepted is answered, clients are told to go elsewhere, and the process ends in time with 0.
 
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::scope;
 use std::time::{Duration, Instant};
@@ -105,6 +106,7 @@ fn no_worker_ends_while_another_ones_request_waits_for_what_it_does() {
     first.reset();
     service.terminate();
     service.wait_for_log("stopping");
+    wait_until("who connects now is refused", || TcpStream::connect(service.address()).is_err());
     // Time in which it could end.
     std::thread::sleep(Duration::from_millis(500));
     drop(lock);

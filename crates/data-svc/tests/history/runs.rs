@@ -116,5 +116,6 @@ fn without_strict_a_read_is_stale_for_the_ttl_at_most_when_the_writer_cannot_rea
     let [user, absence] = report.oldest;
     assert!(user <= TTL + SLACK, "a user was read {user:?} after it was overwritten");
     assert!(absence <= ABSENT_TTL + SLACK, "an absence was read {absence:?} after a user was acknowledged");
-    assert!(user > TTL / 10, "hardly anything was stale: the fault did not hit");
+    // Of both, which has waited longest for the writer's way back is chance.
+    assert!(user.max(absence) > TTL / 10, "hardly anything was stale: the fault did not hit");
 }

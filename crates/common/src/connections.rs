@@ -33,12 +33,12 @@ pub struct Connection {
 
 impl Connection {
     /// A request has come.
-    pub fn is_busy(&self) {
+    pub fn request_begins(&self) {
         self.idle_since.set(None);
     }
 
     /// It was answered, at `now`.
-    pub fn is_idle(&self, now: Instant) {
+    pub fn request_ends(&self, now: Instant) {
         self.idle_since.set(Some(now));
     }
 }
@@ -109,10 +109,10 @@ mod tests {
         close_idle(LONG);
         assert!(is_open(&client));
         let connection = data.get::<Rc<Connection>>().expect("it is watched");
-        connection.is_busy();
+        connection.request_begins();
         close_idle(Duration::ZERO);
         assert!(is_open(&client), "its request is being answered");
-        connection.is_idle(Instant::now());
+        connection.request_ends(Instant::now());
         close_idle(Duration::ZERO);
         assert!(!is_open(&client));
     }

@@ -120,7 +120,7 @@ where
             return Either::Left(ready(Ok(self.watch.finish(visit, template, response))));
         }
         if let Some(connection) = request.request().conn_data::<Rc<Connection>>() {
-            connection.is_busy();
+            connection.request_begins();
         }
         let (watch, answer) = (self.watch.clone(), self.routes.call(request));
         Either::Right(Box::pin(async move {
@@ -170,7 +170,7 @@ impl Shared {
 
         let now = Instant::now();
         if let Some(connection) = response.request().conn_data::<Rc<Connection>>() {
-            connection.is_idle(now);
+            connection.request_ends(now);
         }
         let took = now.duration_since(visit.start);
         let line = Line { method: &visit.method, route, status, took, headers: response.headers() };

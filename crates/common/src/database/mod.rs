@@ -40,7 +40,7 @@ pub use self::lane::Written;
 #[derive(Clone)]
 pub struct Database {
     jobs: Arc<Jobs>,
-    connections: usize,
+    quarter: usize,
     /// For those who hold a connection for long.
     turns: Arc<Semaphore>,
     /// For those who wait for one of these turns.
@@ -93,10 +93,11 @@ impl Database {
         let watching = monitor.clone();
         let thread = thread::Builder::new().name("database-monitor".into());
         thread.spawn(move || watching.watch(&url, schema))?;
+        let quarter = (settings.connections / 4).max(1);
         Ok(Self {
             jobs,
-            connections: settings.connections,
-            turns: Arc::new(Semaphore::new(quarter(settings.connections))),
+            quarter,
+            turns: Arc::new(Semaphore::new(quarter)),
             places: Arc::new(Semaphore::new(settings.queue)),
             deadline: settings.deadline,
             monitor,
@@ -152,7 +153,7 @@ impl Database {
     /// A quarter of the connections, but one at least: what may be used for one purpose while there are others.
     #[must_use]
     pub fn quarter(&self) -> usize {
-        quarter(self.connections)
+        self.quarter
     }
 
     /// Runs `query`, which must only read: it is run once more if its connection turns out to be dead.
@@ -264,10 +265,6 @@ impl<T> Pending<T> {
     pub async fn at_last(self) -> Result<T, Error> {
         self.result.await.map_err(|_| panicked())
     }
-}
-
-fn quarter(connections: usize) -> usize {
-    (connections / 4).max(1)
 }
 
 /// One more in a gauge, until it is dropped.

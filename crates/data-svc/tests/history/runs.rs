@@ -100,8 +100,9 @@ fn without_strict_a_read_is_stale_for_the_ttl_at_most_when_the_writer_cannot_rea
     let (ttl, absent) = (text(TTL), text(ABSENT_TTL));
     let readers = [("CACHE_TTL", ttl.as_str()), ("CACHE_ABSENT_TTL", absent.as_str())];
     let cluster = Cluster::start(&readers, &[("DATABASE_CONNECTIONS", "24")]);
-    // The writer behind the proxy alone, on names that live long enough to be read when they are stale.
-    let load = Load { rotation: Duration::from_secs(4), use_writers: &[1], ..load() };
+    // The writer behind the proxy alone, on names that live long enough to be read when they are stale. Each read of an
+    // entry may refresh it early: with many readers none lives to be old.
+    let load = Load { readers: 2, rotation: Duration::from_secs(4), use_writers: &[1], ..Load::default() };
     let recording = record(&cluster, &load, || {
         let end = Instant::now() + time(9);
         while Instant::now() < end {
@@ -116,6 +117,5 @@ fn without_strict_a_read_is_stale_for_the_ttl_at_most_when_the_writer_cannot_rea
     let [user, absence] = report.oldest;
     assert!(user <= TTL + SLACK, "a user was read {user:?} after it was overwritten");
     assert!(absence <= ABSENT_TTL + SLACK, "an absence was read {absence:?} after a user was acknowledged");
-    // Of both, which has waited longest for the writer's way back is chance.
-    assert!(user.max(absence) > TTL / 10, "hardly anything was stale: the fault did not hit");
+    assert!(user > TTL / 10, "hardly anything was stale: the fault did not hit");
 }

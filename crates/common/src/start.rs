@@ -1,7 +1,6 @@
 //! From the command line to a running command: `.env`, settings, logs, exit code.
 
 use std::error::Error;
-use std::process::ExitCode;
 
 use clap::{ArgMatches, Command};
 
@@ -11,21 +10,37 @@ use crate::logging::{self, Format};
 /// What a command ends with; an error is printed and becomes exit code 1.
 pub type Outcome = Result<(), Box<dyn Error>>;
 
+const SUCCESS: i32 = 0;
+const FAILURE: i32 = 1;
+const WRONG_SETTINGS: i32 = 2;
+
 /// Reads the arguments of `command` and its `settings`, then does `run` with the sub-command, if one was given, and what `read` made of the settings.
 ///
-/// Exit code 2 means that the settings are wrong, and nothing was started.
+/// Ends the process. Exit code 2 means that the settings are wrong, and nothing was started.
 pub fn main<C>(
     command: Command,
     settings: &[Setting],
     read: impl FnOnce(&mut Reader) -> C,
     run: impl FnOnce(Option<(&str, &ArgMatches)>, C) -> Outcome,
-) -> ExitCode {
+) -> ! {
+    let code = exit_code_of(command, settings, read, run);
+    // Without libc's exit handlers: they take down what libpq's libraries hold (OpenSSL, Kerberos), which crashes a
+    // thread that is about to connect to PostgreSQL, and the process with it.
+    signal_hook::low_level::exit(code)
+}
+
+fn exit_code_of<C>(
+    command: Command,
+    settings: &[Setting],
+    read: impl FnOnce(&mut Reader) -> C,
+    run: impl FnOnce(Option<(&str, &ArgMatches)>, C) -> Outcome,
+) -> i32 {
     if let Err(error) = dotenvy::dotenv()
         && !error.not_found()
     {
         // The error may quote the line, which may hold a password.
         eprintln!(".env cannot be read: a line of it is not NAME=value");
-        return ExitCode::from(2);
+        return WRONG_SETTINGS;
     }
     let matches = Reader::describe(command, settings).get_matches();
     let mut reader = Reader::new(&matches, settings);
@@ -34,21 +49,21 @@ pub fn main<C>(
     let config = read(&mut reader);
     if let Err(mistakes) = reader.finish() {
         eprintln!("{mistakes}");
-        return ExitCode::from(2);
+        return WRONG_SETTINGS;
     }
     let _until_all_is_written =
         match logging::start(&filter, if format == "json" { Format::Json } else { Format::Human }) {
             Ok(logging) => logging,
             Err(error) => {
                 eprintln!("the log cannot be written: {error}");
-                return ExitCode::FAILURE;
+                return FAILURE;
             }
         };
     match run(matches.subcommand(), config) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => SUCCESS,
         Err(error) => {
             log::error!("{error}");
-            ExitCode::FAILURE
+            FAILURE
         }
     }
 }

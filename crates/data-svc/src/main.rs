@@ -1,14 +1,12 @@
 //! `data-svc`: serves users from PostgreSQL through a Redis cache-aside.
 
-use std::process::ExitCode;
-
 use common::{health, start};
 use data_svc::Config;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> ExitCode {
+fn main() {
     start::main(data_svc::command(), &data_svc::settings(), Config::read, |command, config| match command {
         Some(("health", _)) => health::check(&config.http),
         Some(("purge", arguments)) => {

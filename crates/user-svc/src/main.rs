@@ -1,14 +1,12 @@
 //! `user-svc`: registers users in PostgreSQL.
 
-use std::process::ExitCode;
-
 use common::{health, migrations, start};
 use user_svc::Config;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> ExitCode {
+fn main() {
     start::main(user_svc::command(), &user_svc::settings(), Config::read, |command, config| match command {
         Some(("health", _)) => health::check(&config.http),
         Some(("migrate", _)) => migrations::run_once(&config.database),

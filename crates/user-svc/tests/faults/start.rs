@@ -109,3 +109,15 @@ fn a_port_that_is_taken_ends_the_service_with_its_address_in_the_message() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains(first.address()), "{text}");
 }
+
+#[test]
+fn a_service_that_ends_while_its_threads_connect_to_postgres_ends_by_no_signal() {
+    let stack = Stack::shared();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("bound").port().to_string();
+    let service = stack.user_svc().env("PORT", &port);
+    // One in thirty was killed, when exit handlers took the libraries down under threads that used them.
+    for _ in 0..100 {
+        assert_eq!(service.run(&[]).status.code(), Some(1));
+    }
+}

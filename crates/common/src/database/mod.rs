@@ -26,7 +26,7 @@ use tokio::time::timeout_at;
 use url::Url;
 
 use self::jobs::{Job, Jobs};
-use self::lane::{Lane, TimeOuts};
+use self::lane::{Lane, Setup};
 use self::monitor::Monitor;
 use crate::config::DatabaseSettings;
 use crate::error::Error;
@@ -80,7 +80,7 @@ impl Database {
         let pool = r2d2::Pool::builder()
             .max_size(u32::try_from(settings.connections).unwrap_or(u32::MAX))
             .connection_timeout(settings.deadline)
-            .connection_customizer(Box::new(TimeOuts::of(settings)))
+            .connection_customizer(Box::new(Setup::of(settings)))
             .error_handler(Box::new(r2d2::NopErrorHandler)) // the monitor tells, once
             .build_unchecked(ConnectionManager::new(&url));
         let jobs = Arc::new(Jobs::new(settings.queue));

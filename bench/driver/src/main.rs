@@ -63,6 +63,8 @@ enum Command {
     Rows(Rows),
     /// What stands beside the rows
     Beside(Length),
+    /// Ten times the clients
+    Overload(Length),
     /// Count instructions and compare them with bench/instructions.json
     Instructions {
         /// Write that file instead
@@ -117,6 +119,10 @@ fn main() -> ExitCode {
         Command::Beside(length) => {
             let results = results(&Stores::start(USERS), Ticks::now(), &length.plan(64), Vec::new(), &[64]);
             println!("{}", report::beside(&results));
+        }
+        Command::Overload(length) => {
+            let overloads = overload::overloads(&Stores::start(USERS), &length.plan(128));
+            println!("{}", report::overloads(&overloads));
         }
         Command::Instructions { expect } => return count_instructions(expect),
         Command::Generator(length) => wrk::compare(&Stores::start(1), &length.plan(64)),

@@ -3,7 +3,7 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::row::{Plan, run};
+use crate::row::{Plan, median, run};
 use crate::stores::{INFO_BYTES, Stores};
 use crate::targets::{Kind, Target};
 use crate::workload::Workload;
@@ -38,17 +38,34 @@ pub struct Overload {
     pub errors: u64,
 }
 
-/// Loads ours and the axum peer with the plan's clients and ten times as many.
+/// Loads ours and the axum peer with the plan's clients and ten times as many, each in turn, over the plan's rounds.
 pub fn overloads(stores: &Stores, plan: &Plan) -> Vec<Overload> {
-    let mut overloads = Vec::new();
+    let mut loads = Vec::new();
     for workload in [Workload::Miss, Workload::Register] {
         for (kind, short_queue) in [(Kind::Ours, false), (Kind::Ours, true), (Kind::Axum, false)] {
-            for clients in [plan.clients, plan.clients * FACTOR] {
-                overloads.push(overload(stores, workload, (kind, short_queue), &Plan { clients, ..*plan }));
-            }
+            loads.extend([1, FACTOR].map(|factor| (workload, kind, short_queue, plan.clients * factor)));
         }
     }
-    overloads
+    let mut rounds = vec![Vec::new(); loads.len()];
+    for _ in 0..plan.rounds {
+        for (&(workload, kind, short_queue, clients), figures) in loads.iter().zip(&mut rounds) {
+            figures.push(overload(stores, workload, (kind, short_queue), &Plan { clients, ..*plan }));
+        }
+    }
+    rounds.iter().map(|figures| median_of(figures)).collect()
+}
+
+fn median_of(rounds: &[Overload]) -> Overload {
+    let median = |of: fn(&Overload) -> f64| median(rounds.iter().map(of));
+    Overload {
+        goodput: median(|it| it.goodput),
+        p99_ms: median(|it| it.p99_ms),
+        refused: median(|it| it.refused),
+        refused_p50_ms: median(|it| it.refused_p50_ms),
+        refused_p99_ms: median(|it| it.refused_p99_ms),
+        errors: rounds.iter().map(|it| it.errors).sum(),
+        ..rounds[0].clone()
+    }
 }
 
 fn overload(stores: &Stores, workload: Workload, (kind, short_queue): (Kind, bool), plan: &Plan) -> Overload {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::chart;
 use crate::goals::{TIMES_AXUM, goals, pair};
 use crate::growth::{Axis, Growth};
+use crate::overload::Overload;
 use crate::results::Results;
 use crate::row::Row;
 use crate::table::{HEAD, line, thousands};
@@ -55,8 +56,14 @@ fn budget(results: &Results) -> String {
 
 /// What stands beside the table.
 pub fn beside(results: &Results) -> String {
-    [ceilings(results), statements(results), starts(results), overloads(results), instructions(results)]
-        .join("\n")
+    [
+        ceilings(results),
+        statements(results),
+        starts(results),
+        overloads(&results.overloads),
+        instructions(results),
+    ]
+    .join("\n")
 }
 
 fn ceilings(results: &Results) -> String {
@@ -94,12 +101,13 @@ fn starts(results: &Results) -> String {
     text
 }
 
-fn overloads(results: &Results) -> String {
+/// More clients than can be served.
+pub fn overloads(overloads: &[Overload]) -> String {
     let mut text = String::from(
         "| overload | target | clients | right/s | their p99 ms | 503/s | their p50 ms | their p99 ms | other errors |\n\
          |---|---|--:|--:|--:|--:|--:|--:|--:|\n",
     );
-    for it in &results.overloads {
+    for it in overloads {
         let queue = if it.short_queue { ", queue of 128" } else { "" };
         let (what, who) = (it.workload.name(), it.target.name());
         let (right, refused) = (thousands(it.goodput), thousands(it.refused));

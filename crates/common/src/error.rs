@@ -37,7 +37,7 @@ pub enum Error {
     Unavailable(String),
     /// The service is starting or stopping, or without what it needs: what `/readyz` says.
     NotReady(&'static str),
-    /// More requests wait for PostgreSQL than the queue holds.
+    /// As many requests wait for PostgreSQL, or for Redis, as may.
     Overloaded,
     /// The write was on its way when PostgreSQL was lost: it may have happened, or not.
     OutcomeUnknown(String),

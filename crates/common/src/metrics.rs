@@ -26,7 +26,7 @@ pub struct DatabaseMetrics {
     pub waiting: IntGauge,
     /// Queries that took longer than their deadline.
     pub timeouts: IntCounter,
-    /// Queries refused because the queue was full.
+    /// Requests refused because too many waited for a store.
     pub refused: IntCounter,
 }
 
@@ -71,7 +71,10 @@ impl Metrics {
             in_use: gauge("database_connections_in_use", "Database connections that are working.")?,
             waiting: gauge("database_queries_waiting", "Queries that wait for a connection.")?,
             timeouts: counter("database_timeouts_total", "Queries that took longer than their deadline.")?,
-            refused: counter("database_refused_total", "Queries refused because the queue was full.")?,
+            refused: counter(
+                "database_refused_total",
+                "Requests refused because too many waited for a store.",
+            )?,
         };
         Ok(Self { registry, requests, database, cache })
     }

@@ -25,7 +25,7 @@ use actix_web::web::Bytes;
 use diesel::{PgConnection, QueryResult};
 use prometheus::{IntCounter, IntCounterVec};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout_at};
 
 use crate::cache::entry::{self, Answer, Filled, Slot};
@@ -36,6 +36,8 @@ use crate::database::{Batch, Batches, Database, Late, Pending, Seen, Written, wa
 use crate::error::Error;
 use crate::flights::{Flights, Landed, Seat};
 
+/// So many may wait for Redis, whatever the bound of those who wait for PostgreSQL: a short line must not refuse hits.
+const ASKING_MIN: usize = 128;
 /// How long to wait for another replica's load, at least; at most twice as long.
 const LEASE_WAIT: Duration = Duration::from_millis(20);
 /// The share of a TTL that may be taken off at random, so that what was filled together does not end together.
@@ -175,6 +177,8 @@ struct Parts<T: CacheAside> {
     near: Option<Arc<Near>>,
     flights: Flights<Found>,
     refreshes: Flights<Found>,
+    /// For those who wait for Redis.
+    asking: Semaphore,
     settings: CacheSettings,
     requests: IntCounterVec,
     /// The one of them that counts most.
@@ -202,6 +206,7 @@ impl<T: CacheAside> Repository<T> {
     ) -> Self {
         let parts = Parts {
             loads: Batches::new(database.clone()),
+            asking: Semaphore::new(database.queue().max(ASKING_MIN)),
             database,
             cache,
             near,
@@ -290,7 +295,11 @@ impl<T: CacheAside> Repository<T> {
             // Before Redis is asked: an invalidation that comes after it makes what is read not worth keeping.
             let note = self.note(&cache_key);
             let lease = entry::lease(&entry::token());
-            match self.0.cache.get_or_lease(&cache_key, &lease).await {
+            let slot = match self.copy_or_lease(&cache_key, &lease).await {
+                Ok(slot) => slot,
+                Err(error) => return Landed { result: Err(error), as_of },
+            };
+            match slot {
                 Ok(Slot::Filled(filled)) => {
                     let ttl = filled.ttl();
                     self.keep_near(&cache_key, note, &filled);
@@ -317,6 +326,16 @@ impl<T: CacheAside> Repository<T> {
         }
     }
 
+    /// What Redis holds; if that is nothing, `lease` from now on. No more may wait for it than could wait for PostgreSQL,
+    /// as they will if it does not answer. Under overload this keeps the time short in which the others are served.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`], at once.
+    async fn copy_or_lease(&self, cache_key: &str, lease: &[u8]) -> Result<Result<Slot, CacheError>, Error> {
+        let Ok(_place) = self.0.asking.try_acquire() else { return Err(self.0.database.refuse()) };
+        Ok(self.0.cache.get_or_lease(cache_key, lease).await)
+    }
+
     /// Reads the row, whatever copies there are, and refills the cache.
     async fn find_fresh(&self, key: &T::Key, cache_key: String) -> Result<Found, Error> {
         let (this, key) = (self.clone(), key.clone());
@@ -325,7 +344,10 @@ impl<T: CacheAside> Repository<T> {
             // The row is read only after this was answered: what is there now and still there then was not overtaken
             // by a write in between.
             let lease = entry::lease(&entry::token());
-            let mut slot = this.0.cache.get_or_lease(&cache_key, &lease).await;
+            let mut slot = match this.copy_or_lease(&cache_key, &lease).await {
+                Ok(slot) => slot,
+                Err(error) => return Landed { result: Err(error), as_of: Instant::now() },
+            };
             if let Ok(Slot::Garbage(bytes)) = &slot {
                 slot = match this.0.cache.remove(&cache_key, bytes).await {
                     Ok(_) => this.0.cache.get_or_lease(&cache_key, &lease).await,

@@ -327,7 +327,7 @@ impl Refusals {
             actix_web::rt::time::sleep(Duration::from_secs(1)).await;
             let count = self.0.swap(0, Ordering::Relaxed);
             if count > 0 {
-                log::warn!(target: "access", status = 503, count = count; "requests refused in the last second: the database queue is full");
+                log::warn!(target: "access", status = 503, count = count; "requests refused in the last second: too many were waiting");
             }
         }
     }

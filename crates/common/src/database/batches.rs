@@ -105,9 +105,8 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
         let mut waiting = self.lock();
         // Under the lock: who stands before others must not give up after them.
         let give_up = self.0.database.give_up();
-        if waiting.members.len() >= self.0.database.jobs.bound() {
-            self.0.database.metrics.refused.inc();
-            return Err(Error::Overloaded);
+        if waiting.members.len() >= self.0.database.queue() {
+            return Err(self.0.database.refuse());
         }
         waiting.members.push_back(Member { key, value, give_up, settled, tell: Mutex::new(Some(tell)) });
         self.0.database.metrics.waiting.inc();

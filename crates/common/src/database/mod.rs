@@ -136,10 +136,7 @@ impl Database {
     /// # Errors
     /// [`Error::Overloaded`] at once if as many wait as may, [`Error::Unavailable`] when `patience` ends.
     pub async fn turn(&self, patience: Instant) -> Result<OwnedSemaphorePermit, Error> {
-        let Ok(_place) = self.places.try_acquire() else {
-            self.metrics.refused.inc();
-            return Err(Error::Overloaded);
-        };
+        let Ok(_place) = self.places.try_acquire() else { return Err(self.refuse()) };
         let _waiting = Counted::new(&self.metrics.waiting);
         match timeout_at(patience.into(), self.turns.clone().acquire_owned()).await {
             Ok(Ok(turn)) => Ok(turn),
@@ -148,6 +145,19 @@ impl Database {
                 Err(waited_too_long())
             }
         }
+    }
+
+    /// How many may wait.
+    #[must_use]
+    pub fn queue(&self) -> usize {
+        self.jobs.bound()
+    }
+
+    /// The error of a request that would wait with as many as may, counted.
+    #[must_use]
+    pub fn refuse(&self) -> Error {
+        self.metrics.refused.inc();
+        Error::Overloaded
     }
 
     /// A quarter of the connections, but one at least: what may be used for one purpose while there are others.
@@ -212,8 +222,7 @@ impl Database {
         self.metrics.waiting.inc();
         if !self.jobs.push(job) {
             self.metrics.waiting.dec();
-            self.metrics.refused.inc();
-            return Err(Error::Overloaded);
+            return Err(self.refuse());
         }
         Ok(Pending { result, decided, give_up, metrics: self.metrics.clone() })
     }

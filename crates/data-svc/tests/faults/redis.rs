@@ -1,6 +1,6 @@
 //! Redis absent, frozen, killed, slow, garbled, full, read-only, or holding garbage: every request succeeds in time.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::scope;
 use std::time::{Duration, Instant};
 
@@ -121,6 +121,44 @@ fn a_redis_that_freezes_under_load_fails_no_request() {
         }
         drop(stop_all);
     });
+}
+
+#[test]
+fn more_reads_than_may_wait_for_redis_are_refused_at_once_and_the_others_are_served() {
+    // However few may wait for PostgreSQL.
+    const MAY_WAIT: usize = 128;
+    const READS: usize = MAY_WAIT + 10;
+    let stack = Stack::shared();
+    let proxy = stack.redis_proxy();
+    let builder = without_near(stack.data_svc()).redis_through(&proxy).env("DATABASE_QUEUE", "1");
+    let service = builder.env("CACHE_TIMEOUT", "9s").env("CACHE_ABSENT_TTL", "60s").start();
+    for number in 0..READS {
+        wait_for_a_hit(&service, &format!("{number}"));
+    }
+    proxy.stall();
+    let (refused, served) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    scope(|scope| {
+        for number in 0..READS {
+            let (service, refused, served) = (&service, &refused, &served);
+            scope.spawn(move || match get(service, &format!("{number}")) {
+                answer if answer.status == 503 => {
+                    assert_eq!(answer.json()["type"], "/problems/overloaded");
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
+                answer => {
+                    assert!(is_hit(&answer));
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        wait_until("those beyond the bound are refused", || {
+            refused.load(Ordering::Relaxed) == READS - MAY_WAIT
+        });
+        assert_eq!(served.load(Ordering::Relaxed), 0, "the others wait");
+        proxy.restore();
+    });
+    assert_eq!((refused.into_inner(), served.into_inner()), (READS - MAY_WAIT, MAY_WAIT));
+    assert!(is_hit(&get(&service, "0")));
 }
 
 #[test]

@@ -24,7 +24,7 @@ use prometheus::Histogram;
 use crate::connections::Connection;
 use crate::error::{Error, Kind};
 use crate::metrics::Metrics;
-use crate::server::Draining;
+use crate::server::{Draining, InFlight};
 
 /// A resource's template, for logs and metrics: to ask the router would be to route a second time.
 #[derive(Clone, Copy)]
@@ -60,6 +60,7 @@ struct Shared {
     /// Those of them that were needed so far, which are few: to ask for one by its labels takes longer than to count.
     found: RefCell<Vec<(Labels, Histogram)>>,
     draining: Draining,
+    in_flight: InFlight,
     refusals: Refusals,
 }
 
@@ -67,11 +68,12 @@ struct Shared {
 type Labels = (&'static str, &'static str, StatusCode);
 
 impl Watch {
-    /// Tries `shortcut` first, counts requests in `metrics` and refusals for a full queue in `refusals`, and ends
+    /// Tries `shortcut` first, counts requests in `metrics` and those refused for overload in `refusals`, and ends
     /// connections from `draining` on.
     #[must_use]
     pub fn new(shortcut: Option<Shortcut>, metrics: Metrics, draining: Draining, refusals: Refusals) -> Self {
-        Self(Rc::new(Shared { shortcut, metrics, found: RefCell::default(), draining, refusals }))
+        let in_flight = draining.worker();
+        Self(Rc::new(Shared { shortcut, metrics, found: RefCell::default(), draining, in_flight, refusals }))
     }
 }
 
@@ -124,7 +126,7 @@ where
         }
         let (watch, answer) = (self.watch.clone(), self.routes.call(request));
         Either::Right(Box::pin(async move {
-            let _until_it_is_answered = watch.draining.request();
+            let _until_it_is_answered = watch.in_flight.request();
             let response = answer.await?;
             let template = response.request().app_data().map_or("(none)", |&Route(template)| template);
             Ok(watch.finish(visit, template, response))
@@ -311,7 +313,7 @@ impl Line<'_> {
     }
 }
 
-/// Refusals for a full queue: told once a second with their number, since an overload must not be made worse by
+/// Refusals for overload: told once a second with their number, since an overload must not be made worse by
 /// its own log.
 #[derive(Debug, Clone, Default)]
 pub struct Refusals(Arc<AtomicU64>);

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::http::KeepAlive;
@@ -39,12 +39,16 @@ pub struct Draining(Arc<Drain>);
 #[derive(Debug, Default)]
 struct Drain {
     told: AtomicBool,
-    in_flight: AtomicUsize,
+    workers: Mutex<Vec<InFlight>>,
 }
+
+/// How many requests of a worker are to be answered.
+#[derive(Debug, Clone, Default)]
+pub struct InFlight(Arc<AtomicUsize>);
 
 /// A request that is to be answered, until this is dropped.
 #[derive(Debug)]
-pub struct InFlight<'a>(&'a Drain);
+pub struct Unanswered<'a>(&'a InFlight);
 
 impl Draining {
     /// True from SIGTERM on.
@@ -53,11 +57,12 @@ impl Draining {
         self.0.told.load(Ordering::Relaxed)
     }
 
-    /// Counts a request.
+    /// What one more worker is to count its requests with.
     #[must_use]
-    pub fn request(&self) -> InFlight<'_> {
-        self.0.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(&self.0)
+    pub fn worker(&self) -> InFlight {
+        let in_flight = InFlight::default();
+        self.workers().push(in_flight.clone());
+        in_flight
     }
 
     fn set(&self) {
@@ -66,15 +71,32 @@ impl Draining {
 
     /// Waits until every request is answered, but not beyond `end`.
     async fn answered(&self, end: Instant) {
-        while self.0.in_flight.load(Ordering::Relaxed) > 0 && Instant::now() < end {
+        while !self.all_is_answered() && Instant::now() < end {
             sleep(ANSWERED_INTERVAL).await;
         }
     }
+
+    fn all_is_answered(&self) -> bool {
+        self.workers().iter().all(|InFlight(count)| count.load(Ordering::Relaxed) == 0)
+    }
+
+    fn workers(&self) -> MutexGuard<'_, Vec<InFlight>> {
+        self.0.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-impl Drop for InFlight<'_> {
+impl InFlight {
+    /// Counts a request.
+    #[must_use]
+    pub fn request(&self) -> Unanswered<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Unanswered(self)
+    }
+}
+
+impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -178,13 +200,21 @@ impl Service {
         // A worker that is told to stop ends as soon as it has no connection, and with it all that it does for requests of
         // others: batches and loads are shared. So all is answered first.
         api_handle.pause().await;
+        // Time in which the thread that accepts does pause, with what it has accepted handed on.
         sleep(ANSWERED_INTERVAL).await;
         // A pause alone would let those who connect now wait for nothing. (Where a listener cannot be shut down, it does.)
         let _refusing = shutdown(&door, Shutdown::Read);
         draining.answered(end).await;
         metrics_handle.stop(false).await;
         if timeout_at(end.into(), api_handle.stop(true)).await.is_err() {
-            log::warn!("{} stopped at the end of the grace period, before all was answered", self.name);
+            // A worker looks but once a second whether its connections have ended.
+            match draining.all_is_answered() {
+                true => log::info!("{} stopped", self.name),
+                false => log::warn!(
+                    "{} stopped at the end of the grace period, before all was answered",
+                    self.name
+                ),
+            }
             return Ok(());
         }
         for server in [api, metrics] {

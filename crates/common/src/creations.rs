@@ -12,7 +12,7 @@ use diesel::{PgConnection, QueryResult};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout_at;
 
-use crate::database::{Batch, Batches, waited_too_long};
+use crate::database::{Batch, Batches};
 use crate::error::Error;
 use crate::repository::{CacheAside, Effect, Repository};
 
@@ -107,7 +107,7 @@ impl<T: CacheAside, V: Send + Sync + 'static> Creations<T, V> {
                 };
                 self.repository.write_by(batch.give_up, Effect::Create, change).await
             }
-            Err(_) => Err(waited_too_long()),
+            Err(_) => Err(self.repository.database().too_late()),
         };
         batch.members()[at].tell(result);
     }

@@ -22,11 +22,11 @@ pub struct Metrics {
 pub struct DatabaseMetrics {
     /// Connections that are working.
     pub in_use: IntGauge,
-    /// Queries that wait for one.
+    /// Queries that wait for one, or for leave to hold one for long.
     pub waiting: IntGauge,
-    /// Queries that took longer than their deadline.
+    /// Queries that took, or would have taken, longer than their deadline.
     pub timeouts: IntCounter,
-    /// Requests refused because too many waited for a store.
+    /// Queries refused because as many waited as may.
     pub refused: IntCounter,
 }
 
@@ -69,12 +69,15 @@ impl Metrics {
 
         let database = DatabaseMetrics {
             in_use: gauge("database_connections_in_use", "Database connections that are working.")?,
-            waiting: gauge("database_queries_waiting", "Queries that wait for a connection.")?,
-            timeouts: counter("database_timeouts_total", "Queries that took longer than their deadline.")?,
-            refused: counter(
-                "database_refused_total",
-                "Requests refused because too many waited for a store.",
+            waiting: gauge(
+                "database_queries_waiting",
+                "Queries that wait for a connection, or for leave to hold one for long.",
             )?,
+            timeouts: counter(
+                "database_timeouts_total",
+                "Queries that took, or would have taken, longer than their deadline.",
+            )?,
+            refused: counter("database_refused_total", "Queries refused because as many waited as may.")?,
         };
         Ok(Self { registry, requests, database, cache })
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::time::{timeout, timeout_at};
 
-use super::{Database, panicked, waited_too_long};
+use super::{Database, panicked};
 use crate::error::Error;
 
 /// How many a statement serves at most.
@@ -85,10 +85,7 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
         }
         match timeout_at(give_up.into(), &mut told).await {
             Ok(result) => result.unwrap_or_else(|_| Err(panicked())),
-            Err(_) if !settled.swap(true, Ordering::AcqRel) => {
-                self.0.database.metrics.timeouts.inc();
-                Err(waited_too_long())
-            }
+            Err(_) if !settled.swap(true, Ordering::AcqRel) => Err(self.0.database.too_late()),
             // A batch gives up when the first of its members has to: this takes no longer.
             Err(_) => told.await.unwrap_or_else(|_| Err(panicked())),
         }
@@ -154,7 +151,7 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
                 continue; // it has given up
             }
             match member.give_up < give_up {
-                true => member.tell(Err(waited_too_long())),
+                true => member.tell(Err(self.0.database.too_late())),
                 false => taken.push(member),
             }
         }

@@ -134,16 +134,21 @@ impl Database {
     /// others must be free for the rest.
     ///
     /// # Errors
-    /// [`Error::Overloaded`] at once if as many wait as may, [`Error::Unavailable`] when `patience` ends.
+    /// [`Error::Overloaded`] at once if as many wait as may, [`Error::Unavailable`] when PostgreSQL is away or `patience` ends.
     pub async fn turn(&self, patience: Instant) -> Result<OwnedSemaphorePermit, Error> {
+        self.check_there()?;
         let Ok(_place) = self.places.try_acquire() else { return Err(self.refuse()) };
         let _waiting = Counted::new(&self.metrics.waiting);
         match timeout_at(patience.into(), self.turns.clone().acquire_owned()).await {
             Ok(Ok(turn)) => Ok(turn),
-            Ok(Err(_)) | Err(_) => {
-                self.metrics.timeouts.inc();
-                Err(waited_too_long())
-            }
+            Ok(Err(_)) | Err(_) => Err(self.too_late()),
+        }
+    }
+
+    fn check_there(&self) -> Result<(), Error> {
+        match self.status() {
+            Status::Away => Err(Error::Unavailable("PostgreSQL is away".into())),
+            Status::Starting | Status::Ready => Ok(()),
         }
     }
 
@@ -158,6 +163,13 @@ impl Database {
     pub fn refuse(&self) -> Error {
         self.metrics.refused.inc();
         Error::Overloaded
+    }
+
+    /// The error of a request that is given up before its work has begun, since its time is over or too short, counted.
+    #[must_use]
+    pub fn too_late(&self) -> Error {
+        self.metrics.timeouts.inc();
+        waited_too_long()
     }
 
     /// A quarter of the connections, but one at least: what may be used for one purpose while there are others.
@@ -206,9 +218,7 @@ impl Database {
         give_up: Instant,
         work: impl FnOnce(&mut Lane, Instant, &dyn Fn() -> bool) -> T + Send + 'static,
     ) -> Result<Pending<T>, Error> {
-        if self.status() == Status::Away {
-            return Err(Error::Unavailable("PostgreSQL is away".into()));
-        }
+        self.check_there()?;
         let (reply, result) = oneshot::channel();
         let decided = Arc::new(AtomicBool::new(false));
         let job_decided = decided.clone();
@@ -299,7 +309,7 @@ fn panicked() -> Error {
 /// The error of a request whose work was not done by its deadline, and never will be.
 #[must_use]
 pub fn waited_too_long() -> Error {
-    Error::Unavailable("queue and query took longer than the deadline".into())
+    Error::Unavailable("queue and query took, or would have taken, longer than the deadline".into())
 }
 
 /// One thread of the crew: takes jobs until every handle is gone.

@@ -71,7 +71,7 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
         setting(
             "DATABASE_QUEUE",
             "4096",
-            "Queries that may wait for a connection; beyond it the answer is 503 at once",
+            "Queries that may wait for a connection, and reads (128 at least) for Redis; beyond it 503 at once",
         ),
         setting("DATABASE_DEADLINE", "2s", "How long a request may wait for its query, queue included"),
         setting("DATABASE_STATEMENT_TIMEOUT", "1s", "How long PostgreSQL may work on one statement"),

@@ -230,7 +230,8 @@ impl<T: CacheAside> Repository<T> {
     /// Finds what `key` names: a copy, or with `fresh` the row itself.
     ///
     /// # Errors
-    /// Only the database's: a cache that fails makes this slower, by one time-out at most.
+    /// The database's, and [`Error::Overloaded`] if too many wait for Redis. A cache that fails makes this slower, by one
+    /// time-out at most.
     pub async fn find(&self, key: &T::Key, fresh: bool) -> Result<Found, Error> {
         let cache_key = T::cache_key(key);
         if !fresh && let Some(found) = self.near_copy(key, &cache_key) {
@@ -297,6 +298,8 @@ impl<T: CacheAside> Repository<T> {
             let lease = entry::lease(&entry::token());
             let slot = match self.copy_or_lease(&cache_key, &lease).await {
                 Ok(slot) => slot,
+                // It was let in, and has waited: it is not sent away now.
+                Err(_) if waited => return self.load_only(&key, Source::WriteInProgress).await,
                 Err(error) => return Landed { result: Err(error), as_of },
             };
             match slot {
@@ -332,7 +335,10 @@ impl<T: CacheAside> Repository<T> {
     /// # Errors
     /// [`Error::Overloaded`], at once.
     async fn copy_or_lease(&self, cache_key: &str, lease: &[u8]) -> Result<Result<Slot, CacheError>, Error> {
-        let Ok(_place) = self.0.asking.try_acquire() else { return Err(self.0.database.refuse()) };
+        let Ok(_place) = self.0.asking.try_acquire() else {
+            self.0.requests.with_label_values(&["refused"]).inc();
+            return Err(Error::Overloaded);
+        };
         Ok(self.0.cache.get_or_lease(cache_key, lease).await)
     }
 

@@ -56,13 +56,14 @@ pub fn overloads(stores: &Stores, plan: &Plan) -> Vec<Overload> {
 }
 
 fn median_of(rounds: &[Overload]) -> Overload {
+    let of_refusals = |of: fn(&Overload) -> f64| median(rounds.iter().filter(|it| it.refused > 0.0).map(of));
     let median = |of: fn(&Overload) -> f64| median(rounds.iter().map(of));
     Overload {
         goodput: median(|it| it.goodput),
         p99_ms: median(|it| it.p99_ms),
         refused: median(|it| it.refused),
-        refused_p50_ms: median(|it| it.refused_p50_ms),
-        refused_p99_ms: median(|it| it.refused_p99_ms),
+        refused_p50_ms: of_refusals(|it| it.refused_p50_ms),
+        refused_p99_ms: of_refusals(|it| it.refused_p99_ms),
         errors: rounds.iter().map(|it| it.errors).sum(),
         ..rounds[0].clone()
     }
@@ -76,7 +77,6 @@ fn overload(stores: &Stores, workload: Workload, (kind, short_queue): (Kind, boo
     let load = workload.load(&target, plan.users, plan.clients);
     let (figures, tally) = run(stores, &target, &load, workload.warm_up(), plan.time);
     let ms = |of: &Histogram<u32>, quantile| of.value_at_quantile(quantile) as f64 / 1e3;
-    let per_answer = figures.requests_per_second / tally.right.len().max(1) as f64;
     Overload {
         workload,
         target: kind,
@@ -84,7 +84,7 @@ fn overload(stores: &Stores, workload: Workload, (kind, short_queue): (Kind, boo
         short_queue,
         goodput: figures.requests_per_second,
         p99_ms: ms(&tally.right, 0.99),
-        refused: tally.refused.len() as f64 * per_answer,
+        refused: tally.refused.len() as f64 / plan.time.as_secs_f64(),
         refused_p50_ms: ms(&tally.refused, 0.5),
         refused_p99_ms: ms(&tally.refused, 0.99),
         errors: tally.errors - tally.refused.len(),

@@ -5,7 +5,7 @@ use std::thread::scope;
 use devstack::{ServiceBuilder, Stack, Stores, http};
 
 use crate::{
-    BREAKER_OPEN, HIT, MISS, NO_CACHE, found, get, get_with, insert, is_hit, is_unavailable, kind,
+    BREAKER_OPEN, HIT, MISS, NO_CACHE, found, get, get_with, insert, is_hit, is_unavailable, kind, metric,
     wait_for_a_hit, wait_until, without_near,
 };
 
@@ -174,13 +174,16 @@ fn a_full_queue_refuses_misses_at_once_and_hits_are_served() {
     scope(|scope| {
         let service = &service;
         let first = scope.spawn(move || get(service, "first"));
-        wait_until("one is at work", || crate::metric(service, "database_connections_in_use ") > 0);
+        let waiting = || metric(service, "database_queries_waiting ");
+        wait_until("one is at work", || {
+            metric(service, "database_connections_in_use ") > 0 && waiting() == 0
+        });
         let second = scope.spawn(move || get(service, "second"));
-        wait_until("one waits", || crate::metric(service, "database_queries_waiting ") == 1);
+        wait_until("one waits", || waiting() == 1);
         for number in 0..10 {
             let answer = get(service, &format!("more-{number}"));
             assert_eq!((answer.status, &answer.json()["type"]), (503, &"/problems/overloaded".into()));
-            assert_eq!(kind(&stack, &format!("more-{number}")), "", "what was refused leaves no lease");
+            wait_until("it leaves no lease", || kind(&stack, &format!("more-{number}")).is_empty());
         }
         assert!(is_hit(&get(service, "cached")));
         proxy.restore();

@@ -1,4 +1,5 @@
-//! Redis absent, frozen, killed, slow, garbled, full, read-only, or holding garbage: every request succeeds in time.
+//! Redis absent, frozen, killed, slow, garbled, full, read-only, or holding garbage: every request succeeds in time, but for
+//! those beyond what may wait.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::scope;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use devstack::http::{self, Connection};
 use devstack::{Signal, Stack};
 
-use crate::{Session, StopAtEnd, body, metric, problem, register, wait_until};
+use crate::{Session, StopAtEnd, body, metric, problem, register, wait_for_locked, wait_until};
 
 /// The default grace period.
 const GRACE: Duration = Duration::from_secs(10);
@@ -69,10 +69,9 @@ fn sigterm_without_drain_delay_still_answers_what_was_begun() {
         connection
     };
     let mut connections = vec![begin(0)];
-    let blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'users'::regclass";
-    wait_until("one is at work", || stack.sql(blocked) == "1");
+    wait_for_locked(&stack, 1);
     connections.push(begin(1));
-    wait_until("another is at work", || stack.sql(blocked) == "2");
+    wait_for_locked(&stack, 2);
     connections.extend((2..8).map(begin));
     wait_until("six wait to share a transaction", || metric(&service, "database_queries_waiting ") == 6);
     service.terminate();
@@ -97,8 +96,7 @@ fn no_worker_ends_while_another_ones_request_waits_for_what_it_does() {
     // Workers get connections in turn.
     let mut connections = [(); 2].map(|()| Connection::open(service.address()));
     connections[0].send(request("first"));
-    let blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'users'::regclass";
-    wait_until("it is at work", || stack.sql(blocked) == "1");
+    wait_for_locked(&stack, 1);
     connections[1].send(request("second"));
     wait_until("the second waits", || metric(&service, "database_queries_waiting ") == 1);
     // The worker that serves both has no connection left.

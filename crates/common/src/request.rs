@@ -350,7 +350,7 @@ mod tests {
         },
     };
 
-    #[actix_web::test]
+    #[tokio::test]
     async fn what_a_shortcut_answers_is_not_routed_and_is_looked_after_like_the_rest() {
         let (metrics, draining) = (Metrics::new("test").expect("metrics"), Draining::default());
         let watch = Watch::new(Some(SHORTCUT), metrics.clone(), draining, Refusals::default());

@@ -60,7 +60,10 @@ impl Redis {
     /// A URL that Redis' client cannot use.
     pub fn new(settings: &CacheSettings) -> Result<Self, Box<dyn std::error::Error>> {
         if settings.url.expose().starts_with("rediss:") {
+            #[cfg(not(feature = "tls"))]
+            return Err("REDIS_URL asks for TLS, which this build has not".into());
             // An error says that a provider is installed already.
+            #[cfg(feature = "tls")]
             drop(rustls::crypto::ring::default_provider().install_default());
         }
         // What the client says about a bad URL may quote it, password included.

@@ -1,14 +1,10 @@
 //! From the command line to a running command: `.env`, settings, logs, exit code.
 
-use std::error::Error;
-
 use clap::{ArgMatches, Command};
 
 use crate::config::{Reader, Setting, one_of};
+use crate::error::Outcome;
 use crate::logging::{self, Format};
-
-/// What a command ends with; an error is printed and becomes exit code 1.
-pub type Outcome = Result<(), Box<dyn Error>>;
 
 const SUCCESS: i32 = 0;
 const FAILURE: i32 = 1;

@@ -13,14 +13,12 @@ use common::cache::near::Near;
 use common::config::{
     CacheSettings, DatabaseSettings, HttpSettings, NEAR_CACHE_MIB, Reader, Setting, shared,
 };
-use common::database::{Database, Status};
+use common::database::{Database, Schema, Status};
+use common::error::{Invalid, Outcome};
+use common::http::Service;
 use common::metrics::Metrics;
-use common::migrations::Schema;
-use common::models::{Invalid, User, UserName};
 use common::repository::CacheAside as _;
-use common::server::Service;
-use common::start::Outcome;
-use common::users::Users;
+use common::users::{User, UserName, Users};
 use utoipa::OpenApi as _;
 
 const NAME: &str = "data-svc";

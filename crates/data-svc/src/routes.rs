@@ -7,13 +7,10 @@ use actix_web::http::header::{
 };
 use actix_web::web::{Data, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
-use common::error::{Error, Problem};
-use common::extract::PathName;
-use common::health::{self, readable};
-use common::models::UserName;
+use common::error::Error;
+use common::http::{Problem, Shortcut, health, readable};
 use common::repository::{Found, Source};
-use common::request::Shortcut;
-use common::users::{Users, entity_tag, is_among, not_from_cache};
+use common::users::{PathName, UserName, Users, entity_tag, is_among, not_from_cache};
 use utoipa::{OpenApi, ToSchema};
 
 const USER: &str = "/user/{name}";
@@ -87,7 +84,7 @@ fn near_hit(request: &HttpRequest) -> Option<HttpResponse> {
 fn answer(request: &HttpRequest, found: Found) -> HttpResponse {
     let status = cache_status(&found);
     let Some(answer) = found.answer else {
-        let mut response = HttpResponse::from_error(Error::UnknownUser);
+        let mut response = HttpResponse::from_error(Error::NotFound);
         response.headers_mut().insert(CACHE_STATUS, status);
         return response;
     };

@@ -10,11 +10,10 @@ use common::cache::Cache;
 use common::config::{
     CACHE_STRICT, CacheSettings, DatabaseSettings, HttpSettings, Reader, Setting, http_url, setting, shared,
 };
-use common::database::{Database, Status};
+use common::database::{Database, Schema, Status};
+use common::error::Outcome;
+use common::http::Service;
 use common::metrics::Metrics;
-use common::migrations::Schema;
-use common::server::Service;
-use common::start::Outcome;
 use common::users::{self, Registrations, Users};
 use utoipa::OpenApi as _;
 

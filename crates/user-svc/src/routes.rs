@@ -3,13 +3,10 @@
 use actix_web::HttpResponse;
 use actix_web::http::header::{ETAG, LOCATION};
 use actix_web::web::{self, Data, ServiceConfig};
-use common::error::{Error, Problem};
-use common::extract::{Body, PathName};
-use common::health;
-use common::models::{NewInfo, NewUser, UserName};
+use common::error::Error;
+use common::http::{Body, Problem, health, resource};
 use common::repository::Effect;
-use common::request::resource;
-use common::users::{self, IfMatch, Registrations, Users, entity_tag};
+use common::users::{self, IfMatch, NewInfo, NewUser, PathName, Registrations, UserName, Users, entity_tag};
 use diesel::PgConnection;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use utoipa::OpenApi;

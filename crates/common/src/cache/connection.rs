@@ -17,12 +17,11 @@ use std::time::{Duration, Instant};
 use actix_web::rt::System;
 use deadpool_redis::{Connection, Manager, Pool, Runtime, Timeouts};
 use redis::aio::MultiplexedConnection;
-use redis::{ErrorKind, InfoDict, RedisError, ServerErrorKind, cmd};
+use redis::{ErrorKind, InfoDict, IntoConnectionInfo, RedisError, ServerErrorKind, cmd};
 use thread_local::ThreadLocal;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::CacheError;
 use crate::config::CacheSettings;
 
 /// How often an open breaker tries to connect.
@@ -31,6 +30,17 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections at once, beside those that are shared: a few for writers while there is none.
 const CONNECTIONS: usize = 4;
+
+/// Why a step with Redis came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheError {
+    /// No reply within the time-out.
+    Timeout,
+    /// An error, or the end of the connection.
+    Failed(String),
+    /// Not tried.
+    BreakerOpen,
+}
 
 /// The way to Redis.
 pub struct Redis {
@@ -225,6 +235,15 @@ impl Redis {
             log::warn!("Redis is lost, going on without: {why}");
         }
     }
+}
+
+/// Where invalidations are published. Pub/sub knows no database numbers: the name holds it.
+///
+/// # Errors
+/// A URL that Redis' client cannot use.
+pub fn channel(settings: &CacheSettings) -> Result<String, Box<dyn std::error::Error>> {
+    let info = settings.url.expose().into_connection_info().map_err(|_| "REDIS_URL cannot be used")?;
+    Ok(format!("invalidations:{}", info.redis_settings().db()))
 }
 
 /// Whether Redis answered, if only with an error, and the connection can be used on.

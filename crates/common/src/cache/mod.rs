@@ -3,7 +3,7 @@
 //! [`entry`] has the bytes at a key, [`connection`] the time-out and the breaker, [`near`] the copies in this
 //! process' own memory.
 
-pub mod connection;
+mod connection;
 pub mod entry;
 pub mod near;
 
@@ -13,13 +13,17 @@ use std::time::{Duration, Instant};
 
 use actix_web::web::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{IntoConnectionInfo, Script, cmd, pipe};
+use redis::{Script, cmd, pipe};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use self::connection::Redis;
+use self::connection::{Redis, channel};
 use self::entry::{Slot, Token};
 use crate::config::CacheSettings;
+
+pub use self::connection::CacheError;
+pub use self::entry::Answer;
+pub use self::near::Near;
 
 /// How long a lease holds: longer than a load may take.
 const LEASE: Duration = Duration::from_secs(3);
@@ -31,57 +35,6 @@ const UNTOLD_MAX: usize = 100_000;
 const TOLD_AT_ONCE: usize = 100;
 /// How often it is tried to tell them, beside whenever Redis is connected to: it may refuse writes and stay connected.
 const TELL_INTERVAL: Duration = Duration::from_millis(250);
-
-/// For each key three arguments: sets it to the second for so many ms as the third says, if what it holds begins with
-/// the first: the head of an entry, or a whole lease, which tell it from every other. Returns 1 for those that it set.
-const REPLACE: &str = "\
-local done = {}
-for i, key in ipairs(KEYS) do
-  local expected, new, ttl = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
-  done[i] = 0
-  if redis.pcall('GETRANGE', key, 0, #expected - 1) == expected then
-    redis.call('SET', key, new, 'PX', ttl)
-    done[i] = 1
-  end
-end
-return done";
-
-/// Deletes KEYS[1], if it holds ARGV[1] or no string at all.
-const REMOVE: &str = "\
-if redis.call('TYPE', KEYS[1]).ok ~= 'string' or redis.call('GET', KEYS[1]) == ARGV[1] then
-  return redis.call('DEL', KEYS[1])
-end
-return 0";
-
-/// Takes the barrier ARGV[1] from each key, or whatever is there that is no barrier; another writer's stays. Where ours
-/// was not there, copies may have been taken meanwhile: the name is published once more on the channel ARGV[2]. Returns
-/// how many were there.
-const UNBARRIER: &str = "\
-local stood = 0
-for _, key in ipairs(KEYS) do
-  local held = redis.pcall('GET', key)
-  if held == ARGV[1] then
-    redis.call('DEL', key)
-    stood = stood + 1
-  else
-    if type(held) ~= 'string' or #held ~= 17 or string.sub(held, 1, 1) ~= 'B' then
-      redis.call('DEL', key)
-    end
-    redis.call('PUBLISH', ARGV[2], key)
-  end
-end
-return stood";
-
-/// Why a step with Redis came to nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CacheError {
-    /// No reply within the time-out.
-    Timeout,
-    /// An error, or the end of the connection.
-    Failed(String),
-    /// Not tried.
-    BreakerOpen,
-}
 
 /// A handle to Redis; clones share its connections.
 #[derive(Clone)]
@@ -137,9 +90,9 @@ impl Cache {
         let cache = Self(Arc::new(Inner {
             redis: Arc::new(Redis::new(settings)?),
             channel: channel(settings)?,
-            replace: Script::new(REPLACE),
-            remove: Script::new(REMOVE),
-            unbarrier: Script::new(UNBARRIER),
+            replace: Script::new(include_str!("replace.lua")),
+            remove: Script::new(include_str!("remove.lua")),
+            unbarrier: Script::new(include_str!("unbarrier.lua")),
             untold: Mutex::new(HashSet::new()),
             connected: Notify::new(),
         }));
@@ -304,15 +257,6 @@ impl Cache {
     fn untold(&self) -> MutexGuard<'_, HashSet<String>> {
         self.0.untold.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Where invalidations are published. Pub/sub knows no database numbers: the name holds it.
-///
-/// # Errors
-/// A URL that Redis' client cannot use.
-pub fn channel(settings: &CacheSettings) -> Result<String, Box<dyn std::error::Error>> {
-    let info = settings.url.expose().into_connection_info().map_err(|_| "REDIS_URL cannot be used")?;
-    Ok(format!("invalidations:{}", info.redis_settings().db()))
 }
 
 fn slot(bytes: Result<Option<Vec<u8>>, CacheError>) -> Result<Slot, CacheError> {

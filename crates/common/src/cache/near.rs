@@ -19,8 +19,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache as Entries;
 use redis::{Client, Connection, ErrorKind, RedisError, cmd, from_redis_value};
 
-use super::channel;
-use super::connection::CONNECT_TIMEOUT;
+use super::connection::{CONNECT_TIMEOUT, channel};
 use super::entry::Filled;
 use crate::config::CacheSettings;
 

@@ -7,10 +7,15 @@
 //! Every caller has a deadline of its own: when PostgreSQL is frozen a thread can be stuck in it for long, whatever
 //! time-outs are set, but no request waits with it, and no more threads than the crew get stuck.
 
-mod batches;
-mod jobs;
-mod lane;
+mod batch;
+mod migrations;
 mod monitor;
+mod pending;
+mod queue;
+#[expect(missing_docs, reason = "printed by the Diesel CLI")]
+pub mod schema;
+mod session;
+mod url;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,18 +28,20 @@ use diesel::{PgConnection, QueryResult};
 use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout_at;
-use url::Url;
 
-use self::jobs::{Job, Jobs};
-use self::lane::{Lane, Setup};
 use self::monitor::Monitor;
+use self::queue::{Job, Jobs};
+use self::session::{Lane, Setup};
+use self::url::connection_url;
 use crate::config::DatabaseSettings;
 use crate::error::Error;
 use crate::metrics::DatabaseMetrics;
-use crate::migrations::Schema;
 
-pub use self::batches::{Batch, Batches, Member};
-pub use self::lane::Written;
+pub use self::batch::{Batch, Batches, Member};
+pub use self::migrations::{Schema, run_once};
+pub use self::monitor::Status;
+pub use self::pending::{Late, Pending};
+pub use self::session::{Seen, Written};
 
 /// A handle to PostgreSQL; clones share one crew.
 #[derive(Clone)]
@@ -48,26 +55,6 @@ pub struct Database {
     deadline: Duration,
     monitor: Arc<Monitor>,
     metrics: DatabaseMetrics,
-}
-
-/// Whether PostgreSQL can be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// There was no contact yet, or the schema is not there.
-    Starting,
-    /// It answers.
-    Ready,
-    /// It answered once, and does not now.
-    Away,
-}
-
-/// What a query came to, and when it was sent: it has seen every transaction that was committed by then.
-#[derive(Debug)]
-pub struct Seen<T> {
-    /// The result.
-    pub value: T,
-    /// When the query was sent.
-    pub as_of: Instant,
 }
 
 impl Database {
@@ -169,7 +156,7 @@ impl Database {
     #[must_use]
     pub fn too_late(&self) -> Error {
         self.metrics.timeouts.inc();
-        waited_too_long()
+        Error::waited_too_long()
     }
 
     /// A quarter of the connections, but one at least: what may be used for one purpose while there are others.
@@ -191,7 +178,7 @@ impl Database {
         let mut pending = self.enqueue(give_up, move |lane, give_up, _| lane.read(give_up, query))?;
         match pending.by_deadline().await {
             Ok(result) => result?,
-            Err(_) => Err(waited_too_long()),
+            Err(_) => Err(Error::waited_too_long()),
         }
     }
 
@@ -238,54 +225,6 @@ impl Database {
     }
 }
 
-/// Work that was queued.
-#[derive(Debug)]
-pub struct Pending<T> {
-    result: oneshot::Receiver<T>,
-    /// Whoever sets it first, the thread to commit or the caller to give up, has decided: what a caller was told has
-    /// not happened will not happen later.
-    decided: Arc<AtomicBool>,
-    give_up: Instant,
-    metrics: DatabaseMetrics,
-}
-
-/// Why there is no result at the deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Late {
-    /// Nothing has been changed, and never will be.
-    Undone,
-    /// COMMIT was under way; it may still end well.
-    Committing,
-}
-
-impl<T> Pending<T> {
-    /// The result, if it is there by the deadline; an error in it says that the thread panicked.
-    ///
-    /// # Errors
-    /// [`Late`]
-    pub async fn by_deadline(&mut self) -> Result<Result<T, Error>, Late> {
-        match timeout_at(self.give_up.into(), &mut self.result).await {
-            Ok(Ok(result)) => return Ok(Ok(result)),
-            // Dropped after the deadline, it was not begun.
-            Ok(Err(_)) if Instant::now() < self.give_up => return Ok(Err(panicked())),
-            Ok(Err(_)) | Err(_) => {}
-        }
-        self.metrics.timeouts.inc();
-        match self.decided.swap(true, Ordering::AcqRel) {
-            true => Err(Late::Committing),
-            false => Err(Late::Undone),
-        }
-    }
-
-    /// The result, whenever it is there.
-    ///
-    /// # Errors
-    /// The thread panicked.
-    pub async fn at_last(self) -> Result<T, Error> {
-        self.result.await.map_err(|_| panicked())
-    }
-}
-
 /// One more in a gauge, until it is dropped.
 struct Counted<'a>(&'a IntGauge);
 
@@ -302,16 +241,6 @@ impl Drop for Counted<'_> {
     }
 }
 
-fn panicked() -> Error {
-    Error::Internal("a database thread panicked".into())
-}
-
-/// The error of a request whose work was not done by its deadline, and never will be.
-#[must_use]
-pub fn waited_too_long() -> Error {
-    Error::Unavailable("queue and query took, or would have taken, longer than the deadline".into())
-}
-
 /// One thread of the crew: takes jobs until every handle is gone.
 fn work(mut lane: Lane, jobs: &Weak<Jobs>, metrics: &DatabaseMetrics) {
     while let Some(job) = Jobs::next(jobs) {
@@ -323,24 +252,4 @@ fn work(mut lane: Lane, jobs: &Weak<Jobs>, metrics: &DatabaseMetrics) {
         }
         metrics.in_use.dec();
     }
-}
-
-/// The URL with what bounds a connection to a server that has vanished, unless it says so itself.
-#[must_use]
-pub fn connection_url(settings: &DatabaseSettings) -> String {
-    let Ok(mut url) = Url::parse(settings.url.expose()) else { return settings.url.expose().to_owned() };
-    let bounds = [
-        ("connect_timeout", "2"), // seconds, the least that libpq takes
-        ("keepalives_idle", "5"),
-        ("keepalives_interval", "2"),
-        ("keepalives_count", "3"),
-        ("tcp_user_timeout", "10000"),
-        ("fallback_application_name", "users"),
-    ];
-    for (name, value) in bounds {
-        if !url.query_pairs().any(|(given, _)| given == name) {
-            url.query_pairs_mut().append_pair(name, value);
-        }
-    }
-    url.into()
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, PgConnection};
 
-use super::Status;
-use crate::migrations::Schema;
+use super::migrations::Schema;
+use crate::error::Outcome;
 
 /// How often the monitor looks whether PostgreSQL is there.
 const MONITOR_INTERVAL: Duration = Duration::from_millis(250);
@@ -16,6 +16,17 @@ const MONITOR_INTERVAL: Duration = Duration::from_millis(250);
 const MONITOR_PATIENCE: Duration = Duration::from_secs(2);
 /// Reasons why PostgreSQL cannot be used that are told during one outage, at most.
 const REASONS: usize = 8;
+
+/// Whether PostgreSQL can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// There was no contact yet, or the schema is not there.
+    Starting,
+    /// It answers.
+    Ready,
+    /// It answered once, and does not now.
+    Away,
+}
 
 /// Watches PostgreSQL on a connection of its own, so that a busy crew does not look like an absent server.
 #[derive(Debug)]
@@ -76,7 +87,7 @@ impl Monitor {
     }
 
     /// Connects, prepares the schema the first time, and looks until the connection is lost.
-    fn watch_connection(&self, url: &str, schema: Schema) -> crate::start::Outcome {
+    fn watch_connection(&self, url: &str, schema: Schema) -> Outcome {
         let mut connection = PgConnection::establish(url)?;
         if !self.was_ready.load(Ordering::Acquire) {
             schema.prepare(&mut connection)?;

@@ -8,9 +8,8 @@ use std::time::Duration;
 use common::cache::Cache;
 use common::cache::near::Near;
 use common::config::{CacheSettings, DatabaseSettings};
-use common::database::{Database, Status};
+use common::database::{Database, Schema, Status};
 use common::metrics::Metrics;
-use common::migrations::Schema;
 use common::repository::{CacheAside, Repository};
 use devstack::Stack;
 

@@ -1,6 +1,6 @@
 //! That the repository knows nothing of users: a second entity needs its key, its load and its codec, and no more.
 
-use common::cache::entry::Answer;
+use common::cache::Answer;
 use common::repository::{CacheAside, Effect, Repository, Source};
 use devstack::Stack;
 use diesel::prelude::*;

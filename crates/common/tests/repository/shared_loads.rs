@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::cache::entry::Answer;
+use common::cache::Answer;
 use common::repository::{CacheAside, Effect, Repository, Source};
 use devstack::Stack;
 use diesel::prelude::*;

@@ -8,9 +8,9 @@ use diesel::sql_types::Text;
 use diesel::{Connection, PgConnection, QueryableByName, RunQueryDsl, sql_query};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
+use super::url::connection_url;
 use crate::config::DatabaseSettings;
-use crate::database::connection_url;
-use crate::start::Outcome;
+use crate::error::Outcome;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
 /// Any number will do, as long as no other program takes it in the same database: "users" in ASCII.

@@ -7,7 +7,6 @@ use diesel::r2d2::{ConnectionManager, CustomizeConnection, PooledConnection};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::{PgConnection, QueryResult};
 
-use super::Seen;
 use crate::config::DatabaseSettings;
 use crate::error::Error;
 
@@ -16,6 +15,15 @@ const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
 
 /// Where connections come from.
 pub type Pool = r2d2::Pool<ConnectionManager<PgConnection>>;
+
+/// What a query came to, and when it was sent: it has seen every transaction that was committed by then.
+#[derive(Debug)]
+pub struct Seen<T> {
+    /// The result.
+    pub value: T,
+    /// When the query was sent.
+    pub as_of: Instant,
+}
 
 /// How a transaction ended.
 pub struct Written<T, B> {
@@ -73,7 +81,7 @@ impl Lane {
         };
         if !may_commit() {
             drop(self.end(AnsiTransactionManager::rollback_transaction));
-            return Written { result: Err(super::waited_too_long()), before_commit: Some(before_commit) };
+            return Written { result: Err(Error::waited_too_long()), before_commit: Some(before_commit) };
         }
         let result = match self.end(AnsiTransactionManager::commit_transaction) {
             Ok(()) => Ok(value),

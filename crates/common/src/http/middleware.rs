@@ -16,24 +16,17 @@ use actix_web::http::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use actix_web::http::{ConnectionType, Method, StatusCode};
-use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, Resource, web};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use futures_util::future::{Either, LocalBoxFuture};
 use log::Level;
 use prometheus::Histogram;
 
-use crate::connections::Connection;
-use crate::error::{Error, Kind};
+use super::drain::{Draining, InFlight};
+use super::idle::Connection;
+use super::problem::Kind;
+use super::route::Route;
+use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::server::{Draining, InFlight};
-
-/// A resource's template, for logs and metrics: to ask the router would be to route a second time.
-#[derive(Clone, Copy)]
-struct Route(&'static str);
-
-/// A resource at `template`.
-pub fn resource(template: &'static str) -> Resource {
-    web::resource(template).app_data(Route(template))
-}
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_MAX_BYTES: usize = 128;
@@ -204,15 +197,14 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         (1..=REQUEST_ID_MAX_BYTES).contains(&bytes.len()) && bytes.iter().all(sane)
     });
     given.cloned().unwrap_or_else(|| {
-        HeaderValue::from_bytes(&hex(&rand::random())).unwrap_or_else(|_| HeaderValue::from_static("-"))
+        HeaderValue::from_bytes(&random_id()).unwrap_or_else(|_| HeaderValue::from_static("-"))
     })
 }
 
-/// 128 bits as hexadecimal digits, without the formatting machinery.
-#[must_use]
-pub fn hex(bits: &[u8; 16]) -> [u8; 32] {
+/// 128 random bits as hexadecimal digits, without the formatting machinery.
+fn random_id() -> [u8; 32] {
     let mut digits = [b'0'; 32];
-    const_hex::encode_to_slice(bits, &mut digits).unwrap_or_default();
+    const_hex::encode_to_slice(rand::random::<[u8; 16]>(), &mut digits).unwrap_or_default();
     digits
 }
 
@@ -345,7 +337,7 @@ mod tests {
         template: "/thing/{name}",
         answer: |request| match request.path() {
             "/thing/here" => Some(HttpResponse::Ok().body("here")),
-            "/thing/gone" => Some(HttpResponse::from_error(Error::UnknownUser)),
+            "/thing/gone" => Some(HttpResponse::from_error(Error::NotFound)),
             _ => None,
         },
     };

@@ -4,18 +4,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::dev::Handler;
-use actix_web::web::{self, Data, Json, ServiceConfig};
-use actix_web::{FromRequest, Resource, Responder};
+use actix_web::web::{Data, Json, ServiceConfig};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::drain::Draining;
+use super::problem::Problem;
+use super::route::readable;
 use crate::config::HttpSettings;
-use crate::error::Error;
+use crate::error::{Error, Outcome};
 use crate::metrics::REVISION;
-use crate::request::resource;
-use crate::server::Draining;
-use crate::start::Outcome;
 
 /// Tells whether the service can do its work now, else why not.
 pub type Readiness = Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>;
@@ -42,16 +40,6 @@ pub fn routes(config: &mut ServiceConfig) {
     config.service(readable("/version", version));
 }
 
-/// A resource that answers GET and HEAD by `handler`, and 405 to the rest.
-pub fn readable<F, A>(template: &'static str, handler: F) -> Resource
-where
-    F: Handler<A>,
-    A: FromRequest + 'static,
-    F::Output: Responder + 'static,
-{
-    resource(template).route(web::get().to(handler.clone())).route(web::head().to(handler))
-}
-
 /// That the process runs, or can work.
 #[derive(Serialize, ToSchema)]
 pub struct Status {
@@ -71,7 +59,7 @@ pub async fn livez() -> Json<Status> {
 /// The service can do its work now.
 #[utoipa::path(get, path = "/readyz", tag = "operations", responses(
     (status = 200, body = Status, description = "Send requests"),
-    (status = 503, body = crate::error::Problem, content_type = "application/problem+json", description = "Starting, stopping, or without what it needs"),
+    (status = 503, body = Problem, content_type = "application/problem+json", description = "Starting, stopping, or without what it needs"),
 ))]
 pub async fn readyz(health: Data<Health>) -> Result<Json<Status>, Error> {
     if health.draining.get() {

@@ -2,8 +2,6 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::http::KeepAlive;
@@ -16,89 +14,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout_at;
 use utoipa::openapi::OpenApi;
 
+use super::docs::{self, Docs};
+use super::drain::{ANSWERED_INTERVAL, Draining};
+use super::health::{self, Health, Readiness};
+use super::idle;
+use super::middleware::{Refusals, Shortcut, Watch};
 use crate::config::HttpSettings;
-use crate::connections;
-use crate::docs::{self, Docs};
-use crate::health::{self, Health, Readiness};
 use crate::metrics::Metrics;
-use crate::request::{Refusals, Shortcut, Watch};
 
 /// How long the head of a connection's first request may take to arrive.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an idle connection is kept: longer than the minute that most balancers keep theirs.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// How often it is looked whether all is answered, before the end.
-const ANSWERED_INTERVAL: Duration = Duration::from_millis(10);
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: i32 = 1024;
-
-/// Whether the service was told to stop, and what it has still to answer.
-#[derive(Debug, Clone, Default)]
-pub struct Draining(Arc<Drain>);
-
-#[derive(Debug, Default)]
-struct Drain {
-    told: AtomicBool,
-    workers: Mutex<Vec<InFlight>>,
-}
-
-/// How many requests of a worker are to be answered.
-#[derive(Debug, Clone, Default)]
-pub struct InFlight(Arc<AtomicUsize>);
-
-/// A request that is to be answered, until this is dropped.
-#[derive(Debug)]
-pub struct Unanswered<'a>(&'a InFlight);
-
-impl Draining {
-    /// True from SIGTERM on.
-    #[must_use]
-    pub fn get(&self) -> bool {
-        self.0.told.load(Ordering::Relaxed)
-    }
-
-    /// What one more worker is to count its requests with.
-    #[must_use]
-    pub fn worker(&self) -> InFlight {
-        let in_flight = InFlight::default();
-        self.workers().push(in_flight.clone());
-        in_flight
-    }
-
-    fn set(&self) {
-        self.0.told.store(true, Ordering::Relaxed);
-    }
-
-    /// Waits until every request is answered, but not beyond `end`.
-    async fn answered(&self, end: Instant) {
-        while !self.all_is_answered() && Instant::now() < end {
-            sleep(ANSWERED_INTERVAL).await;
-        }
-    }
-
-    fn all_is_answered(&self) -> bool {
-        self.workers().iter().all(|InFlight(count)| count.load(Ordering::Relaxed) == 0)
-    }
-
-    fn workers(&self) -> MutexGuard<'_, Vec<InFlight>> {
-        self.0.workers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl InFlight {
-    /// Counts a request.
-    #[must_use]
-    pub fn request(&self) -> Unanswered<'_> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Unanswered(self)
-    }
-}
-
-impl Drop for Unanswered<'_> {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// A service, ready to be served.
 pub struct Service {
@@ -155,7 +84,7 @@ impl Service {
             .max_connections(self.http.max_connections.div_ceil(workers))
             .client_request_timeout(HEAD_TIMEOUT)
             .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
-            .on_connect(|stream, data| connections::watch(stream, KEEP_ALIVE + HEAD_TIMEOUT, data))
+            .on_connect(|stream, data| idle::watch(stream, KEEP_ALIVE + HEAD_TIMEOUT, data))
             .shutdown_timeout(self.http.grace_period.as_secs_f64().ceil() as u64)
             .disable_signals();
         let (api, door) = TcpListener::bind((self.http.host, self.http.port))

@@ -14,16 +14,13 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 use utoipa::ToSchema;
 
-use crate::schema::users;
+use crate::database::schema::users;
+use crate::error::Invalid;
 
 /// The longest name, in bytes of UTF-8 after NFC.
 pub const NAME_MAX_BYTES: usize = 128;
 /// The longest info, in bytes of UTF-8.
 pub const INFO_MAX_BYTES: usize = 16 * 1024;
-
-/// Why a text cannot be a name or an info: a sentence for the person who sent it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Invalid(pub &'static str);
 
 /// A user's name: 1 to 128 bytes of UTF-8 in Unicode normal form C, compared exactly.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, FromSqlRow, Serialize, ToSchema)]

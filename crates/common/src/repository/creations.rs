@@ -12,9 +12,9 @@ use diesel::{PgConnection, QueryResult};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout_at;
 
+use super::{CacheAside, Effect, Repository};
 use crate::database::{Batch, Batches};
 use crate::error::Error;
-use crate::repository::{CacheAside, Effect, Repository};
 
 /// How rows are inserted.
 type Insert<K, V> = fn(&mut PgConnection, &[(&K, &V)]) -> QueryResult<Vec<K>>;
@@ -52,7 +52,7 @@ impl<T: CacheAside, V: Send + Sync + 'static> Creations<T, V> {
     /// finds it.
     ///
     /// # Errors
-    /// [`Error::NameTaken`] if there was one before, and as [`Repository::write`].
+    /// [`Error::AlreadyExists`] if there was one before, and as [`Repository::write`].
     pub async fn create(&self, key: T::Key, value: V) -> Result<(), Error> {
         let serve = || drop(tokio::spawn(self.clone().serve()));
         self.waiting.join(key, value, serve).await
@@ -85,7 +85,7 @@ impl<T: CacheAside, V: Send + Sync + 'static> Creations<T, V> {
             Progress::Inserted(keys) => members.iter().for_each(|member| match keys.contains(&member.key) {
                 true => member.tell(result.clone()),
                 // Whatever became of the others.
-                false => member.tell(Err(Error::NameTaken)),
+                false => member.tell(Err(Error::AlreadyExists)),
             }),
             Progress::Failed if members.len() > 1 => {
                 (0..members.len())
@@ -135,7 +135,7 @@ impl<K: Clone + Eq + Hash> Progress<K> {
 
 /// What a transaction that has inserted `keys` has changed. If all were taken there is nothing to commit.
 fn changed<K>(keys: Vec<K>) -> Result<((), Vec<K>), Error> {
-    if keys.is_empty() { Err(Error::NameTaken) } else { Ok(((), keys)) }
+    if keys.is_empty() { Err(Error::AlreadyExists) } else { Ok(((), keys)) }
 }
 
 fn lock<P>(progress: &Mutex<P>) -> MutexGuard<'_, P> {

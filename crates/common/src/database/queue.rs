@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, Thread};
 
-use super::lane::Lane;
+use super::session::Lane;
 
 /// What a thread of the crew is to do with its connection.
 pub type Job = Box<dyn FnOnce(&mut Lane) + Send>;

@@ -9,8 +9,8 @@ use actix_web::web::{Bytes, Data, Path, ServiceConfig};
 use actix_web::{HttpResponse, HttpResponseBuilder};
 use utoipa::openapi::OpenApi;
 
-use crate::error::KINDS;
-use crate::health::readable;
+use super::problem::KINDS;
+use super::route::readable;
 
 /// The description, as it is sent.
 pub struct Docs {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::time::{timeout, timeout_at};
 
-use super::{Database, panicked};
+use super::Database;
 use crate::error::Error;
 
 /// How many a statement serves at most.
@@ -78,16 +78,16 @@ impl<K: PartialEq, V, O> Batches<K, V, O> {
             serve();
         }
         if let Ok(result) = timeout(PATIENCE, &mut told).await {
-            return result.unwrap_or_else(|_| Err(panicked()));
+            return result.unwrap_or_else(|_| Err(Error::thread_panicked()));
         }
         if !settled.load(Ordering::Acquire) && self.one_more() {
             serve();
         }
         match timeout_at(give_up.into(), &mut told).await {
-            Ok(result) => result.unwrap_or_else(|_| Err(panicked())),
+            Ok(result) => result.unwrap_or_else(|_| Err(Error::thread_panicked())),
             Err(_) if !settled.swap(true, Ordering::AcqRel) => Err(self.0.database.too_late()),
             // A batch gives up when the first of its members has to: this takes no longer.
-            Err(_) => told.await.unwrap_or_else(|_| Err(panicked())),
+            Err(_) => told.await.unwrap_or_else(|_| Err(Error::thread_panicked())),
         }
     }
 

@@ -1,0 +1,25 @@
+//! The URL by which PostgreSQL is connected to.
+
+use ::url::Url;
+
+use crate::config::DatabaseSettings;
+
+/// The URL with what bounds a connection to a server that has vanished, unless it says so itself.
+#[must_use]
+pub fn connection_url(settings: &DatabaseSettings) -> String {
+    let Ok(mut url) = Url::parse(settings.url.expose()) else { return settings.url.expose().to_owned() };
+    let bounds = [
+        ("connect_timeout", "2"), // seconds, the least that libpq takes
+        ("keepalives_idle", "5"),
+        ("keepalives_interval", "2"),
+        ("keepalives_count", "3"),
+        ("tcp_user_timeout", "10000"),
+        ("fallback_application_name", "users"),
+    ];
+    for (name, value) in bounds {
+        if !url.query_pairs().any(|(given, _)| given == name) {
+            url.query_pairs_mut().append_pair(name, value);
+        }
+    }
+    url.into()
+}

@@ -128,7 +128,7 @@ pub struct DatabaseSettings {
     /// Queries that may wait for one.
     pub queue: usize,
     /// From the request's side: waiting and working together.
-    pub deadline: Duration,
+    pub timeout: Duration,
     /// On the server's side.
     pub statement_timeout: Duration,
     /// On the server's side.
@@ -178,9 +178,9 @@ impl fmt::Debug for Secret {
 
 /// Every mistake in the settings, one a line.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Mistakes(Vec<String>);
+pub struct SettingsError(Vec<String>);
 
-impl Display for Mistakes {
+impl Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the settings are wrong:")?;
         self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
@@ -189,12 +189,12 @@ impl Display for Mistakes {
 
 /// Reads settings one by one, and collects what is wrong with them.
 #[derive(Debug)]
-pub struct Reader {
+pub struct SettingsReader {
     values: BTreeMap<&'static str, String>,
     mistakes: Vec<String>,
 }
 
-impl Reader {
+impl SettingsReader {
     /// Adds `settings` to `command`, as flags and environment variables.
     #[must_use]
     pub fn describe(command: Command, settings: &[Setting]) -> Command {
@@ -277,7 +277,7 @@ impl Reader {
             url: self.store_url("DATABASE_URL", "DATABASE_PASSWORD", &["postgres", "postgresql"]),
             connections: self.get("DATABASE_CONNECTIONS", number(1..=1_000)),
             queue: self.get("DATABASE_QUEUE", number(1..=1_000_000)),
-            deadline: self.get("DATABASE_DEADLINE", positive_duration),
+            timeout: self.get("DATABASE_DEADLINE", positive_duration),
             statement_timeout: self.get("DATABASE_STATEMENT_TIMEOUT", positive_duration),
             lock_timeout: self.get("DATABASE_LOCK_TIMEOUT", positive_duration),
         }
@@ -323,9 +323,9 @@ impl Reader {
     /// Ends the reading.
     ///
     /// # Errors
-    /// [`Mistakes`], all of them, if there was one.
-    pub fn finish(self) -> Result<(), Mistakes> {
-        if self.mistakes.is_empty() { Ok(()) } else { Err(Mistakes(self.mistakes)) }
+    /// [`SettingsError`], all of them, if there was one.
+    pub fn finish(self) -> Result<(), SettingsError> {
+        if self.mistakes.is_empty() { Ok(()) } else { Err(SettingsError(self.mistakes)) }
     }
 }
 
@@ -383,11 +383,11 @@ pub fn http_url(value: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    fn read(arguments: &[&str]) -> Result<(HttpSettings, DatabaseSettings, CacheSettings), Mistakes> {
+    fn read(arguments: &[&str]) -> Result<(HttpSettings, DatabaseSettings, CacheSettings), SettingsError> {
         let settings = shared("8080", "9080");
-        let command = Reader::describe(Command::new("test"), &settings);
+        let command = SettingsReader::describe(Command::new("test"), &settings);
         let matches = command.get_matches_from([&["test"], arguments].concat());
-        let mut reader = Reader::new(&matches, &settings);
+        let mut reader = SettingsReader::new(&matches, &settings);
         let read = (reader.http(), reader.database(), reader.cache());
         reader.finish().map(|()| read)
     }

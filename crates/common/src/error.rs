@@ -106,7 +106,7 @@ impl From<DieselError> for Error {
 }
 
 /// What a command ends with; an error is printed and becomes exit code 1.
-pub type Outcome = Result<(), Box<dyn std::error::Error>>;
+pub type CommandResult = Result<(), Box<dyn std::error::Error>>;
 
 impl Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,8 +2,8 @@
 
 use clap::{ArgMatches, Command};
 
-use crate::config::{Reader, Setting, one_of};
-use crate::error::Outcome;
+use crate::config::{Setting, SettingsReader, one_of};
+use crate::error::CommandResult;
 use crate::logging::{self, Format};
 
 const SUCCESS: i32 = 0;
@@ -16,8 +16,8 @@ const WRONG_SETTINGS: i32 = 2;
 pub fn main<C>(
     command: Command,
     settings: &[Setting],
-    read: impl FnOnce(&mut Reader) -> C,
-    run: impl FnOnce(Option<(&str, &ArgMatches)>, C) -> Outcome,
+    read: impl FnOnce(&mut SettingsReader) -> C,
+    run: impl FnOnce(Option<(&str, &ArgMatches)>, C) -> CommandResult,
 ) -> ! {
     let code = exit_code_of(command, settings, read, run);
     // Without libc's exit handlers: they take down what libpq's libraries hold (OpenSSL, Kerberos), which crashes a
@@ -28,8 +28,8 @@ pub fn main<C>(
 fn exit_code_of<C>(
     command: Command,
     settings: &[Setting],
-    read: impl FnOnce(&mut Reader) -> C,
-    run: impl FnOnce(Option<(&str, &ArgMatches)>, C) -> Outcome,
+    read: impl FnOnce(&mut SettingsReader) -> C,
+    run: impl FnOnce(Option<(&str, &ArgMatches)>, C) -> CommandResult,
 ) -> i32 {
     if let Err(error) = dotenvy::dotenv()
         && !error.not_found()
@@ -38,8 +38,8 @@ fn exit_code_of<C>(
         eprintln!(".env cannot be read: a line of it is not NAME=value");
         return WRONG_SETTINGS;
     }
-    let matches = Reader::describe(command, settings).get_matches();
-    let mut reader = Reader::new(&matches, settings);
+    let matches = SettingsReader::describe(command, settings).get_matches();
+    let mut reader = SettingsReader::new(&matches, settings);
     let filter = reader.get("RUST_LOG", |value| Ok(value.to_owned()));
     let format = reader.get("LOG_FORMAT", one_of(&["human", "json"]));
     let config = read(&mut reader);

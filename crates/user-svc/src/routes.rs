@@ -97,7 +97,7 @@ async fn replace(
     let new = user.clone();
     let change =
         move |connection: &mut PgConnection| users::replace(connection, &new.name, &new.info, &condition);
-    users.write(Effect::Replace, change).await?;
+    users.write(users.deadline(), Effect::Replace, change).await?;
     let tag = entity_tag(&users::etag(user.name.as_str(), user.info.as_str()));
     Ok(HttpResponse::Ok().insert_header((ETAG, tag)).json(user))
 }
@@ -117,6 +117,6 @@ async fn replace(
 ))]
 async fn delete(users: Data<Users>, name: PathName, condition: IfMatch) -> Result<HttpResponse, Error> {
     let change = move |connection: &mut PgConnection| users::delete(connection, &name.0, &condition);
-    users.write(Effect::Replace, change).await?;
+    users.write(users.deadline(), Effect::Replace, change).await?;
     Ok(HttpResponse::NoContent().finish())
 }

@@ -1,6 +1,6 @@
--- Takes the barrier ARGV[1] from each key, or whatever is there that is no barrier; another writer's stays. Where ours
--- was not there, copies may have been taken meanwhile: the name is published once more on the channel ARGV[2]. Returns
--- how many were there.
+-- Removes the barrier ARGV[1] from each key, or any value there that is no barrier; another writer's barrier stays.
+-- Where ours was not there, a copy may have been taken meanwhile: the key is published once more on the channel ARGV[2].
+-- Returns how many barriers were there.
 local stood = 0
 for _, key in ipairs(KEYS) do
   local held = redis.pcall('GET', key)

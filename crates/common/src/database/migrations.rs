@@ -1,4 +1,4 @@
-//! The schema: its migrations are embedded, and run under a lock.
+//! The schema: its migrations are embedded in the binary, and run under a lock.
 
 use std::collections::HashSet;
 
@@ -10,28 +10,28 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::url::connection_url;
 use crate::config::DatabaseSettings;
-use crate::error::Outcome;
+use crate::error::CommandResult;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
-/// Any number will do, as long as no other program takes it in the same database: "users" in ASCII.
+/// Any number that no other program locks in the same database: "users" in ASCII.
 const ADVISORY_LOCK: i64 = 0x75_73_65_72_73;
 
 /// What to do about the schema before serving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Schema {
-    /// Bring it up to date.
+    /// Run the pending migrations.
     Migrate,
-    /// Wait until somebody has: a role that may only read can do no more.
+    /// Wait until user-svc has run them: a role that may only read can do no more.
     Await,
 }
 
 impl Schema {
-    /// Does it.
+    /// Does it, once; returns an error while there is nothing to do but wait.
     ///
     /// # Errors
-    /// The database's, or that the schema is not there yet.
-    pub fn prepare(self, connection: &mut PgConnection) -> Outcome {
-        // Looking first lets a role without the right to create tables serve a schema that is complete.
+    /// The database's, or that the schema is not complete yet.
+    pub fn prepare(self, connection: &mut PgConnection) -> CommandResult {
+        // Checked first, so that a role without the right to create tables can serve a complete schema.
         if is_complete(connection)? {
             return Ok(());
         }
@@ -42,8 +42,8 @@ impl Schema {
     }
 }
 
-/// Runs what is pending. Processes that start together wait for each other: diesel_migrations has no lock of its own.
-fn migrate(connection: &mut PgConnection) -> Outcome {
+/// Runs the pending migrations. Processes that start together wait for each other: diesel_migrations has no lock.
+fn migrate(connection: &mut PgConnection) -> CommandResult {
     sql_query("SET lock_timeout = '60s'").execute(connection)?;
     sql_query("SELECT pg_advisory_lock($1)")
         .bind::<diesel::sql_types::BigInt, _>(ADVISORY_LOCK)
@@ -85,11 +85,11 @@ fn is_complete(connection: &mut PgConnection) -> Result<bool, Box<dyn std::error
     Ok(needed.iter().all(|migration| applied.contains(&migration.name().version().to_string())))
 }
 
-/// The `migrate` sub-command: migrates once, and returns.
+/// The `migrate` sub-command: runs the pending migrations, and returns.
 ///
 /// # Errors
 /// The database's.
-pub fn run_once(settings: &DatabaseSettings) -> Outcome {
+pub fn run_once(settings: &DatabaseSettings) -> CommandResult {
     let mut connection = PgConnection::establish(&connection_url(settings))?;
     Schema::Migrate.prepare(&mut connection)
 }

@@ -1,18 +1,21 @@
-//! The crew's queue: bounded, and last in, first out among the threads that wait for work. The thread that has just
-//! been at work is woken first: its connection and the server's process behind it are still warm, and while there is
-//! little to do the others are left to sleep.
+//! The queue of the worker threads: bounded, and last in, first out among the threads that wait for a job.
+//!
+//! The thread that has just been at work is woken first: its connection and the server's process behind it are still
+//! warm, and while there is little to do the other threads sleep.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::thread::{self, Thread};
 
-use super::session::Lane;
+use parking_lot::Mutex;
 
-/// What a thread of the crew is to do with its connection.
-pub type Job = Box<dyn FnOnce(&mut Lane) + Send>;
+use super::session::Session;
 
-/// Jobs that wait for a thread, and threads that wait for a job. When it is dropped, the threads end.
-pub struct Jobs {
+/// What a worker thread does with its connection.
+pub type Job = Box<dyn FnOnce(&mut Session) + Send>;
+
+/// Jobs that wait for a thread, and threads that wait for a job. The threads end when it is dropped.
+pub struct WorkQueue {
     bound: usize,
     state: Mutex<State>,
 }
@@ -22,21 +25,21 @@ struct State {
     idle: Vec<Thread>,
 }
 
-impl Jobs {
-    /// None yet, and never more than `bound`.
+impl WorkQueue {
+    /// An empty queue of at most `bound` jobs.
     pub fn new(bound: usize) -> Self {
         Self { bound, state: Mutex::new(State { waiting: VecDeque::new(), idle: Vec::new() }) }
     }
 
-    /// How many may wait.
+    /// How many jobs may wait.
     pub fn bound(&self) -> usize {
         self.bound
     }
 
-    /// Queues `job`; tells whether there was room.
+    /// Queues `job`. Returns whether there was room.
     #[must_use]
     pub fn push(&self, job: Job) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.waiting.len() >= self.bound {
             return false;
         }
@@ -49,10 +52,10 @@ impl Jobs {
         true
     }
 
-    /// Waits for the next job of `jobs`; none if all who could bring one are gone.
-    pub fn next(jobs: &Weak<Self>) -> Option<Job> {
+    /// Waits for the next job; none if every handle that could queue one is gone.
+    pub fn next(queue: &Weak<Self>) -> Option<Job> {
         loop {
-            let job = jobs.upgrade()?.next_or_idle();
+            let job = queue.upgrade()?.next_or_idle();
             if job.is_some() {
                 return job;
             }
@@ -60,9 +63,9 @@ impl Jobs {
         }
     }
 
-    /// The next job; if there is none, the calling thread is to park, and will be woken.
+    /// The next job. If there is none, the calling thread is listed as idle: it parks, and is woken for a job.
     fn next_or_idle(self: Arc<Self>) -> Option<Job> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let job = state.waiting.pop_front();
         // A thread may wake without having been woken.
         let this = thread::current();
@@ -72,14 +75,12 @@ impl Jobs {
         }
         job
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Drop for Jobs {
+impl Drop for WorkQueue {
     fn drop(&mut self) {
-        self.lock().idle.iter().for_each(Thread::unpark);
+        for thread in &self.state.lock().idle {
+            thread.unpark();
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! A database thread's connection: checked out once, kept until it fails, and the work done on it.
+//! A worker thread's connection, checked out once and kept until it fails, and the transactions on it.
 
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,14 @@ use diesel::{PgConnection, QueryResult};
 use crate::config::DatabaseSettings;
 use crate::error::Error;
 
-/// An open transaction of ours that does nothing for so long is ended by the server: its process is gone or frozen.
+/// The server ends a transaction of ours that does nothing for so long: its process is gone or frozen. Longer than the
+/// longest pause within a transaction, which is a step with Redis and the near wait.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
 
 /// Where connections come from.
 pub type Pool = r2d2::Pool<ConnectionManager<PgConnection>>;
 
-/// What a query came to, and when it was sent: it has seen every transaction that was committed by then.
+/// The result of a query, and when the query was sent: it has seen every transaction that was committed by then.
 #[derive(Debug)]
 pub struct Seen<T> {
     /// The result.
@@ -29,18 +30,18 @@ pub struct Seen<T> {
 pub struct Written<T, B> {
     /// What the change returned, if it is committed.
     pub result: Result<T, Error>,
-    /// What was done before COMMIT, if it came so far.
+    /// What was done before COMMIT, if the transaction got that far.
     pub before_commit: Option<B>,
 }
 
-/// A thread's connection.
-pub struct Lane {
+/// A worker thread's connection.
+pub struct Session {
     pool: Pool,
     connection: Option<PooledConnection<ConnectionManager<PgConnection>>>,
 }
 
-impl Lane {
-    /// A lane that takes its connections from `pool`.
+impl Session {
+    /// A session that takes its connections from `pool`.
     pub fn new(pool: Pool) -> Self {
         Self { pool, connection: None }
     }
@@ -48,39 +49,39 @@ impl Lane {
     /// Runs `query`, again on another connection if the first turns out to be dead.
     pub fn read<T>(
         &mut self,
-        give_up: Instant,
+        deadline: Instant,
         query: impl Fn(&mut PgConnection) -> QueryResult<T>,
     ) -> Result<Seen<T>, Error> {
-        self.again_if_lost(give_up, |connection| {
+        self.retry_if_lost(deadline, |connection| {
             let as_of = Instant::now();
             query(connection).map(|value| Seen { value, as_of })
         })
     }
 
     /// Runs a transaction: `change`, again if the connection is lost under it, then `before_commit`, then COMMIT,
-    /// unless `may_commit` says that nobody waits for it any more.
+    /// unless `may_commit` returns false: then no caller waits any more.
     pub fn write<T, B>(
         &mut self,
-        give_up: Instant,
+        deadline: Instant,
         may_commit: &dyn Fn() -> bool,
         change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>>,
         before_commit: impl FnOnce(&T) -> Result<B, Error>,
     ) -> Written<T, B> {
         let refused = |error| Written { result: Err(error), before_commit: None };
-        let value = match self.again_if_lost(give_up, |connection| begin_and(connection, &change)) {
+        let value = match self.retry_if_lost(deadline, |connection| begin(connection, &change)) {
             Ok(Ok(value)) => value,
             Ok(Err(error)) | Err(error) => return refused(error),
         };
         let before_commit = match before_commit(&value) {
             Ok(before_commit) => before_commit,
             Err(error) => {
-                // Whatever becomes of it, nothing is committed.
-                drop(self.end(AnsiTransactionManager::rollback_transaction));
+                // If the rollback fails, nothing is committed either.
+                let _ = self.end(AnsiTransactionManager::rollback_transaction);
                 return refused(error);
             }
         };
         if !may_commit() {
-            drop(self.end(AnsiTransactionManager::rollback_transaction));
+            let _ = self.end(AnsiTransactionManager::rollback_transaction);
             return Written { result: Err(Error::waited_too_long()), before_commit: Some(before_commit) };
         }
         let result = match self.end(AnsiTransactionManager::commit_transaction) {
@@ -92,15 +93,15 @@ impl Lane {
     }
 
     /// Does `work`, and once more on another connection if the first was lost.
-    fn again_if_lost<T>(
+    fn retry_if_lost<T>(
         &mut self,
-        give_up: Instant,
+        deadline: Instant,
         work: impl Fn(&mut PgConnection) -> QueryResult<T>,
     ) -> Result<T, Error> {
-        let mut result = work(self.connection(give_up)?);
+        let mut result = work(self.connection(deadline)?);
         if result.as_ref().is_err_and(is_lost) {
             self.discard();
-            result = work(self.connection(give_up)?);
+            result = work(self.connection(deadline)?);
         }
         self.discard_if_lost(&result);
         Ok(result?)
@@ -114,12 +115,12 @@ impl Lane {
         result
     }
 
-    fn connection(&mut self, give_up: Instant) -> Result<&mut PgConnection, Error> {
+    fn connection(&mut self, deadline: Instant) -> Result<&mut PgConnection, Error> {
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
-                let patience = give_up.saturating_duration_since(Instant::now());
-                self.pool.get_timeout(patience).map_err(|error| Error::Unavailable(error.to_string()))?
+                let timeout = deadline.saturating_duration_since(Instant::now());
+                self.pool.get_timeout(timeout).map_err(|error| Error::Unavailable(error.to_string()))?
             }
         };
         Ok(self.connection.insert(connection))
@@ -140,20 +141,20 @@ impl Lane {
 }
 
 /// BEGIN, then `change`; after an error or a refusal the transaction is rolled back.
-fn begin_and<T>(
+fn begin<T>(
     connection: &mut PgConnection,
     change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>>,
 ) -> QueryResult<Result<T, Error>> {
     AnsiTransactionManager::begin_transaction(connection)?;
     let result = change(connection);
     if !matches!(result, Ok(Ok(_))) {
-        // The first error tells more than what a rollback on a dead connection says.
-        drop(AnsiTransactionManager::rollback_transaction(connection));
+        // The first error says more than the error of a rollback on a dead connection.
+        let _ = AnsiTransactionManager::rollback_transaction(connection);
     }
     result
 }
 
-/// Whether the connection is of no more use: closed, or to a server that has become a read-only standby.
+/// Whether the connection can no longer be used: closed, or to a server that has become a read-only standby.
 fn is_lost(error: &DieselError) -> bool {
     use DatabaseErrorKind::{ClosedConnection, ReadOnlyTransaction, UnableToSendCommand};
     matches!(
@@ -168,9 +169,9 @@ fn is_lost(error: &DieselError) -> bool {
 pub struct Setup(String);
 
 impl Setup {
-    /// The server's own limits, from `settings`; and that it plans each statement once. All of ours go by the primary key, so
-    /// that no other plan is ever better; but with few keys in a batch the server would plan anew each time, which takes
-    /// a fifth of its time, and on a table that was empty when it planned it might read all rows.
+    /// Sets the server's own limits, from `settings`, and lets it plan each statement once. All our statements go by the
+    /// primary key, so no other plan is ever better. By default, with few keys in a batch, the server would plan anew
+    /// each time, which takes a fifth of its time; and a plan made while the table was empty might read all rows.
     pub fn of(settings: &DatabaseSettings) -> Self {
         Self(format!(
             "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \

@@ -15,9 +15,9 @@ use serde_json::value::RawValue;
 
 use crate::error::{Error, Invalid, MemberError};
 
-/// The largest body: every valid pair fits, however it is escaped.
+/// The largest body: every valid name and info fit, however they are escaped.
 pub const BODY_MAX_BYTES: usize = 128 * 1024;
-/// How long a body may take to arrive.
+/// How long a body may take to arrive: 128 KiB in 5 s is a slow mobile connection.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A JSON object in the body, read whole and valid.
@@ -45,7 +45,7 @@ impl<T: FromBody + 'static> FromRequest for Body<T> {
             let bytes = timeout(BODY_TIMEOUT, collect(payload)).await.map_err(|_| Error::BodyTimeout)??;
             let text = std::str::from_utf8(&bytes)
                 .map_err(|_| Error::MalformedBody("The body is not valid UTF-8.".into()))?;
-            // serde takes an array for a struct whose members it holds in order: an array is not an object.
+            // serde reads an array as a struct whose members it holds in order; but an array is no object.
             if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
                 return Err(Error::MalformedBody("The body must be a JSON object.".into()));
             }
@@ -82,7 +82,7 @@ async fn collect(mut payload: Payload) -> Result<BytesMut, Error> {
     Ok(bytes)
 }
 
-/// Reads one member of the body through `parse`, and adds what is wrong with it to `errors`.
+/// Reads the member `raw` of the body through `parse`. If it is wrong, adds why to `errors`, under `pointer`.
 pub fn member<T>(
     errors: &mut Vec<MemberError>,
     pointer: &'static str,
@@ -97,7 +97,7 @@ pub fn member<T>(
     if !raw.get().starts_with('"') {
         return wrong("must be a string");
     }
-    // The quotes are there and the escapes are well-formed: what is left to fail is half of a surrogate pair.
+    // The quotes are there and the escapes are well-formed, so only half of a surrogate pair can fail.
     let Ok(text) = serde_json::from_str(raw.get()) else {
         return wrong("must not hold a lone surrogate");
     };

@@ -1,67 +1,64 @@
 //! Whether the service is stopping, and how many requests it still has to answer.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::rt::time::sleep;
+use parking_lot::Mutex;
 
-/// How often it is looked whether all is answered, before the end.
+/// How often to check whether all requests are answered, before the end: short beside the grace period.
 pub const ANSWERED_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Whether the service was told to stop, and what it has still to answer.
+/// Whether the service is stopping, and the requests that each worker still has to answer.
 #[derive(Debug, Clone, Default)]
 pub struct Draining(Arc<Drain>);
 
 #[derive(Debug, Default)]
 struct Drain {
-    told: AtomicBool,
+    begun: AtomicBool,
     workers: Mutex<Vec<InFlight>>,
 }
 
-/// How many requests of a worker are to be answered.
+/// The number of requests that a worker still has to answer.
 #[derive(Debug, Clone, Default)]
 pub struct InFlight(Arc<AtomicUsize>);
 
-/// A request that is to be answered, until this is dropped.
+/// A request that is not answered yet. Its end is counted when this is dropped.
 #[derive(Debug)]
 pub struct Unanswered<'a>(&'a InFlight);
 
 impl Draining {
-    /// True from SIGTERM on.
-    #[must_use]
-    pub fn get(&self) -> bool {
-        self.0.told.load(Ordering::Relaxed)
+    /// Begins to drain: on SIGTERM.
+    pub fn begin(&self) {
+        self.0.begun.store(true, Ordering::Relaxed);
     }
 
-    /// What one more worker is to count its requests with.
+    /// Whether draining has begun.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.0.begun.load(Ordering::Relaxed)
+    }
+
+    /// The counter of one more worker.
     #[must_use]
     pub fn worker(&self) -> InFlight {
         let in_flight = InFlight::default();
-        self.workers().push(in_flight.clone());
+        self.0.workers.lock().push(in_flight.clone());
         in_flight
     }
 
-    /// From now on it is.
-    pub fn set(&self) {
-        self.0.told.store(true, Ordering::Relaxed);
-    }
-
-    /// Waits until every request is answered, but not beyond `end`.
-    pub async fn answered(&self, end: Instant) {
-        while !self.all_is_answered() && Instant::now() < end {
+    /// Waits until every request is answered, until `deadline` at most.
+    pub async fn answered(&self, deadline: Instant) {
+        while !self.all_is_answered() && Instant::now() < deadline {
             sleep(ANSWERED_INTERVAL).await;
         }
     }
 
-    /// Whether no request is to be answered.
+    /// Whether every request is answered.
     #[must_use]
     pub fn all_is_answered(&self) -> bool {
-        self.workers().iter().all(|InFlight(count)| count.load(Ordering::Relaxed) == 0)
-    }
-
-    fn workers(&self) -> MutexGuard<'_, Vec<InFlight>> {
-        self.0.workers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.workers.lock().iter().all(|InFlight(count)| count.load(Ordering::Relaxed) == 0)
     }
 }
 

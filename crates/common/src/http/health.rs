@@ -12,7 +12,7 @@ use super::drain::Draining;
 use super::problem::Problem;
 use super::route::readable;
 use crate::config::HttpSettings;
-use crate::error::{Error, Outcome};
+use crate::error::{CommandResult, Error};
 use crate::metrics::REVISION;
 
 /// Tells whether the service can do its work now, else why not.
@@ -62,7 +62,7 @@ pub async fn livez() -> Json<Status> {
     (status = 503, body = Problem, content_type = "application/problem+json", description = "Starting, stopping, or without what it needs"),
 ))]
 pub async fn readyz(health: Data<Health>) -> Result<Json<Status>, Error> {
-    if health.draining.get() {
+    if health.draining.has_begun() {
         return Err(Error::NotReady("The service is stopping."));
     }
     (health.readiness)().map_err(Error::NotReady)?;
@@ -90,7 +90,7 @@ pub async fn version(health: Data<Health>) -> Json<Version> {
 ///
 /// # Errors
 /// It is not, or does not answer within two seconds.
-pub fn check(http: &HttpSettings) -> Outcome {
+pub fn check(http: &HttpSettings) -> CommandResult {
     let host = match http.host {
         IpAddr::V4(host) if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(host) if host.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

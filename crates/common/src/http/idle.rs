@@ -1,8 +1,8 @@
 //! Closes connections on which a request was begun and not finished.
 //!
-//! actix-web bounds the first head on a connection, and how long one may be idle between requests; but with the first
-//! byte of a later head that time ends, and nothing bounds the rest of the head. So each worker looks through its
-//! connections now and then, and closes those on which no request has come for longer than an idle one is kept.
+//! actix-web bounds the first head on a connection, and how long a connection may be idle between requests. With the
+//! first byte of a later head that time ends, and nothing bounds the rest of the head. So each worker checks its
+//! connections at intervals, and closes those on which no request has come for longer than an idle one is kept.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -15,43 +15,43 @@ use actix_web::rt;
 use actix_web::rt::net::TcpStream;
 use rustix::net::{Shutdown, shutdown};
 
-/// How often a worker looks.
+/// How often a worker checks its connections: seldom beside the 80 s that one may be idle.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 thread_local! {
-    /// The worker's connections; none before it had one.
-    static OPEN: RefCell<Option<Vec<Weak<Connection>>>> = const { RefCell::new(None) };
+    /// The worker's connections; none before the first one.
+    static OPEN: RefCell<Option<Vec<Weak<ClientConnection>>>> = const { RefCell::new(None) };
 }
 
 /// A client's connection.
 #[derive(Debug)]
-pub struct Connection {
+pub struct ClientConnection {
     socket: OwnedFd,
     /// Since when no request is being answered.
     idle_since: Cell<Option<Instant>>,
 }
 
-impl Connection {
-    /// A request has come.
+impl ClientConnection {
+    /// A request has arrived.
     pub fn request_begins(&self) {
         self.idle_since.set(None);
     }
 
-    /// It was answered, at `now`.
+    /// The request was answered, at `now`.
     pub fn request_ends(&self, now: Instant) {
         self.idle_since.set(Some(now));
     }
 }
 
-/// Puts a [`Connection`] beside `stream`, to be found by its requests, and closes it once it was idle for `patience`.
-pub fn watch(stream: &dyn Any, patience: Duration, data: &mut Extensions) {
+/// Puts a [`ClientConnection`] beside `stream`, where its requests find it. It is closed once it was idle for `timeout`.
+pub fn watch(stream: &dyn Any, timeout: Duration, data: &mut Extensions) {
     let Some(stream) = stream.downcast_ref::<TcpStream>() else { return };
-    // Without a file left for it, accepting connections fails as well.
+    // This fails only if no more files can be opened, and then accepting fails as well.
     let Ok(socket) = stream.as_fd().try_clone_to_owned() else { return };
-    let connection = Rc::new(Connection { socket, idle_since: Cell::new(Some(Instant::now())) });
+    let connection = Rc::new(ClientConnection { socket, idle_since: Cell::new(Some(Instant::now())) });
     OPEN.with_borrow_mut(|open| {
         let open = open.get_or_insert_with(|| {
-            rt::spawn(keep_closing(patience));
+            rt::spawn(keep_closing(timeout));
             Vec::new()
         });
         open.push(Rc::downgrade(&connection));
@@ -59,21 +59,21 @@ pub fn watch(stream: &dyn Any, patience: Duration, data: &mut Extensions) {
     data.insert(connection);
 }
 
-async fn keep_closing(patience: Duration) {
+async fn keep_closing(timeout: Duration) {
     loop {
         rt::time::sleep(INTERVAL).await;
-        close_idle(patience);
+        close_idle(timeout);
     }
 }
 
-/// Closes the thread's connections that have been idle for `patience`, and forgets those that have ended.
-fn close_idle(patience: Duration) {
+/// Closes the thread's connections that have been idle for `timeout`, and removes those that have ended.
+fn close_idle(timeout: Duration) {
     OPEN.with_borrow_mut(|open| {
         open.get_or_insert_default().retain(|connection| {
             let Some(connection) = connection.upgrade() else { return false };
-            if connection.idle_since.get().is_some_and(|since| since.elapsed() >= patience) {
-                // The worker sees its end, and drops it.
-                let _as_good_if_it_has_ended = shutdown(&connection.socket, Shutdown::Both);
+            if connection.idle_since.get().is_some_and(|since| since.elapsed() >= timeout) {
+                // The worker sees the end, and drops the connection. One that has ended cannot be shut down, and need not.
+                let _ = shutdown(&connection.socket, Shutdown::Both);
             }
             true
         });
@@ -108,7 +108,7 @@ mod tests {
         let (client, data) = pair().await;
         close_idle(LONG);
         assert!(is_open(&client));
-        let connection = data.get::<Rc<Connection>>().expect("it is watched");
+        let connection = data.get::<Rc<ClientConnection>>().expect("it is watched");
         connection.request_begins();
         close_idle(Duration::ZERO);
         assert!(is_open(&client), "its request is being answered");

@@ -1,6 +1,6 @@
 //! What every request gets: an id, a line in the log, its place in the metrics and, if it failed, problem details.
 //!
-//! One middleware does it all, since each one that is wrapped around a service costs every request. A [`Shortcut`]
+//! One middleware does it all, since each one that is wrapped around a service costs every request. A [`FastPath`]
 //! answers within it.
 
 use std::cell::RefCell;
@@ -22,20 +22,21 @@ use log::Level;
 use prometheus::Histogram;
 
 use super::drain::{Draining, InFlight};
-use super::idle::Connection;
+use super::idle::ClientConnection;
 use super::problem::Kind;
 use super::route::Route;
 use crate::error::Error;
 use crate::metrics::Metrics;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The longest `X-Request-Id` of a client that is kept: longer ones would make log lines hard to read.
 const REQUEST_ID_MAX_BYTES: usize = 128;
 /// Seconds after which a client may try again.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 /// Answers some requests without routing them: for the most frequent ones routing would take longer than the answer.
 #[derive(Clone, Copy)]
-pub struct Shortcut {
+pub struct FastPath {
     /// The template of the route that would answer them.
     pub template: &'static str,
     /// Answers as that route would, or leaves the request to it.
@@ -44,14 +45,14 @@ pub struct Shortcut {
 
 /// The middleware of a worker.
 #[derive(Clone)]
-pub struct Watch(Rc<Shared>);
+pub struct Telemetry(Rc<WorkerState>);
 
-/// What it shares between requests.
-struct Shared {
-    shortcut: Option<Shortcut>,
+/// What a worker's requests share.
+struct WorkerState {
+    fast_path: Option<FastPath>,
     metrics: Metrics,
-    /// Those of them that were needed so far, which are few: to ask for one by its labels takes longer than to count.
-    found: RefCell<Vec<(Labels, Histogram)>>,
+    /// The histograms used so far, which are few: a lookup by labels costs more than the observation.
+    histograms: RefCell<Vec<(Labels, Histogram)>>,
     draining: Draining,
     in_flight: InFlight,
     refusals: Refusals,
@@ -60,89 +61,102 @@ struct Shared {
 /// A method, a route and a status.
 type Labels = (&'static str, &'static str, StatusCode);
 
-impl Watch {
-    /// Tries `shortcut` first, counts requests in `metrics` and those refused for overload in `refusals`, and ends
-    /// connections from `draining` on.
+impl Telemetry {
+    /// Tries `fast_path` first, counts requests in `metrics` and those refused for overload in `refusals`, and closes
+    /// connections once `draining` has begun.
     #[must_use]
-    pub fn new(shortcut: Option<Shortcut>, metrics: Metrics, draining: Draining, refusals: Refusals) -> Self {
+    pub fn new(
+        fast_path: Option<FastPath>,
+        metrics: Metrics,
+        draining: Draining,
+        refusals: Refusals,
+    ) -> Self {
         let in_flight = draining.worker();
-        Self(Rc::new(Shared { shortcut, metrics, found: RefCell::default(), draining, in_flight, refusals }))
+        let histograms = RefCell::default();
+        Self(Rc::new(WorkerState { fast_path, metrics, histograms, draining, in_flight, refusals }))
     }
 }
 
-impl<S> Transform<S, ServiceRequest> for Watch
+impl<S> Transform<S, ServiceRequest> for Telemetry
 where
     S: Service<ServiceRequest, Response = ServiceResponse, Error = actix_web::Error>,
     S::Future: 'static,
 {
     type Response = ServiceResponse;
     type Error = actix_web::Error;
-    type Transform = Watched<S>;
+    type Transform = TelemetryService<S>;
     type InitError = ();
-    type Future = Ready<Result<Watched<S>, ()>>;
+    type Future = Ready<Result<TelemetryService<S>, ()>>;
 
     fn new_transform(&self, routes: S) -> Self::Future {
-        ready(Ok(Watched { watch: self.0.clone(), routes }))
+        ready(Ok(TelemetryService { state: self.0.clone(), routes }))
     }
 }
 
-type Answer = Result<ServiceResponse, actix_web::Error>;
-
-/// The routes of a worker, watched.
-pub struct Watched<S> {
-    watch: Rc<Shared>,
+/// The middleware around the routes of a worker.
+pub struct TelemetryService<S> {
+    state: Rc<WorkerState>,
     routes: S,
 }
 
-impl<S> Service<ServiceRequest> for Watched<S>
+impl<S> Service<ServiceRequest> for TelemetryService<S>
 where
     S: Service<ServiceRequest, Response = ServiceResponse, Error = actix_web::Error>,
     S::Future: 'static,
 {
     type Response = ServiceResponse;
     type Error = actix_web::Error;
-    type Future = Either<Ready<Answer>, LocalBoxFuture<'static, Answer>>;
+    type Future = Either<
+        Ready<Result<ServiceResponse, actix_web::Error>>,
+        LocalBoxFuture<'static, Result<ServiceResponse, actix_web::Error>>,
+    >;
 
     forward_ready!(routes);
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
-        let visit = Visit::of(&request);
-        if let Some(Shortcut { template, answer }) = self.watch.shortcut
+        let begun = InFlightRequest::begin(&request);
+        if let Some(FastPath { template, answer }) = self.state.fast_path
             && let Some(response) = answer(request.request())
         {
-            // Not `request.into_response`, which forgets the error that an answer was made from.
+            // Not `request.into_response`, which drops the error that the response was made from.
             let response = ServiceResponse::new(request.into_parts().0, response);
-            return Either::Left(ready(Ok(self.watch.finish(visit, template, response))));
+            return Either::Left(ready(Ok(self.state.finish(begun, template, response))));
         }
-        if let Some(connection) = request.request().conn_data::<Rc<Connection>>() {
+        if let Some(connection) = request.request().conn_data::<Rc<ClientConnection>>() {
             connection.request_begins();
         }
-        let (watch, answer) = (self.watch.clone(), self.routes.call(request));
+        let state = self.state.clone();
+        let response = self.routes.call(request);
         Either::Right(Box::pin(async move {
-            let _until_it_is_answered = watch.in_flight.request();
-            let response = answer.await?;
+            let _until_it_is_answered = state.in_flight.request();
+            let response = response.await?;
             let template = response.request().app_data().map_or("(none)", |&Route(template)| template);
-            Ok(watch.finish(visit, template, response))
+            Ok(state.finish(begun, template, response))
         }))
     }
 }
 
-/// What must be known of a request when it is answered.
-struct Visit {
+/// What is kept of a request until it is answered.
+struct InFlightRequest {
     start: Instant,
     method: Method,
     id: HeaderValue,
 }
 
-impl Visit {
-    fn of(request: &ServiceRequest) -> Self {
+impl InFlightRequest {
+    fn begin(request: &ServiceRequest) -> Self {
         Self { start: Instant::now(), method: request.method().clone(), id: request_id(request.headers()) }
     }
 }
 
-impl Shared {
-    /// Looks after what the module's head says.
-    fn finish(&self, visit: Visit, route: &'static str, response: ServiceResponse) -> ServiceResponse {
+impl WorkerState {
+    /// Completes the response to `request`, observes it and logs it.
+    fn finish(
+        &self,
+        request: InFlightRequest,
+        route: &'static str,
+        response: ServiceResponse,
+    ) -> ServiceResponse {
         let failure = Failure::of(&response);
         let mut response = match failure.body {
             Some(body) => {
@@ -155,20 +169,20 @@ impl Shared {
         let status = response.status();
         let headers = response.headers_mut();
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        headers.insert(X_REQUEST_ID, visit.id);
-        // After a body that was refused or came too slowly the rest of it may still arrive: no request may follow it.
+        headers.insert(X_REQUEST_ID, request.id);
+        // The rest of a body that was refused or came too slowly may still arrive: no request may follow it.
         let abandoned = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
-        if abandoned || self.draining.get() {
+        if abandoned || self.draining.has_begun() {
             // actix-http writes the header from this, and drops one that is inserted by hand.
             response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
         }
 
         let now = Instant::now();
-        if let Some(connection) = response.request().conn_data::<Rc<Connection>>() {
+        if let Some(connection) = response.request().conn_data::<Rc<ClientConnection>>() {
             connection.request_ends(now);
         }
-        let took = now.duration_since(visit.start);
-        let line = Line { method: &visit.method, route, status, took, headers: response.headers() };
+        let took = now.duration_since(request.start);
+        let line = AccessLine { method: &request.method, route, status, took, headers: response.headers() };
         self.observe(line.label(), route, status, took);
         match failure.kind {
             Some(kind) if kind == Error::Overloaded.kind() => self.refusals.count(),
@@ -178,14 +192,15 @@ impl Shared {
     }
 
     fn observe(&self, method: &'static str, route: &'static str, status: StatusCode, took: Duration) {
-        let (labels, seconds) = ((method, route, status), took.as_secs_f64());
-        let mut found = self.found.borrow_mut();
-        if let Some((_, histogram)) = found.iter().find(|(known, _)| *known == labels) {
+        let labels = (method, route, status);
+        let seconds = took.as_secs_f64();
+        let mut histograms = self.histograms.borrow_mut();
+        if let Some((_, histogram)) = histograms.iter().find(|(known, _)| *known == labels) {
             return histogram.observe(seconds);
         }
         let histogram = self.metrics.requests(method, route, status);
         histogram.observe(seconds);
-        found.push((labels, histogram));
+        histograms.push((labels, histogram));
     }
 }
 
@@ -208,7 +223,7 @@ fn random_id() -> [u8; 32] {
     digits
 }
 
-/// What an error answer says, inside and outside.
+/// What an error answer says to the client, and to the log.
 #[derive(Default)]
 struct Failure {
     kind: Option<&'static Kind>,
@@ -230,7 +245,7 @@ impl Failure {
         let problem = problem.or_else(|| kind.map(|kind| kind.problem(instance)));
         let cause = match error {
             Some(error) => error.cause().map(str::to_owned),
-            // An error that is not ours comes from actix-web or a library.
+            // An error of another type comes from actix-web or a library.
             None => carried.filter(|_| status.is_server_error()).map(ToString::to_string),
         };
         Self { kind, body: problem.and_then(|problem| serde_json::to_vec(&problem).ok()), cause }
@@ -252,23 +267,23 @@ fn problem_response<B>(failed: &HttpResponse<B>, body: Vec<u8>) -> HttpResponse 
     response.body(body)
 }
 
-/// A request's line under the target `access`. It tells the route, never the path: a name is personal data.
-struct Line<'a> {
+/// A request's line under the target `access`. It holds the route, never the path: a name is personal data.
+struct AccessLine<'a> {
     method: &'a Method,
     route: &'static str,
     status: StatusCode,
     took: Duration,
-    /// The response's.
+    /// The headers of the response.
     headers: &'a HeaderMap,
 }
 
-impl Line<'_> {
+impl AccessLine<'_> {
     fn log(&self, cause: Option<&str>) {
         let (label, route, status) = (self.label(), self.route, self.status.as_u16());
         if let Some(cause) = cause {
             log::error!(request_id = self.header(X_REQUEST_ID); "{cause}");
         }
-        // A read that finds a user, or finds none, is the hot path: nobody reads a line about it.
+        // A read that finds a record, or finds none, is the hot path: a line for each would bury the others.
         let read = matches!(*self.method, Method::GET | Method::HEAD);
         let quiet =
             read && (!self.status.is_client_error() && !self.status.is_server_error() || status == 404);
@@ -290,7 +305,7 @@ impl Line<'_> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Clients may send any token as a method: metrics and logs know only these.
+    /// The method for metrics and logs. Clients may send any token as a method, so that labels would have no bound.
     fn label(&self) -> &'static str {
         match *self.method {
             Method::GET => "GET",
@@ -305,8 +320,7 @@ impl Line<'_> {
     }
 }
 
-/// Refusals for overload: told once a second with their number, since an overload must not be made worse by
-/// its own log.
+/// Refusals for overload. Their number is logged once a second, since an overload must not be made worse by its log.
 #[derive(Debug, Clone, Default)]
 pub struct Refusals(Arc<AtomicU64>);
 
@@ -315,7 +329,7 @@ impl Refusals {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Logs, once a second, how many there were. Never returns.
+    /// Logs once a second how many requests were refused in it. Never returns.
     pub async fn report(self) {
         loop {
             actix_web::rt::time::sleep(Duration::from_secs(1)).await;
@@ -333,7 +347,7 @@ mod tests {
     use actix_web::dev::fn_service;
     use actix_web::test::TestRequest;
 
-    const SHORTCUT: Shortcut = Shortcut {
+    const FAST_PATH: FastPath = FastPath {
         template: "/thing/{name}",
         answer: |request| match request.path() {
             "/thing/here" => Some(HttpResponse::Ok().body("here")),
@@ -343,17 +357,17 @@ mod tests {
     };
 
     #[actix_web::test]
-    async fn what_a_shortcut_answers_is_not_routed_and_is_looked_after_like_the_rest() {
+    async fn a_fast_paths_answer_is_not_routed_and_is_completed_like_the_rest() {
         let (metrics, draining) = (Metrics::new("test").expect("metrics"), Draining::default());
-        let watch = Watch::new(Some(SHORTCUT), metrics.clone(), draining, Refusals::default());
+        let state = Telemetry::new(Some(FAST_PATH), metrics.clone(), draining, Refusals::default());
         let routes = fn_service(|request: ServiceRequest| async {
             assert_eq!(request.path(), "/thing/elsewhere", "it is routed");
             Ok(request.into_response(HttpResponse::NoContent().finish()))
         });
-        let watched = watch.new_transform(routes).await.expect("a middleware");
+        let service = state.new_transform(routes).await.expect("a middleware");
         let call = async |path: &str| {
             let request = TestRequest::with_uri(path).insert_header((X_REQUEST_ID, "mine"));
-            watched.call(request.to_srv_request()).await.expect("a response")
+            service.call(request.to_srv_request()).await.expect("a response")
         };
 
         let (here, gone) = (call("/thing/here").await, call("/thing/gone").await);

@@ -15,7 +15,7 @@ mod server;
 
 pub use self::body::{Body, FromBody, member};
 pub use self::health::Readiness;
-pub use self::middleware::Shortcut;
+pub use self::middleware::FastPath;
 pub use self::problem::{KINDS, Kind, Problem};
 pub use self::route::{readable, resource};
 pub use self::server::Service;

@@ -1,9 +1,9 @@
-//! Resources that know their template, so that logs and metrics need not ask the router.
+//! Resources that know their template, for logs and metrics.
 
 use actix_web::dev::Handler;
 use actix_web::{FromRequest, Resource, Responder, web};
 
-/// A resource's template, for logs and metrics: to ask the router would be to route a second time.
+/// A resource's template, for logs and metrics. The router could be asked for it only by routing a second time.
 #[derive(Clone, Copy)]
 pub struct Route(pub &'static str);
 
@@ -12,7 +12,7 @@ pub fn resource(template: &'static str) -> Resource {
     web::resource(template).app_data(Route(template))
 }
 
-/// A resource that answers GET and HEAD by `handler`, and 405 to the rest.
+/// A resource at `template` that answers GET and HEAD by `handler`, and any other method with 405.
 pub fn readable<F, A>(template: &'static str, handler: F) -> Resource
 where
     F: Handler<A>,

@@ -1,19 +1,20 @@
 //! The heart: cache-aside, written once, and coherent.
 //!
-//! What is cached says, as [`CacheAside`], what its key is, how it is loaded and how it is encoded. [`Repository`]
-//! does the rest. It knows nothing of users or HTTP. docs/cache-protocol.md tells why it is right, with a diagram of
-//! each flow; this is the protocol itself.
+//! An entity says, as [`CacheAside`], what its key is, how it is loaded and how it is encoded. [`Repository`] does the
+//! rest: it reads in `read.rs` and writes in `write.rs`. It knows nothing of users or HTTP. docs/cache-protocol.md
+//! says why the protocol is right, with a diagram of each flow; this is the protocol itself.
 //!
-//! PostgreSQL is the truth; Redis holds copies, and so does the near cache. The promise: once a write is acknowledged,
+//! PostgreSQL is the truth. Redis holds copies, and so does the near cache. The promise: once a write is acknowledged,
 //! no read that starts later returns what was before it. Three things keep it:
 //!
 //! - a **lease** (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013): a reader that finds nothing puts a
-//!   random token at the key before it loads, and its copy goes in only if the token is still there;
+//!   random token at the key before it loads, and its copy is stored only if the token is still there;
 //! - a **barrier**: a writer puts another mark over whatever is at the key, after it has the row's lock and before
-//!   COMMIT, and takes it away before it acknowledges. While it stands, readers use PostgreSQL and keep nothing. If
-//!   the writer dies, the barrier outlives its transaction;
-//! - a **wait**: near copies may be used for [`near::LEASE`] after a proof that nothing was missed. A writer that
-//!   changes what others may hold waits as long between publishing the key and COMMIT.
+//!   COMMIT, and removes it before it acknowledges. While the barrier stands, readers use PostgreSQL and store
+//!   nothing. If the writer dies, the barrier outlives its transaction;
+//! - a **wait**: near copies may be used for [`near::PROOF_LIFE`](crate::cache::near::PROOF_LIFE) after a proof that
+//!   nothing was missed. A writer that changes what replicas may hold waits as long between publishing the key and
+//!   COMMIT.
 
 mod creations;
 mod read;
@@ -24,27 +25,26 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix_web::web::Bytes;
 use diesel::{PgConnection, QueryResult};
 use prometheus::{IntCounter, IntCounterVec};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 pub use self::creations::Creations;
-use self::singleflight::Flights;
+use self::read::{FillTarget, LoadResult};
+use self::singleflight::SingleFlight;
 pub use self::write::{Changed, Effect};
-use crate::cache::entry::Answer;
-use crate::cache::near::Near;
-use crate::cache::{Cache, CacheError};
+use crate::cache::{Cache, CacheError, Near, Representation};
 use crate::config::CacheSettings;
-use crate::database::{Batch, Batches, Database};
+use crate::database::{Batcher, Database};
 
-/// So many may wait for Redis, whatever the bound of those who wait for PostgreSQL: a short line must not refuse hits.
-const ASKING_MIN: usize = 128;
+/// How many reads may wait for Redis at least, however short the line for PostgreSQL is: a short line must not refuse
+/// hits, which take Redis a few microseconds each.
+const READS_WAITING_MIN: usize = 128;
 
 /// What can be kept in a [`Repository`].
 pub trait CacheAside: Send + Sync + 'static {
-    /// What it is found by.
+    /// What a record is found by.
     type Key: Clone + Eq + Hash + Send + Sync + 'static;
     /// A row.
     type Record;
@@ -61,40 +61,40 @@ pub trait CacheAside: Send + Sync + 'static {
     /// The key of `record`.
     fn key(record: &Self::Record) -> &Self::Key;
 
-    /// The finished answer for `record`, to be sent as it is on every hit.
-    fn encode(record: &Self::Record) -> Answer;
+    /// The finished answer for `record`, which is sent as it is on every hit.
+    fn encode(record: &Self::Record) -> Representation;
 }
 
-/// How an answer was come by.
+/// How the cache took part in a read, in the words of `Cache-Status` (RFC 9211).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// From Redis, where it will live for this long.
+pub enum CacheStatus {
+    /// From Redis, where the entry lives for this long.
     Hit(Duration),
-    /// From this process' memory; Redis has it for this long.
+    /// From this process' memory; the entry in Redis lives for this long.
     NearHit(Duration),
     /// Loaded.
     Miss {
-        /// Whether the copy went in: the lease held.
+        /// Whether the copy was stored: the lease still held.
         stored: bool,
     },
     /// Loaded by another request that came at the same time.
     Collapsed,
-    /// Loaded, since the client wanted it fresh.
-    Forced {
-        /// Whether the copy went in: nobody came in between.
+    /// Loaded, since the client asked for a fresh read.
+    Fresh {
+        /// Whether the copy was stored: no write came in between.
         stored: bool,
     },
-    /// Loaded, since somebody else is loading or writing; not stored.
-    WriteInProgress,
-    /// Loaded; Redis did not answer in time.
-    CacheTimeout,
+    /// Loaded and not stored, since another request is loading or writing.
+    Bypass,
+    /// Loaded; Redis did not reply in time.
+    Timeout,
     /// Loaded; Redis failed.
-    CacheError,
+    Error,
     /// Loaded; Redis was not asked.
     BreakerOpen,
 }
 
-impl Source {
+impl CacheStatus {
     /// The value of the metric's label `result`.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -103,73 +103,65 @@ impl Source {
             Self::NearHit(_) => "near_hit",
             Self::Miss { .. } => "miss",
             Self::Collapsed => "collapsed",
-            Self::Forced { .. } => "forced",
-            Self::WriteInProgress => "bypass",
-            Self::CacheTimeout => "timeout",
-            Self::CacheError => "error",
+            Self::Fresh { .. } => "forced",
+            Self::Bypass => "bypass",
+            Self::Timeout => "timeout",
+            Self::Error => "error",
             Self::BreakerOpen => "breaker_open",
         }
     }
 }
 
-impl From<CacheError> for Source {
+impl From<CacheError> for CacheStatus {
     fn from(error: CacheError) -> Self {
         match error {
-            CacheError::Timeout => Self::CacheTimeout,
-            CacheError::Failed(_) => Self::CacheError,
+            CacheError::Timeout => Self::Timeout,
+            CacheError::Failed(_) => Self::Error,
             CacheError::BreakerOpen => Self::BreakerOpen,
         }
     }
 }
 
-/// An answer, or that there is none, and where it came from.
+/// What a read may return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// A copy, if there is one.
+    Any,
+    /// The row itself.
+    Fresh,
+}
+
+/// The result of a read, and where it came from.
 #[derive(Debug, Clone)]
 pub struct Found {
-    /// The answer.
-    pub answer: Option<Answer>,
-    /// How it was come by.
-    pub source: Source,
+    /// The answer; none if there is no such record.
+    pub answer: Option<Representation>,
+    /// Where it came from.
+    pub status: CacheStatus,
 }
 
-/// Finds and changes what is kept as `T`; clones share everything.
-pub struct Repository<T: CacheAside>(Arc<Parts<T>>);
+/// Finds and changes records of `T`; clones share everything.
+pub struct Repository<T: CacheAside>(Arc<Inner<T>>);
 
-/// Keys that are loaded together.
-type Loads<T> = Batch<<T as CacheAside>::Key, Option<Place>, Loaded>;
-
-/// Where a copy is to go.
-struct Place {
-    cache_key: String,
-    /// What must still be there.
-    expected: Bytes,
-}
-
-/// What a load came to.
-struct Loaded {
-    answer: Option<Answer>,
-    /// When the query was sent.
-    as_of: Instant,
-    /// Whether the copy went in.
-    stored: bool,
-}
-
-struct Parts<T: CacheAside> {
+struct Inner<T: CacheAside> {
     database: Database,
-    loads: Batches<T::Key, Option<Place>, Loaded>,
+    loads: Batcher<T::Key, Option<FillTarget>, LoadResult>,
     cache: Cache,
-    near: Option<Arc<Near>>,
-    flights: Flights<Found>,
-    refreshes: Flights<Found>,
-    /// For those who wait for Redis.
-    asking: Semaphore,
+    near: Arc<Near>,
+    /// Reads through Redis that requests share.
+    reads: SingleFlight<Found>,
+    /// Early refreshes, of which one a key is enough.
+    refreshes: SingleFlight<Found>,
+    /// A permit for each read that waits for Redis.
+    reads_waiting: Semaphore,
     settings: CacheSettings,
     requests: IntCounterVec,
-    /// The one of them that counts most.
+    /// The counter of `requests` that is used most.
     near_hits: IntCounter,
     runtime: Handle,
 }
 
-// Derived, it would ask `T: Clone`.
+// Derived, it would require `T: Clone`.
 impl<T: CacheAside> Clone for Repository<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
@@ -177,34 +169,35 @@ impl<T: CacheAside> Clone for Repository<T> {
 }
 
 impl<T: CacheAside> Repository<T> {
-    /// A repository over `database`, `cache` and perhaps a near cache; `requests` counts finds by their
-    /// [`Source::label`]. Must be called within a runtime.
+    /// A repository over `database`, `cache` and `near`; `requests` counts reads by [`CacheStatus::label`]. Must be
+    /// called within a runtime.
     #[must_use]
     pub fn new(
         database: Database,
         cache: Cache,
-        near: Option<Arc<Near>>,
+        near: Arc<Near>,
         settings: &CacheSettings,
         requests: IntCounterVec,
     ) -> Self {
-        let parts = Parts {
-            loads: Batches::new(database.clone()),
-            asking: Semaphore::new(database.queue().max(ASKING_MIN)),
+        let inner = Inner {
+            loads: Batcher::new(database.clone()),
+            reads_waiting: Semaphore::new(database.queue().max(READS_WAITING_MIN)),
             database,
             cache,
             near,
-            flights: Flights::default(),
-            refreshes: Flights::default(),
+            reads: SingleFlight::default(),
+            refreshes: SingleFlight::default(),
             settings: settings.clone(),
-            near_hits: requests.with_label_values(&[Source::NearHit(Duration::ZERO).label()]),
+            near_hits: requests.with_label_values(&[CacheStatus::NearHit(Duration::ZERO).label()]),
             requests,
             runtime: Handle::current(),
         };
-        Self(Arc::new(parts))
+        Self(Arc::new(inner))
     }
 
-    /// The database under it, for those who wait together for a write.
-    pub(crate) fn database(&self) -> &Database {
-        &self.0.database
+    /// The deadline of a request that has just arrived.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.0.database.deadline()
     }
 }

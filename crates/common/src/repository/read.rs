@@ -1,4 +1,4 @@
-//! The read flow, top to bottom.
+//! The read flow, top to bottom: the near cache, Redis, the load, the fill.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,128 +8,148 @@ use actix_web::web::Bytes;
 use diesel::PgConnection;
 use tokio::time::{sleep, timeout_at};
 
-use super::singleflight::{Landed, Seat};
-use super::{CacheAside, Found, Loaded, Loads, Place, Repository, Source};
-use crate::cache::entry::{self, Answer, Filled, Slot};
-use crate::cache::{CacheError, Copy, near};
-use crate::database::Seen;
+use super::singleflight::{Role, Shared};
+use super::{CacheAside, CacheStatus, Found, Freshness, Repository};
+use crate::cache::entry::{self, Entry, Held};
+use crate::cache::{CacheError, Fill, Representation};
+use crate::database::{Batch, Seen};
 use crate::error::Error;
 
-/// How long to wait for another replica's load, at least; at most twice as long.
+/// How long to wait for another replica's load, at least; at most twice as long. A load takes a few milliseconds.
 const LEASE_WAIT: Duration = Duration::from_millis(20);
-/// The share of a TTL that may be taken off at random, so that what was filled together does not end together.
+/// The share of a TTL that may be taken off at random, so that entries that were stored together do not end together.
 const JITTER: f64 = 0.1;
 
+/// Where a loaded copy is stored.
+pub struct FillTarget {
+    cache_key: String,
+    /// What must still be there: a lease, or the head of an entry.
+    expected: Bytes,
+}
+
+/// The result of a load.
+pub struct LoadResult {
+    answer: Option<Representation>,
+    /// When the query was sent.
+    as_of: Instant,
+    /// Whether the copy was stored.
+    stored: bool,
+}
+
+/// Keys that are loaded together.
+type Loads<T> = Batch<<T as CacheAside>::Key, Option<FillTarget>, LoadResult>;
+
 impl<T: CacheAside> Repository<T> {
-    /// Finds what `key` names: a copy, or with `fresh` the row itself.
+    /// Finds the record of `key`.
     ///
     /// # Errors
-    /// The database's, and [`Error::Overloaded`] if too many wait for Redis. A cache that fails makes this slower, by one
-    /// time-out at most.
-    pub async fn find(&self, key: &T::Key, fresh: bool) -> Result<Found, Error> {
+    /// The database's, and [`Error::Overloaded`] if too many reads wait for Redis. A cache that fails makes this slower,
+    /// by one time-out at most.
+    pub async fn find(&self, key: &T::Key, freshness: Freshness) -> Result<Found, Error> {
         let cache_key = T::cache_key(key);
-        if !fresh && let Some(found) = self.near_copy(key, &cache_key) {
-            return Ok(found);
-        }
-        // Boxed: most requests end above, and need not carry it.
-        let found = match fresh {
-            true => Box::pin(self.find_fresh(key, cache_key)).await,
-            false => Box::pin(self.find_copy(key, cache_key)).await,
+        // Boxed: most requests end at the near copy, and need not carry the rest.
+        let found = match freshness {
+            Freshness::Any => match self.near_copy(key, &cache_key) {
+                Some(found) => return Ok(found),
+                None => Box::pin(self.find_copy(key, cache_key)).await,
+            },
+            Freshness::Fresh => Box::pin(self.find_fresh(key, cache_key)).await,
         }?;
-        self.0.requests.with_label_values(&[found.source.label()]).inc();
+        self.0.requests.with_label_values(&[found.status.label()]).inc();
         Ok(found)
     }
 
-    /// As [`Repository::find`], but only in this process' own memory, and at once. To be called after the request has
-    /// arrived, within a runtime: it may start an early refresh.
+    /// As [`Repository::find`], but only in this process' own memory, and at once. Must be called after the request has
+    /// arrived, and within a runtime: it may start an early refresh.
     #[must_use]
     pub fn find_near(&self, key: &T::Key) -> Option<Found> {
         self.near_copy(key, &T::cache_key(key))
     }
 
     fn near_copy(&self, key: &T::Key, cache_key: &str) -> Option<Found> {
-        let filled = self.0.near.as_ref()?.get(cache_key)?;
-        let ttl = filled.ttl();
+        let entry = self.0.near.get(cache_key)?;
+        let ttl = entry.ttl();
         self.0.near_hits.inc();
-        self.refresh_if_due(key, cache_key, &filled, ttl);
-        Some(Found { source: Source::NearHit(ttl), answer: filled.into_answer() })
+        self.refresh_if_due(key, cache_key, &entry, ttl);
+        Some(Found { status: CacheStatus::NearHit(ttl), answer: entry.into_representation() })
     }
 
-    /// From Redis, or by a load, which all share who have come before it.
+    /// Reads Redis, or loads. All requests that arrived before the question was sent share the result.
     async fn find_copy(&self, key: &T::Key, cache_key: String) -> Result<Found, Error> {
-        // Late for an arrival, which errs on the safe side.
+        // Taken a little after the request arrived. That can only share less, never answer something too old.
         let arrival = Instant::now();
         let read = || self.clone().read_through(key.clone(), cache_key.clone());
-        // A flight has deadlines of its own. Who takes a second one gets no more time for it.
-        let mut flight = self.0.flights.board(&cache_key, read).await;
+        // A read has deadlines of its own. A request that joins a second one gets no more time for it.
+        let mut call = self.0.reads.join(&cache_key, read).await;
         loop {
-            let (seat, landed) = flight;
-            let mut found = landed.result?;
-            if seat == Seat::Pilot {
+            let (role, shared) = call;
+            let mut found = shared.result?;
+            if role == Role::Leader {
                 return Ok(found);
             }
-            // One that had read before this request came may have missed a write that was acknowledged by then.
-            if landed.as_of >= arrival {
-                if let Source::Miss { .. } = found.source {
-                    found.source = Source::Collapsed;
+            // A load that read before this request arrived may not contain a write that was already acknowledged.
+            if shared.as_of >= arrival {
+                if let CacheStatus::Miss { .. } = found.status {
+                    found.status = CacheStatus::Collapsed;
                 }
                 return Ok(found);
             }
-            let next = self.0.flights.board(&cache_key, read);
-            let give_up = arrival + self.0.database.deadline();
-            flight = timeout_at(give_up.into(), next).await.map_err(|_| Error::waited_too_long())?;
+            let next = self.0.reads.join(&cache_key, read);
+            let deadline = arrival + self.0.database.timeout();
+            call = timeout_at(deadline.into(), next).await.map_err(|_| Error::waited_too_long())?;
         }
     }
 
-    /// Takes a copy from Redis, or the lease; then loads, and fills. If somebody else is at it, it waits a little for
-    /// their copy, and loads without filling if there is none.
-    async fn read_through(self, key: T::Key, cache_key: String) -> Landed<Found> {
+    /// Takes a copy from Redis, or the lease; then loads, and fills. If another reader has the lease, this one waits a
+    /// little for its copy, and loads without filling if there is none.
+    async fn read_through(self, key: T::Key, cache_key: String) -> Shared<Found> {
         let mut waited = false;
         loop {
             let as_of = Instant::now();
-            // Before Redis is asked: an invalidation that comes after it makes what is read not worth keeping.
-            let note = self.note(&cache_key);
+            // Before Redis is asked: an invalidation that comes later makes the reply unfit for the near cache.
+            let stamp = self.0.near.stamp(&cache_key);
             let lease = entry::lease(&entry::token());
-            let slot = match self.copy_or_lease(&cache_key, &lease).await {
-                Ok(slot) => slot,
-                // It was let in, and has waited: it is not sent away now.
-                Err(_) if waited => return self.load_only(&key, Source::WriteInProgress).await,
-                Err(error) => return Landed { result: Err(error), as_of },
+            let held = match self.copy_or_lease(&cache_key, &lease).await {
+                Ok(held) => held,
+                // This request was admitted and has waited for another's load. Do not refuse it now; load without
+                // filling.
+                Err(_) if waited => return self.load_only(&key, CacheStatus::Bypass).await,
+                Err(error) => return Shared { result: Err(error), as_of },
             };
-            match slot {
-                Ok(Slot::Filled(filled)) => {
-                    let ttl = filled.ttl();
-                    self.keep_near(&cache_key, note, &filled);
-                    self.refresh_if_due(&key, &cache_key, &filled, ttl);
-                    let found = Found { source: Source::Hit(ttl), answer: filled.into_answer() };
-                    return Landed { result: Ok(found), as_of };
+            match held {
+                Ok(Held::Entry(entry)) => {
+                    let ttl = entry.ttl();
+                    self.0.near.put(&cache_key, stamp, &entry);
+                    self.refresh_if_due(&key, &cache_key, &entry, ttl);
+                    let found = Found { status: CacheStatus::Hit(ttl), answer: entry.into_representation() };
+                    return Shared { result: Ok(found), as_of };
                 }
-                Ok(Slot::Empty) => return self.load_and_fill(&key, &cache_key, lease, false).await,
+                Ok(Held::Empty) => return self.load_and_fill(&key, &cache_key, lease, Freshness::Any).await,
                 // One wait: a load takes a few milliseconds, and a lease whose owner died is not worth more.
-                Ok(Slot::Lease) if !waited => {
+                Ok(Held::Lease) if !waited => {
                     waited = true;
                     sleep(LEASE_WAIT.mul_f64(rand::random_range(1.0..2.0))).await;
                 }
-                Ok(Slot::Garbage(bytes)) => match self.0.cache.remove(&cache_key, &bytes).await {
+                Ok(Held::Garbage(bytes)) => match self.0.cache.remove(&cache_key, &bytes).await {
                     Ok(true) => {}
-                    Ok(false) => return self.load_only(&key, Source::WriteInProgress).await,
+                    Ok(false) => return self.load_only(&key, CacheStatus::Bypass).await,
                     Err(error) => return self.load_only(&key, error.into()).await,
                 },
-                Ok(Slot::Lease | Slot::Barrier | Slot::OtherFormat) => {
-                    return self.load_only(&key, Source::WriteInProgress).await;
+                Ok(Held::Lease | Held::Barrier | Held::OtherFormat) => {
+                    return self.load_only(&key, CacheStatus::Bypass).await;
                 }
                 Err(error) => return self.load_only(&key, error.into()).await,
             }
         }
     }
 
-    /// What Redis holds; if that is nothing, `lease` from now on. No more may wait for it than could wait for PostgreSQL,
-    /// as they will if it does not answer. Under overload this keeps the time short in which the others are served.
+    /// What Redis holds; if that is nothing, `lease` from now on. As many reads may wait for Redis as for PostgreSQL,
+    /// which they need if Redis does not reply. Under overload this keeps the time of the others short.
     ///
     /// # Errors
     /// [`Error::Overloaded`], at once.
-    async fn copy_or_lease(&self, cache_key: &str, lease: &[u8]) -> Result<Result<Slot, CacheError>, Error> {
-        let Ok(_place) = self.0.asking.try_acquire() else {
+    async fn copy_or_lease(&self, cache_key: &str, lease: &[u8]) -> Result<Result<Held, CacheError>, Error> {
+        let Ok(_permit) = self.0.reads_waiting.try_acquire() else {
             self.0.requests.with_label_values(&["refused"]).inc();
             return Err(Error::Overloaded);
         };
@@ -138,147 +158,152 @@ impl<T: CacheAside> Repository<T> {
 
     /// Reads the row, whatever copies there are, and refills the cache.
     async fn find_fresh(&self, key: &T::Key, cache_key: String) -> Result<Found, Error> {
-        let (this, key) = (self.clone(), key.clone());
+        let this = self.clone();
+        let key = key.clone();
         // A task of its own: a client that hangs up leaves no lease behind.
         let task = tokio::spawn(async move {
-            // The row is read only after this was answered: what is there now and still there then was not overtaken
-            // by a write in between.
+            // The row is read only after Redis' reply. So what Redis holds now, if it is still there at the fill, was
+            // not overtaken by a write in between.
             let lease = entry::lease(&entry::token());
-            let mut slot = match this.copy_or_lease(&cache_key, &lease).await {
-                Ok(slot) => slot,
-                Err(error) => return Landed { result: Err(error), as_of: Instant::now() },
+            let mut held = match this.copy_or_lease(&cache_key, &lease).await {
+                Ok(held) => held,
+                Err(error) => return Shared { result: Err(error), as_of: Instant::now() },
             };
-            if let Ok(Slot::Garbage(bytes)) = &slot {
-                slot = match this.0.cache.remove(&cache_key, bytes).await {
+            if let Ok(Held::Garbage(bytes)) = &held {
+                held = match this.0.cache.remove(&cache_key, bytes).await {
                     Ok(_) => this.0.cache.get_or_lease(&cache_key, &lease).await,
                     Err(error) => Err(error),
                 };
             }
-            match slot {
-                Ok(Slot::Empty) => this.load_and_fill(&key, &cache_key, lease, true).await,
-                Ok(Slot::Filled(filled)) => this.load_and_fill(&key, &cache_key, filled.head(), true).await,
-                Ok(_) => this.load_only(&key, Source::WriteInProgress).await,
-                Err(error) => this.load_only(&key, error.into()).await,
-            }
+            let expected = match held {
+                Ok(Held::Empty) => lease,
+                Ok(Held::Entry(entry)) => entry.head(),
+                Ok(_) => return this.load_only(&key, CacheStatus::Bypass).await,
+                Err(error) => return this.load_only(&key, error.into()).await,
+            };
+            this.load_and_fill(&key, &cache_key, expected, Freshness::Fresh).await
         });
         task.await.map_err(|panic| Error::Internal(panic.to_string()))?.result
     }
 
-    /// Early refresh: near its end, an entry is loaded anew by one of those who read it. It stays visible meanwhile,
-    /// so that a key that is read often never misses.
-    fn refresh_if_due(&self, key: &T::Key, cache_key: &str, filled: &Filled, ttl: Duration) {
-        if !filled.is_due(ttl) {
+    /// Early refresh: near its end, an entry is loaded anew by one of the requests that read it. It stays visible
+    /// meanwhile, so that a key that is read often never misses.
+    fn refresh_if_due(&self, key: &T::Key, cache_key: &str, entry: &Entry, ttl: Duration) {
+        if !entry.is_due(ttl) {
             return;
         }
-        let (this, key, cache_key, head) = (self.clone(), key.clone(), cache_key.to_owned(), filled.head());
+        let this = self.clone();
+        let key = key.clone();
+        let cache_key = cache_key.to_owned();
+        let head = entry.head();
         tokio::spawn(async move {
             let load = || {
-                let (this, cache_key) = (this.clone(), cache_key.clone());
-                async move { this.load_and_fill(&key, &cache_key, head, true).await }
+                let this = this.clone();
+                let cache_key = cache_key.clone();
+                async move { this.load_and_fill(&key, &cache_key, head, Freshness::Fresh).await }
             };
-            // Nobody waits for it, but two at a time would be one too many.
-            this.0.refreshes.board(&cache_key, load).await;
+            // No request waits for it; shared, since a second refresh of the key at the same time is one too many.
+            this.0.refreshes.join(&cache_key, load).await;
         });
     }
 
-    /// Loads, and answers whatever becomes of the copy: it goes in where `expected` is, if it still is.
+    /// Loads, and answers whether or not the copy could be stored: it is, where `expected` is still there.
     async fn load_and_fill(
         &self,
         key: &T::Key,
         cache_key: &str,
         expected: Bytes,
-        fresh: bool,
-    ) -> Landed<Found> {
+        freshness: Freshness,
+    ) -> Shared<Found> {
         let start = Instant::now();
-        let place = Place { cache_key: cache_key.to_owned(), expected: expected.clone() };
-        match self.load(key, Some(place)).await {
-            Ok(Loaded { answer, as_of, stored }) => {
-                if fresh && stored {
-                    self.forget_near(cache_key);
+        let target = FillTarget { cache_key: cache_key.to_owned(), expected: expected.clone() };
+        match self.load(key, Some(target)).await {
+            Ok(LoadResult { answer, as_of, stored }) => {
+                let status = match freshness {
+                    Freshness::Any => CacheStatus::Miss { stored },
+                    Freshness::Fresh => CacheStatus::Fresh { stored },
+                };
+                if status == (CacheStatus::Fresh { stored: true }) {
+                    self.0.near.invalidate(cache_key);
                 }
-                let source = if fresh { Source::Forced { stored } } else { Source::Miss { stored } };
-                Landed { result: Ok(Found { answer, source }), as_of }
+                Shared { result: Ok(Found { answer, status }), as_of }
             }
             Err(error) => {
-                // A lease ends by itself if Redis does not hear of it; a copy is not the whole of its bytes and stays.
-                let (this, cache_key) = (self.clone(), cache_key.to_owned());
+                // Gives the lease back; if Redis cannot be reached, it expires. A refresh passes only an entry's head,
+                // which `remove` never equals, so the old entry stays.
+                let this = self.clone();
+                let cache_key = cache_key.to_owned();
                 tokio::spawn(async move { this.0.cache.remove(&cache_key, &expected).await });
-                Landed { result: Err(error), as_of: start }
+                Shared { result: Err(error), as_of: start }
             }
         }
     }
 
-    async fn load_only(&self, key: &T::Key, source: Source) -> Landed<Found> {
+    async fn load_only(&self, key: &T::Key, status: CacheStatus) -> Shared<Found> {
         match self.load(key, None).await {
-            Ok(Loaded { answer, as_of, .. }) => Landed { result: Ok(Found { answer, source }), as_of },
-            Err(error) => Landed { result: Err(error), as_of: Instant::now() },
+            Ok(LoadResult { answer, as_of, .. }) => Shared { result: Ok(Found { answer, status }), as_of },
+            Err(error) => Shared { result: Err(error), as_of: Instant::now() },
         }
     }
 
-    /// Loads a row, together with all that wait for theirs, and puts a copy of it in `place`.
-    async fn load(&self, key: &T::Key, place: Option<Place>) -> Result<Loaded, Error> {
-        let serve = || drop(tokio::spawn(self.clone().serve_loads()));
-        self.0.loads.join(key.clone(), place, serve).await
+    /// Loads a row, together with all keys that wait, and stores a copy of it at `target`.
+    async fn load(&self, key: &T::Key, target: Option<FillTarget>) -> Result<LoadResult, Error> {
+        let serve = || {
+            tokio::spawn(self.clone().serve_loads());
+        };
+        self.0.loads.join(key.clone(), target, serve).await
     }
 
-    /// Sends one query for all who wait, and another, until nobody does.
+    /// Sends one query for all keys that wait, and another, until none waits.
     async fn serve_loads(self) {
         while let Some(batch) = self.0.loads.next() {
             let batch = Arc::new(batch);
             let taken = batch.clone();
             let query = move |connection: &mut PgConnection| {
-                let keys: Vec<&T::Key> = taken.members().iter().map(|member| &member.key).collect();
+                let keys: Vec<&T::Key> = taken.waiters().iter().map(|waiter| &waiter.key).collect();
                 let records = T::load(connection, &keys)?;
                 Ok(records.iter().map(|record| (T::key(record).clone(), T::encode(record))).collect())
             };
-            match self.0.database.read(batch.give_up, query).await {
+            match self.0.database.read(batch.deadline, query).await {
                 // The next query need not wait for Redis.
-                Ok(seen) => drop(tokio::spawn(self.clone().fill(batch, seen))),
-                Err(error) => batch.members().iter().for_each(|member| member.tell(Err(error.clone()))),
+                Ok(seen) => {
+                    tokio::spawn(self.clone().fill(batch, seen));
+                }
+                Err(error) => {
+                    for waiter in batch.waiters() {
+                        waiter.resolve(Err(error.clone()));
+                    }
+                }
             }
         }
     }
 
-    /// Puts the copies of a batch in their places, in one round trip, and tells its members. None is kept near: most
-    /// names are not asked for a second time while they could be.
-    async fn fill(self, batch: Arc<Loads<T>>, seen: Seen<HashMap<T::Key, Answer>>) {
-        let (load_time, as_of) = (seen.as_of.elapsed(), seen.as_of);
-        let (mut filling, mut copies) = (Vec::new(), Vec::new());
-        for member in batch.members() {
-            let answer = seen.value.get(&member.key).cloned();
-            let Some(place) = &member.value else {
-                member.tell(Ok(Loaded { answer, as_of, stored: false }));
+    /// Stores the copies of a batch, in one round trip, and resolves its waiters. Loaded rows are not put in the near
+    /// cache: most are not read again within its five seconds.
+    async fn fill(self, batch: Arc<Loads<T>>, seen: Seen<HashMap<T::Key, Representation>>) {
+        let as_of = seen.as_of;
+        let load_time = as_of.elapsed();
+        let mut filling = Vec::new();
+        let mut fills = Vec::new();
+        for waiter in batch.waiters() {
+            let answer = seen.value.get(&waiter.key).cloned();
+            let Some(target) = &waiter.value else {
+                waiter.resolve(Ok(LoadResult { answer, as_of, stored: false }));
                 continue;
             };
             let ttl = if answer.is_some() { self.0.settings.ttl } else { self.0.settings.absent_ttl };
             let ttl = ttl.mul_f64(1.0 - rand::random_range(0.0..JITTER));
             let bytes = entry::encode(answer.as_ref(), load_time, ttl);
-            copies.push(Copy { key: &place.cache_key, expected: &place.expected, bytes, ttl });
-            filling.push((member, answer));
+            fills.push(Fill { key: &target.cache_key, expected: &target.expected, bytes, ttl });
+            filling.push((waiter, answer));
         }
-        if copies.is_empty() {
+        if fills.is_empty() {
             return;
         }
-        let stored = self.0.cache.replace(&copies).await.unwrap_or_default();
-        for (at, (member, answer)) in filling.into_iter().enumerate() {
+        let stored = self.0.cache.replace(&fills).await.unwrap_or_default();
+        for (at, (waiter, answer)) in filling.into_iter().enumerate() {
             let stored = stored.get(at).is_some_and(|stored| *stored);
-            member.tell(Ok(Loaded { answer, as_of, stored }));
-        }
-    }
-
-    fn note(&self, cache_key: &str) -> Option<near::Note> {
-        self.0.near.as_ref().and_then(|near| near.note(cache_key))
-    }
-
-    fn keep_near(&self, cache_key: &str, note: Option<near::Note>, filled: &Filled) {
-        if let Some(near) = &self.0.near {
-            near.put(cache_key, note, filled);
-        }
-    }
-
-    fn forget_near(&self, cache_key: &str) {
-        if let Some(near) = &self.0.near {
-            near.invalidate(cache_key);
+            waiter.resolve(Ok(LoadResult { answer, as_of, stored }));
         }
     }
 }

@@ -1,110 +1,112 @@
-//! Shared loads: those who ask for the same key at the same time wait for one load.
+//! Shared loads: requests that ask for the same key at the same time wait for one load.
 //!
-//! Not everybody may share: whoever arrived after the load had read what it will answer could be handed something
-//! older than a write that was acknowledged before they came. They are told when the answer was read, and judge.
+//! Not every request may share. A load that read before a request arrived may not contain a write that was
+//! acknowledged by then. So each caller gets the time at which the result was read, and decides.
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
 
-/// What a load came to, and when what it answers was read.
+/// The result of a load, for every caller that shares it.
 #[derive(Debug, Clone)]
-pub struct Landed<T> {
+pub struct Shared<T> {
     /// The result.
     pub result: Result<T, Error>,
-    /// When the query behind it was sent: it has seen every write that was acknowledged by then.
+    /// When the query behind it was sent: it contains every write that was acknowledged by then.
     pub as_of: Instant,
 }
 
-/// Who waits for each load, beside who started it.
-type InTheAir<T> = Arc<Mutex<HashMap<String, Vec<oneshot::Sender<Landed<T>>>>>>;
+/// The followers of each load that is under way.
+type Calls<T> = Arc<Mutex<HashMap<String, Vec<oneshot::Sender<Shared<T>>>>>>;
 
-/// The loads that are under way.
-pub struct Flights<T>(InTheAir<T>);
+/// The loads that are under way, at most one a key.
+pub struct SingleFlight<T>(Calls<T>);
 
-impl<T> Default for Flights<T> {
+impl<T> Default for SingleFlight<T> {
     fn default() -> Self {
         Self(Arc::default())
     }
 }
 
-/// Whether a load was started or joined.
+/// Whether a caller started the load or joined it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seat {
-    /// This caller started it.
-    Pilot,
-    /// It was in the air already.
-    Passenger,
+pub enum Role {
+    /// It started the load.
+    Leader,
+    /// The load was under way already.
+    Follower,
 }
 
-impl<T: Clone + Send + 'static> Flights<T> {
+impl<T: Clone + Send + 'static> SingleFlight<T> {
     /// Waits for the load of `key` that is under way, or for `load`, started now.
     ///
-    /// The load is a task of its own: a client that hangs up does not strand those who wait with it.
-    pub async fn board<F>(&self, key: &str, load: impl FnOnce() -> F) -> (Seat, Landed<T>)
+    /// The load is a task of its own: a client that hangs up does not strand the followers.
+    pub async fn join<F>(&self, key: &str, load: impl FnOnce() -> F) -> (Role, Shared<T>)
     where
-        F: Future<Output = Landed<T>> + Send + 'static,
+        F: Future<Output = Shared<T>> + Send + 'static,
     {
-        let (land, landing) = oneshot::channel();
-        let seat = self.join_or_start(key, land, load);
-        let crashed =
-            |_| Landed { result: Err(Error::Internal("a load panicked".into())), as_of: Instant::now() };
-        (seat, landing.await.unwrap_or_else(crashed))
+        let (sender, receiver) = oneshot::channel();
+        let role = self.follow_or_lead(key, sender, load);
+        let panicked =
+            |_| Shared { result: Err(Error::Internal("a load panicked".into())), as_of: Instant::now() };
+        (role, receiver.await.unwrap_or_else(panicked))
     }
 
-    fn join_or_start<F>(&self, key: &str, land: oneshot::Sender<Landed<T>>, load: impl FnOnce() -> F) -> Seat
+    fn follow_or_lead<F>(
+        &self,
+        key: &str,
+        sender: oneshot::Sender<Shared<T>>,
+        load: impl FnOnce() -> F,
+    ) -> Role
     where
-        F: Future<Output = Landed<T>> + Send + 'static,
+        F: Future<Output = Shared<T>> + Send + 'static,
     {
-        let mut in_the_air = lock(&self.0);
-        if let Some(passengers) = in_the_air.get_mut(key) {
-            passengers.push(land);
-            return Seat::Passenger;
+        let mut calls = self.0.lock();
+        if let Some(followers) = calls.get_mut(key) {
+            followers.push(sender);
+            return Role::Follower;
         }
-        in_the_air.insert(key.to_owned(), Vec::new());
-        drop(in_the_air);
-        let mut listed = Listed { in_the_air: self.0.clone(), key: Some(key.to_owned()) };
-        // Boxed, since a task is moved about before it rests.
+        calls.insert(key.to_owned(), Vec::new());
+        drop(calls);
+        let mut call = CallGuard { calls: self.0.clone(), key: Some(key.to_owned()) };
+        // Boxed, since a task is moved several times before it rests.
         let load = Box::pin(load());
         tokio::spawn(async move {
-            let landed = load.await;
-            // Off the list before it lands: nobody boards what has landed. Whoever asked may be gone: then nobody is
-            // left to tell.
-            for passenger in listed.take_off() {
-                drop(passenger.send(landed.clone()));
+            let shared = load.await;
+            // The call is removed before the result is sent, so that no caller joins a finished load. A caller may
+            // have hung up: a result that cannot be sent is not needed.
+            for follower in call.finish() {
+                let _ = follower.send(shared.clone());
             }
-            drop(land.send(landed));
+            let _ = sender.send(shared);
         });
-        Seat::Pilot
+        Role::Leader
     }
 }
 
-/// A load's place on the list, which it leaves also if it crashes.
-struct Listed<T> {
-    in_the_air: InTheAir<T>,
-    /// None once it has left: the next load of the key may be on the list by then.
+/// The entry of a load among the calls. It is removed also if the load panics.
+struct CallGuard<T> {
+    calls: Calls<T>,
+    /// None once the entry is removed: the key's next load may have an entry by then.
     key: Option<String>,
 }
 
-impl<T> Listed<T> {
-    /// Leaves the list; returns who waits.
-    fn take_off(&mut self) -> Vec<oneshot::Sender<Landed<T>>> {
-        let passengers = self.key.take().and_then(|key| lock(&self.in_the_air).remove(&key));
-        passengers.unwrap_or_default()
+impl<T> CallGuard<T> {
+    /// Removes the entry; returns the followers.
+    fn finish(&mut self) -> Vec<oneshot::Sender<Shared<T>>> {
+        let followers = self.key.take().and_then(|key| self.calls.lock().remove(&key));
+        followers.unwrap_or_default()
     }
 }
 
-impl<T> Drop for Listed<T> {
+impl<T> Drop for CallGuard<T> {
     fn drop(&mut self) {
-        self.take_off();
+        self.finish();
     }
-}
-
-fn lock<T>(in_the_air: &InTheAir<T>) -> MutexGuard<'_, HashMap<String, Vec<oneshot::Sender<Landed<T>>>>> {
-    in_the_air.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -23,7 +23,7 @@ pub fn entity_tag(etag: &[u8; 16]) -> HeaderValue {
 
 /// Whether one of `tags` is `etag`, by weak comparison (RFC 9110, section 8.8.3.2).
 #[must_use]
-pub fn is_among(tags: &[EntityTag], etag: &[u8; 16]) -> bool {
+pub fn matches_any(tags: &[EntityTag], etag: &[u8; 16]) -> bool {
     let current = hex(etag);
     tags.iter().any(|tag| tag.tag().as_bytes() == current)
 }
@@ -53,7 +53,7 @@ impl IfMatch {
     pub fn holds(&self, current: &[u8; 16]) -> bool {
         match self {
             Self::Any => true,
-            Self::Tags(tags) => is_among(tags, current),
+            Self::Tags(tags) => matches_any(tags, current),
         }
     }
 }

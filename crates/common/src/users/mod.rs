@@ -11,11 +11,11 @@ mod request;
 use actix_web::web::Bytes;
 use diesel::prelude::*;
 
-pub use self::etag::{IfMatch, entity_tag, etag, is_among};
+pub use self::etag::{IfMatch, entity_tag, etag, matches_any};
 pub use self::model::{Info, NewInfo, NewUser, User, UserName};
 pub use self::queries::{delete, insert, replace};
 pub use self::request::PathName;
-use crate::cache::Answer;
+use crate::cache::Representation;
 use crate::database::schema::users;
 use crate::repository::{CacheAside, Creations, Repository};
 
@@ -43,17 +43,17 @@ impl CacheAside for User {
         &user.name
     }
 
-    fn encode(user: &Self) -> Answer {
+    fn encode(user: &Self) -> Representation {
         let mut body = serde_json::to_vec(user).unwrap_or_default(); // two strings can always be written
         body.pop();
         body.extend_from_slice(FROM_CACHE.as_bytes());
-        Answer { etag: etag(user.name.as_str(), &user.info), body: body.into() }
+        Representation { etag: etag(user.name.as_str(), &user.info), body: body.into() }
     }
 }
 
 /// The body of `answer` for a client to whom it does not come from the cache.
 #[must_use]
-pub fn not_from_cache(answer: &Answer) -> Bytes {
+pub fn not_from_cache(answer: &Representation) -> Bytes {
     let body = &answer.body[..answer.body.len() - FROM_CACHE.len()];
     [body, NOT_FROM_CACHE.as_bytes()].concat().into()
 }

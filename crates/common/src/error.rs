@@ -15,15 +15,15 @@ use utoipa::ToSchema;
 pub enum Error {
     /// Members of the body are missing or wrong: all of them.
     InvalidMembers(Vec<MemberError>),
-    /// The body is no JSON object.
+    /// The body is no JSON object; why not.
     MalformedBody(String),
-    /// No user can have the name in the path.
+    /// The path holds a name that nothing can have; why not.
     InvalidName(&'static str),
-    /// There is no such user.
+    /// There is no record with this key.
     NotFound,
-    /// The name belongs to a user already.
+    /// There is a record with this key already.
     AlreadyExists,
-    /// The user is not, or no longer, as `If-Match` wants it.
+    /// The record is not, or no longer, as `If-Match` requires.
     PreconditionFailed,
     /// The body did not arrive within its time.
     BodyTimeout,
@@ -31,16 +31,16 @@ pub enum Error {
     BodyTooLarge,
     /// The body is not `application/json`, or compressed.
     UnsupportedMediaType(&'static str),
-    /// PostgreSQL cannot serve the request now: away, starting, read-only, out of connections, too slow; or Redis, which a
-    /// strict write needs.
+    /// PostgreSQL cannot serve the request now: away, starting, read-only, out of connections, too slow. Or Redis cannot,
+    /// which a strict write needs.
     Unavailable(String),
-    /// The service is starting or stopping, or without what it needs: what `/readyz` says.
+    /// The service is starting or stopping, or lacks what it needs: the answer of `/readyz`.
     NotReady(&'static str),
-    /// As many requests wait for PostgreSQL, or for Redis, as may.
+    /// The line for PostgreSQL or for Redis is full.
     Overloaded,
-    /// The write was on its way when PostgreSQL was lost: it may have happened, or not.
+    /// PostgreSQL was lost while the write was on its way: it may have happened, or not.
     OutcomeUnknown(String),
-    /// A mistake of ours.
+    /// A bug in the service.
     Internal(String),
 }
 
@@ -76,7 +76,7 @@ impl Error {
         }
     }
 
-    /// What happened, for the log; only where the service or its stores are to blame.
+    /// What happened, for the log; only where the service or its stores are the cause.
     #[must_use]
     pub fn cause(&self) -> Option<&str> {
         match self {
@@ -93,13 +93,13 @@ impl From<DieselError> for Error {
         match &error {
             DieselError::NotFound => Self::NotFound,
             DieselError::DatabaseError(Kind::UniqueViolation, _) => Self::AlreadyExists,
-            // What a valid request cannot cause.
+            // A valid request cannot cause these.
             DieselError::DatabaseError(Kind::CheckViolation | Kind::NotNullViolation, _)
             | DieselError::QueryBuilderError(_)
             | DieselError::DeserializationError(_)
             | DieselError::SerializationError(_) => Self::Internal(error.to_string()),
-            // Diesel does not tell the SQLSTATE, and messages come in the server's language. Our statements are few
-            // and tested, so what is left is the server's state: no connection, time-out, lock, disk, shutdown, role.
+            // Diesel hides the SQLSTATE, and messages come in the server's language. Our statements are few and tested,
+            // so the cause is the server's state: no connection, time-out, lock, disk, shutdown, role.
             _ => Self::Unavailable(error.to_string()),
         }
     }
@@ -119,14 +119,14 @@ impl std::error::Error for Error {}
 /// One wrong member of a request body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MemberError {
-    /// What is wrong with it.
+    /// What is wrong with the member.
     #[schema(example = "must not be empty")]
     pub detail: Cow<'static, str>,
-    /// Where it is: a JSON Pointer as a URI fragment (RFC 6901, section 6).
+    /// Where the member is: a JSON Pointer as a URI fragment (RFC 6901, section 6).
     #[schema(example = "#/info")]
     pub pointer: Cow<'static, str>,
 }
 
-/// Why a text cannot be a name or an info: a sentence for the person who sent it.
+/// Why a text is not valid: the end of a sentence for the person who sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Invalid(pub &'static str);

@@ -10,7 +10,8 @@ const SUCCESS: i32 = 0;
 const FAILURE: i32 = 1;
 const WRONG_SETTINGS: i32 = 2;
 
-/// Reads the arguments of `command` and its `settings`, then does `run` with the sub-command, if one was given, and what `read` made of the settings.
+/// Reads the arguments of `command` and its `settings`, and calls `run` with the sub-command, if one was given, and the
+/// settings as `read` returns them.
 ///
 /// Ends the process. Exit code 2 means that the settings are wrong, and nothing was started.
 pub fn main<C>(
@@ -20,8 +21,8 @@ pub fn main<C>(
     run: impl FnOnce(Option<(&str, &ArgMatches)>, C) -> CommandResult,
 ) -> ! {
     let code = exit_code_of(command, settings, read, run);
-    // Without libc's exit handlers: they take down what libpq's libraries hold (OpenSSL, Kerberos), which crashes a
-    // thread that is about to connect to PostgreSQL, and the process with it.
+    // Without libc's exit handlers: they free what libpq's libraries use (OpenSSL, Kerberos). A thread that connects to
+    // PostgreSQL at that moment would crash, and the process with it.
     signal_hook::low_level::exit(code)
 }
 

@@ -1,4 +1,4 @@
-//! Entity tags of users, and the condition that a client makes of them.
+//! Entity tags of users, and the conditions that clients set with them.
 
 use actix_web::http::header::{EntityTag, HeaderValue};
 use sha2::{Digest, Sha256};
@@ -6,14 +6,14 @@ use sha2::{Digest, Sha256};
 /// The opaque part of a user's entity tag: 128 bits of SHA-256 over name and info.
 #[must_use]
 pub fn etag(name: &str, info: &str) -> [u8; 16] {
-    // Neither can hold NUL, so that no other pair gives the same bytes.
+    // Neither name nor info can hold NUL, so no other pair has the same bytes.
     let digest = Sha256::new().chain_update(name).chain_update([0]).chain_update(info).finalize();
     let mut etag = [0; 16];
     etag.copy_from_slice(&digest[..16]);
     etag
 }
 
-/// The entity tag as a header holds it: weak, since the body also tells `cache_hit`, which no tag covers.
+/// The entity tag as a header value. It is weak, since the body also has `cache_hit`, which the tag does not cover.
 #[must_use]
 pub fn entity_tag(etag: &[u8; 16]) -> HeaderValue {
     let mut text = *br#"W/"00000000000000000000000000000000""#;
@@ -37,18 +37,18 @@ fn hex(bits: &[u8; 16]) -> [u8; 32] {
 
 /// What `If-Match` asks for.
 ///
-/// RFC 9110 (section 13.1.1) wants strong comparison, and ours are weak tags: they are compared by their opaque part.
-/// That is sound here, since a tag covers name and info, which is all that a PUT replaces.
+/// RFC 9110 (section 13.1.1) asks for strong comparison, and our tags are weak: their opaque parts are compared. That is
+/// sound here, since a tag covers name and info, which is all that a PUT replaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IfMatch {
-    /// Nothing, or that there is a user at all.
+    /// No condition, or `*`: that the user exists.
     Any,
-    /// One of these.
+    /// The user has one of these tags.
     Tags(Vec<EntityTag>),
 }
 
 impl IfMatch {
-    /// Whether a user with the tag `current` fulfils it.
+    /// Whether a user with the tag `current` meets the condition.
     #[must_use]
     pub fn holds(&self, current: &[u8; 16]) -> bool {
         match self {

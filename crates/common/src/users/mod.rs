@@ -1,7 +1,7 @@
 //! The entity: all that knows what a user is.
 //!
-//! [`model`] says what a user may be, [`queries`] how one is changed, [`etag`] how versions are told apart, [`request`]
-//! how one comes out of a request. Here is what the repository must know.
+//! `model.rs` says what a user may be, `queries.rs` how one is changed, `etag.rs` how its versions differ, `request.rs` how
+//! one is read from a request. This file has what the repository must know.
 
 mod etag;
 mod model;
@@ -22,7 +22,7 @@ use crate::repository::{CacheAside, Creations, Repository};
 /// The users, cached.
 pub type Users = Repository<User>;
 
-/// Ends a body that comes from the cache, and one that does not.
+/// The end of a body that comes from the cache, and of one that does not.
 const FROM_CACHE: &str = r#","cache_hit":true}"#;
 const NOT_FROM_CACHE: &str = r#","cache_hit":false}"#;
 
@@ -51,12 +51,12 @@ impl CacheAside for User {
     }
 }
 
-/// The body of `answer` for a client to whom it does not come from the cache.
+/// The body of `answer` for a client whose answer does not come from the cache.
 #[must_use]
 pub fn not_from_cache(answer: &Representation) -> Bytes {
     let body = &answer.body[..answer.body.len() - FROM_CACHE.len()];
     [body, NOT_FROM_CACHE.as_bytes()].concat().into()
 }
 
-/// Users to be registered, which share their transactions.
+/// Users that are registered together, in shared transactions.
 pub type Registrations = Creations<User, Info>;

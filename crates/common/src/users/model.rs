@@ -1,6 +1,6 @@
-//! Users as they may exist: a [`UserName`] or an [`Info`] is valid by being there.
+//! Users as they may exist: a value of [`UserName`] or [`Info`] is always valid.
 //!
-//! Both are checked where they enter (a request's body or path) and by the table's CHECKs once more.
+//! Both are checked where they enter (a request's body or path), and once more by the table's CHECKs.
 
 use std::borrow::Cow;
 
@@ -28,14 +28,14 @@ pub const INFO_MAX_BYTES: usize = 16 * 1024;
 pub struct UserName(String);
 
 impl UserName {
-    /// Brings `text` to NFC and checks it.
+    /// Converts `text` to NFC and checks it.
     ///
     /// # Errors
     /// [`Invalid`] for a name that is empty, too long, `.` or `..`, has white space at an end, or holds a control,
     /// format, private-use or unassigned code point. (Path segments `.` and `..` never reach a server as they were
     /// sent; invisible characters make two names look like one.)
     pub fn parse(text: &str) -> Result<Self, Invalid> {
-        // Printable ASCII, as most names are, needs none of Unicode's tables.
+        // Most names are printable ASCII, which needs none of Unicode's tables.
         let plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
         let name = if plain { Cow::Borrowed(text) } else { normal_form_c(text) };
         if name.is_empty() {
@@ -63,7 +63,7 @@ impl UserName {
     }
 }
 
-/// The table's CHECKs have seen it, and its key is what it is found by: it is taken as it is.
+/// Not checked again: the table's CHECKs have seen it, and a row must stay readable by the key that it has.
 impl FromSql<Text, Pg> for UserName {
     fn from_sql(bytes: <Pg as Backend>::RawValue<'_>) -> deserialize::Result<Self> {
         <String as FromSql<Text, Pg>>::from_sql(bytes).map(Self)
@@ -82,7 +82,7 @@ fn is_forbidden(c: char) -> bool {
     matches!(c.general_category(), Control | Format | PrivateUse | Surrogate | Unassigned)
 }
 
-/// What is known of a user: 1 byte to 16 KiB of UTF-8 without NUL (which Postgres cannot store).
+/// The info of a user: 1 byte to 16 KiB of UTF-8 without NUL (which Postgres cannot store).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(value_type = String, min_length = 1, max_length = 16384, pattern = "^[^\\u0000]*$", example = "Likes long walks")]
 pub struct Info(String);
@@ -112,7 +112,7 @@ impl Info {
     }
 }
 
-/// A user who asks to be registered.
+/// The body of a register: a user who is to be stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct NewUser {
     /// The name to register.
@@ -121,7 +121,7 @@ pub struct NewUser {
     pub info: Info,
 }
 
-/// What is to replace a user's info.
+/// The body of a replace: the info that is to be stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct NewInfo {
     /// The info to keep.

@@ -9,7 +9,7 @@ use crate::database::schema::users;
 use crate::error::Error;
 use crate::repository;
 
-/// What a write returns to the repository: the keys that it has changed; or why it refuses.
+/// What a write returns to the repository: the keys that it has changed, or why it refuses.
 pub type Changed = QueryResult<Result<repository::Changed<User, ()>, Error>>;
 
 /// Inserts the users whose names are free, and returns those names. Waits for other transactions that write one.
@@ -17,12 +17,12 @@ pub type Changed = QueryResult<Result<repository::Changed<User, ()>, Error>>;
 /// # Errors
 /// The database's.
 pub fn insert(connection: &mut PgConnection, users: &[(&UserName, &Info)]) -> QueryResult<Vec<UserName>> {
-    // Two transactions that insert the same names in different orders would wait for each other.
+    // Sorted: two transactions that insert the same names in different orders would wait for each other.
     let mut users = users.to_vec();
     users.sort_unstable_by_key(|(name, _)| *name);
     let (names, infos): (Vec<&str>, Vec<&str>) =
         users.into_iter().map(|(name, info)| (name.as_str(), info.as_str())).unzip();
-    // Arrays make it one prepared statement, however many there are; a query given as text would not be kept prepared.
+    // Arrays make it one prepared statement for any number of rows. Diesel does not keep a query given as text prepared.
     let rows = diesel::select((unnest(names), unnest(infos)));
     diesel::insert_into(users::table)
         .values(rows)
@@ -34,14 +34,14 @@ pub fn insert(connection: &mut PgConnection, users: &[(&UserName, &Info)]) -> Qu
 
 #[diesel::declare_sql_function]
 extern "SQL" {
-    /// The elements of `array`, a row each; several beside one another go in step.
+    /// The elements of `array`, a row each; several calls in one SELECT advance together.
     fn unnest(array: Array<Text>) -> Text;
 }
 
-/// Replaces the info of the user `name`, if it is as `condition` wants it.
+/// Replaces the info of the user `name`, if the user meets `condition`.
 ///
 /// # Errors
-/// That there is no such user, and the database's.
+/// That there is no such user, or that `condition` fails; and the database's.
 pub fn replace(connection: &mut PgConnection, name: &UserName, info: &Info, condition: &IfMatch) -> Changed {
     if let Err(error) = check(connection, name, condition)? {
         return Ok(Err(error));
@@ -51,7 +51,7 @@ pub fn replace(connection: &mut PgConnection, name: &UserName, info: &Info, cond
     Ok(Ok(((), vec![name.clone()])))
 }
 
-/// Deletes the user `name`, if it is as `condition` wants it.
+/// Deletes the user `name`, if the user meets `condition`.
 ///
 /// # Errors
 /// As [`replace`].
@@ -63,7 +63,7 @@ pub fn delete(connection: &mut PgConnection, name: &UserName, condition: &IfMatc
     Ok(Ok(((), vec![name.clone()])))
 }
 
-/// Locks the user's row, and compares.
+/// Locks the user's row, and checks `condition` against it.
 fn check(
     connection: &mut PgConnection,
     name: &UserName,
@@ -71,9 +71,6 @@ fn check(
 ) -> QueryResult<Result<(), Error>> {
     let row = users::table.find(name.as_str()).select(User::as_select()).for_update();
     let user = row.first(connection)?;
-    Ok(if condition.holds(&etag(user.name.as_str(), &user.info)) {
-        Ok(())
-    } else {
-        Err(Error::PreconditionFailed)
-    })
+    let holds = condition.holds(&etag(user.name.as_str(), &user.info));
+    Ok(if holds { Ok(()) } else { Err(Error::PreconditionFailed) })
 }

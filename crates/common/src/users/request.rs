@@ -1,4 +1,4 @@
-//! Users as they come out of a request: bodies, the name in a path, and `If-Match`.
+//! Users as they are read from a request: bodies, the name in a path, and `If-Match`.
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{self, Header as _};
@@ -12,8 +12,8 @@ use super::model::{Info, NewInfo, NewUser, UserName};
 use crate::error::{Error, Invalid};
 use crate::http::{FromBody, member};
 
-/// Members are looked at one by one, so that every wrong one is named; raw, since a member that we do not know may
-/// hold anything.
+/// The members of a body, raw. Each is parsed by itself, so that every wrong one is named; and a member that we do not
+/// know may hold anything.
 #[derive(Deserialize)]
 struct RawUser<'a> {
     #[serde(borrow)]
@@ -53,7 +53,7 @@ impl FromBody for NewInfo {
 
 /// The name in `/user/{name}`.
 ///
-/// It is decoded from the request target as it was sent: what the router hands out has replaced bad UTF-8 already.
+/// It is decoded from the request target as it was sent: the router has already replaced bad UTF-8.
 #[derive(Debug)]
 pub struct PathName(pub UserName);
 
@@ -80,7 +80,7 @@ impl FromRequest for IfMatch {
             _ if !request.headers().contains_key(header::IF_MATCH) => Self::Any,
             Ok(header::IfMatch::Any) => Self::Any,
             Ok(header::IfMatch::Items(tags)) => Self::Tags(tags),
-            // What cannot be read is no tag of ours: to ignore it would be to lose another's change.
+            // A header that cannot be read matches no tag. If it were ignored, another client's change could be lost.
             Err(_) => Self::Tags(Vec::new()),
         };
         std::future::ready(Ok(condition))

@@ -12,7 +12,7 @@ fn stack() -> (&'static Certificates, Stack) {
     static RUNNING: OnceLock<(Certificates, Arc<Stores>)> = OnceLock::new();
     let (certificates, stores) = RUNNING.get_or_init(|| {
         let certificates = Certificates::new();
-        let stores = Stores::of(Postgres::start_tls(&certificates, true), Redis::start());
+        let stores = Stores::of(Postgres::start_tls(&certificates), Redis::start());
         (certificates, stores)
     });
     (certificates, Stack::on(stores.clone()))

@@ -1,13 +1,15 @@
 //! Private Postgres and Redis servers, and both services on them, with free ports and data of their own.
 //!
-//! `make up` uses the binary where no Docker engine answers; tests and benchmarks use the library. Nothing here touches a
-//! server that it did not start. As in any test code, a failure panics with the server's log. Only `native`, whose messages
-//! people read, returns errors.
+//! `make up` uses the binary where no Docker engine answers. Tests and benchmarks use the library with the feature
+//! `testing`, without which `make up` compiles nothing that it does not need. Nothing here touches a server that it did
+//! not start. As in any test code, a failure panics with the server's log. Only `native`, whose messages people read,
+//! returns errors.
 //!
 //! | module | contents |
 //! |---|---|
 //! | `native` | `devstack up`, `down`, `status`, `logs`, `reset` |
 //! | `http` | requests as a client sends them, and bytes that no client would send |
+//! | | **with the feature `testing`:** |
 //! | `stack` | **start here**: a fresh database and Redis key space for one test, and the services on them |
 //! | `service` | one running `user-svc` or `data-svc`: its address, log, signals and end |
 //! | `postgres`, `redis` | the servers: start, freeze, kill, restart |
@@ -29,19 +31,29 @@ pub mod native;
 mod process;
 mod programs;
 
+#[cfg(feature = "testing")]
 pub mod certificates;
+#[cfg(feature = "testing")]
 pub mod log;
+#[cfg(feature = "testing")]
 pub mod postgres;
+#[cfg(feature = "testing")]
 pub mod proxy;
+#[cfg(feature = "testing")]
 pub mod redis;
+#[cfg(feature = "testing")]
 pub mod service;
+#[cfg(feature = "testing")]
 pub mod stack;
+#[cfg(feature = "testing")]
 pub mod supervise;
+#[cfg(feature = "testing")]
 mod tempdir;
 
 pub use process::free_port;
 pub use rustix::process::Signal;
 
+#[cfg(feature = "testing")]
 pub use {
     certificates::Certificates,
     postgres::Postgres,

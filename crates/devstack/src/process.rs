@@ -83,6 +83,7 @@ pub(crate) fn children(pid: Pid) -> Vec<Pid> {
 }
 
 /// Freezes the process (SIGSTOP), and returns when it stands still: it may still run on another core for a moment.
+#[cfg(feature = "testing")]
 pub(crate) fn freeze(pid: Pid) {
     if kill_process(pid, Signal::STOP).is_err() {
         return;

@@ -12,6 +12,7 @@
 //! | | **with the feature `testing`:** |
 //! | `stack` | **start here**: a fresh database and Redis key space for one test, and the services on them |
 //! | `service` | one running `user-svc` or `data-svc`: its address, log, signals and end |
+//! | `testing` | what tests of both services do: register, read, wait for a condition |
 //! | `postgres`, `redis` | the servers: start, freeze, kill, restart |
 //! | `proxy` | a TCP proxy that cuts, delays, stalls, garbles, and holds a single message |
 //! | `certificates` | a certificate authority and a certificate for 127.0.0.1 |
@@ -49,6 +50,8 @@ pub mod stack;
 pub mod supervise;
 #[cfg(feature = "testing")]
 mod tempdir;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use process::free_port;
 pub use rustix::process::Signal;

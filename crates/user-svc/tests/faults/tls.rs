@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use devstack::testing::register;
 use devstack::{Certificates, Postgres, Redis, Service, ServiceBuilder, Stack, Stores, http};
 
-use crate::{problem, register};
+use crate::problem;
 
 /// One Postgres that refuses all but TLS, for all tests here.
 fn stack() -> (&'static Certificates, Stack) {

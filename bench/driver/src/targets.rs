@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use devstack::guard::{Guarded, watched};
+use devstack::supervise::{Supervised, supervised};
 use devstack::{Signal, free_port, http};
 use serde::{Deserialize, Serialize};
 
@@ -108,7 +108,7 @@ pub struct Server {
     /// From exec to the first 200 of `/readyz`.
     pub ready_after: Duration,
     /// The process.
-    pub guard: Guarded,
+    pub guard: Supervised,
 }
 
 /// A program about to start, and the port that it is told.
@@ -122,7 +122,7 @@ impl Launch {
     /// A program that listens on `PORT`.
     pub fn new(program: &Path) -> Launch {
         let port = free_port();
-        let mut command = watched(Signal::KILL, program);
+        let mut command = supervised(Signal::KILL, program);
         // A folder without a .env, which the services would read.
         command.env("PORT", port.to_string()).current_dir("/");
         Launch { command, port }
@@ -145,7 +145,7 @@ impl Launch {
         let address = SocketAddr::from(([127, 0, 0, 1], self.port));
         let url = format!("http://{address}/readyz");
         let began = Instant::now();
-        let guard = Guarded::start(self.command);
+        let guard = Supervised::start(self.command);
         while !http::try_send("GET", &url, &[], "").is_ok_and(|answer| answer.status == 200) {
             let alive = guard.status().is_none() && began.elapsed() < PATIENCE;
             assert!(alive, "{url} is not ready:\n{}", guard.log().text());

@@ -1,4 +1,4 @@
-//! Servers end and their data go when the process that started them ends in any way.
+//! Servers end, and their data are removed, when the process that started them ends in any way.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use devstack::{Postgres, Redis};
 
-/// Not a test: the process that the tests below end. It says what it started, then waits for its end.
+/// Not a test: the process that the tests below end. It prints what it has started, then waits.
 #[test]
 #[ignore = "runs only as the process that another test ends"]
 fn hold_servers_until_the_end() {
@@ -26,7 +26,7 @@ fn hold_servers_until_the_end() {
 
 struct Holder {
     process: Child,
-    // Closing it would let the process fail when it writes.
+    // If this were closed, the process would fail when it writes.
     _output: BufReader<ChildStdout>,
     connections: Vec<TcpStream>,
     folders: Vec<String>,
@@ -37,13 +37,13 @@ fn start_holder(variable: &str) -> Holder {
     command.args(["--exact", "hold_servers_until_the_end", "--ignored", "--nocapture"]).env(variable, "yes");
     let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("we run");
     let mut output = BufReader::new(process.stdout.take().expect("stdout is piped"));
-    let told = output
+    let printed = output
         .by_ref()
         .lines()
         .map_while(Result::ok)
         .find_map(|line| Some(line.split_once("started ")?.1.to_owned()));
-    let told = told.expect("the holder says what it started");
-    let words: Vec<&str> = told.split_whitespace().collect();
+    let printed = printed.expect("the holder prints what it has started");
+    let words: Vec<&str> = printed.split_whitespace().collect();
     let port = |word: &str| word.parse::<u16>().expect("a port");
     let connections =
         words[..2].iter().map(|word| TcpStream::connect(("127.0.0.1", port(word))).expect("it runs"));
@@ -67,7 +67,7 @@ impl Holder {
         }
         let deadline = Instant::now() + Duration::from_secs(20);
         while self.folders.iter().any(|folder| Path::new(folder).exists()) {
-            assert!(Instant::now() < deadline, "{:?} is left", self.folders);
+            assert!(Instant::now() < deadline, "{:?} still exist", self.folders);
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -76,7 +76,7 @@ impl Holder {
 #[test]
 fn servers_and_data_are_gone_after_the_holding_process_is_killed() {
     let mut holder = start_holder("RUNNING");
-    holder.process.kill().expect("it lives");
+    holder.process.kill().expect("it is alive");
     holder.process.wait().expect("it is ours");
     holder.assert_that_all_is_gone();
 }
@@ -84,14 +84,15 @@ fn servers_and_data_are_gone_after_the_holding_process_is_killed() {
 #[test]
 fn frozen_servers_and_data_are_gone_after_the_holding_process_is_killed() {
     let mut holder = start_holder("FROZEN");
-    holder.process.kill().expect("it lives");
+    holder.process.kill().expect("it is alive");
     holder.process.wait().expect("it is ours");
     holder.assert_that_all_is_gone();
 }
 
 #[test]
-fn servers_and_data_are_gone_after_the_holding_process_exits_without_dropping_them() {
+fn servers_and_data_are_gone_after_an_exit_that_drops_nothing() {
     let mut holder = start_holder("RUNNING");
+    // The holder exits at the end of its standard input.
     drop(holder.process.stdin.take());
     assert!(holder.process.wait().expect("it is ours").success());
     holder.assert_that_all_is_gone();

@@ -6,27 +6,26 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::{Result, say};
-use crate::postgres::give;
-use crate::programs::Account;
+use super::terminal::{Result, say};
+use crate::programs::{Account, give};
 
 /// The checkout and its `.local`.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Paths {
     pub(super) checkout: PathBuf,
     local: PathBuf,
-    /// Who owns and serves the Postgres data, if not we.
+    /// The user that owns the Postgres data and runs the server, if that is not this user.
     pub(super) account: Option<Account>,
 }
 
-impl Place {
-    /// Makes the folders that are missing.
-    pub(super) fn of(checkout: &Path) -> Result<Place> {
+impl Paths {
+    /// The paths of a checkout. Makes the folders that are missing.
+    pub(super) fn of(checkout: &Path) -> Result<Paths> {
         let checkout = checkout.canonicalize().map_err(|error| format!("{}: {error}", checkout.display()))?;
-        let place = Place { local: checkout.join(".local"), checkout, account: Account::unprivileged() };
-        place.folder("run")?;
-        place.folder("log")?;
-        Ok(place)
+        let paths = Paths { local: checkout.join(".local"), checkout, account: Account::unprivileged() };
+        paths.folder("run")?;
+        paths.folder("log")?;
+        Ok(paths)
     }
 
     /// A folder in `.local`, made if missing.
@@ -36,7 +35,7 @@ impl Place {
         Ok(path)
     }
 
-    /// Waits until no other command works on this checkout. Dropping the file ends the lock, and so does our death.
+    /// Waits until no other command works on this checkout. The lock ends when the file is dropped or this process ends.
     pub(super) fn lock(&self) -> Result<File> {
         let path = self.local.join("lock");
         let failed = |error: std::io::Error| format!("{}: {error}", path.display());
@@ -48,17 +47,17 @@ impl Place {
         Ok(file)
     }
 
-    /// What is known of a part: its process and ports.
+    /// The record of a part: its process and ports.
     pub(super) fn record(&self, part: &str) -> PathBuf {
         self.local.join("run").join(format!("{part}.json"))
     }
 
-    /// What a part wrote.
+    /// The output of a part.
     pub(super) fn log(&self, part: &str) -> PathBuf {
         self.local.join("log").join(format!("{part}.log"))
     }
 
-    /// The folder of the Postgres data: in `.local`, unless the user that Postgres runs as cannot get there.
+    /// The folder of the Postgres data: in `.local`, or elsewhere if the user that Postgres runs as cannot enter that.
     pub(super) fn data(&self) -> PathBuf {
         match &self.account {
             Some(account) if !account.can_enter(&self.local) => self.elsewhere().join("postgres"),
@@ -66,7 +65,8 @@ impl Place {
         }
     }
 
-    /// A folder for this checkout alone where everybody may enter. The path's hash tells `/a/b` from `/a-b`.
+    /// A folder for this checkout alone, in a folder that every user may enter. The path's hash distinguishes `/a/b` from
+    /// `/a-b`.
     fn elsewhere(&self) -> PathBuf {
         let mut hasher = DefaultHasher::new();
         self.checkout.hash(&mut hasher);
@@ -74,12 +74,12 @@ impl Place {
         PathBuf::from(format!("/var/tmp/devstack{readable}-{:08x}", hasher.finish() as u32))
     }
 
-    /// The same, made if missing, with its parent open to the user that Postgres runs as.
+    /// The folder of the Postgres data. Makes its parent if that is missing, and lets the user that Postgres runs as enter.
     pub(super) fn prepared_data(&self) -> Result<PathBuf> {
         let data = self.data();
         let parent = data.parent().unwrap_or(Path::new("/"));
         if parent == self.elsewhere() {
-            own_folder(parent, self.account.as_ref())?;
+            make_own_folder(parent, self.account.as_ref())?;
             say(format!(
                 "postgres  the data are in {}, since its user cannot enter this checkout",
                 data.display()
@@ -103,8 +103,8 @@ impl Place {
     }
 }
 
-/// Makes a folder in a place where everybody may, and makes sure that nobody else made it before.
-fn own_folder(path: &Path, account: Option<&Account>) -> Result<()> {
+/// Makes a folder where every user may make one, and fails if another user has made it before.
+fn make_own_folder(path: &Path, account: Option<&Account>) -> Result<()> {
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => return give(path, account).map_err(failed),
@@ -114,13 +114,13 @@ fn own_folder(path: &Path, account: Option<&Account>) -> Result<()> {
     let metadata = path.symlink_metadata().map_err(failed)?;
     let owner = account.map_or(0, |account| account.uid);
     if !metadata.is_dir() || ![owner, 0].contains(&metadata.uid()) {
-        return Err(format!("{} belongs to somebody else: remove it", path.display()));
+        return Err(format!("{} belongs to another user: remove it", path.display()));
     }
     give(path, account).map_err(failed)
 }
 
-/// Writes a file so that it is seen whole or not at all.
-pub(super) fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+/// Writes a file so that a reader sees all of it or none.
+pub(super) fn write_atomically(path: &Path, text: &str) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(text.as_bytes())?;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::goals::{Goal, TIMES_AXUM, goals, pair};
+use crate::goals::{TIMES_AXUM, goals, pair};
 use crate::growth::{Axis, Growth};
 use crate::overload::Overload;
 use crate::queries::{HERD, HERDS};
@@ -55,10 +55,11 @@ pub fn rows(results: &Results) -> String {
     format!("{HEAD}\n{}\n", lines.join("\n"))
 }
 
-/// How many goals are met, such as `3 of 5`.
-pub fn score(goals: &[Goal]) -> String {
+/// How many goals are met, as a sentence.
+pub fn score(results: &Results) -> String {
+    let goals = goals(results);
     let met = goals.iter().filter(|goal| goal.met).count();
-    format!("{met} of {}", goals.len())
+    format!("This run met {met} of the project's {} goals", goals.len())
 }
 
 /// Every goal, and whether it is met.

@@ -124,7 +124,7 @@ impl Launch {
     pub fn new(program: &Path) -> Launch {
         let port = free_port();
         let mut command = watched(Signal::KILL, program);
-        // The services would read a .env in their folder; here is none.
+        // A folder without a .env, which the services would read.
         command.env("PORT", port.to_string()).current_dir("/");
         Launch { command, port }
     }

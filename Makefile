@@ -1,13 +1,17 @@
 # `make` lists what there is. Longer recipes are in scripts/.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status logs reset test check soak mutations bench bench-full migrate schema
+.PHONY: help setup needs up down status logs reset test check soak mutations bench bench-full migrate schema
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  MODE=docker or MODE=native chooses how to run; otherwise Docker if an engine answers."
 
-setup: ## Install what is missing (compiler, libpq, Postgres, Redis, curl); quick if nothing is
+setup: ## Install what is missing (compiler, libpq, Postgres, Redis, curl; tools of `make check`)
+	@scripts/setup check
+
+# The same without the tools of `make check`.
+needs:
 	@scripts/setup
 
 up: ## Run Postgres, Redis and both services; print their URLs (USER_SVC_PORT, DATA_SVC_PORT)
@@ -25,26 +29,26 @@ logs: ## Show the last lines of all logs; FOLLOW=1 goes on
 reset: ## Stop everything and remove the data, after asking (YES=1 does not ask)
 	@scripts/stack reset
 
-test: setup ## Run all tests; they start what they need
+test: needs ## Run all tests; they start what they need
 	bash -c '. scripts/environment && exec cargo test --workspace'
 
-check: setup ## What CI runs: format, lints, docs, dependencies, tests
-	@scripts/check
+check: setup ## What CI runs: all of scripts/check, or the steps in STEPS="format lints"
+	@scripts/check $(STEPS)
 
-soak: setup ## Record histories under faults for a long time (SOAK_SECONDS, 600 by default) and check them
+soak: needs ## Record histories under faults for a long time (SOAK_SECONDS, 600 by default) and check them
 	SOAK_SECONDS=$${SOAK_SECONDS:-600} bash -c '. scripts/environment && exec cargo test -p data-svc --test history -- --nocapture'
 
-mutations: setup ## Break the protocol's rules one at a time, and see the tests fail
+mutations: needs ## Break the protocol's rules one at a time, and see the tests fail
 	@scripts/mutations
 
-bench: setup ## Measure the services against a ceiling and peers: the main rows at 64 clients (about eight minutes)
+bench: needs ## Measure the services against a ceiling and peers: the main rows at 64 clients (about eight minutes)
 	@scripts/bench main --seconds 1
 
-bench-full: setup ## Measure everything, and write docs/benchmarks.md
+bench-full: needs ## Measure everything, and write docs/benchmarks.md
 	@scripts/bench full
 
-migrate: setup ## Run pending migrations with the Diesel CLI, which also prints the schema
+migrate: needs ## Run pending migrations with the Diesel CLI, which also prints the schema
 	@scripts/diesel migration run
 
-schema: setup ## Print the schema of the database with the Diesel CLI
+schema: needs ## Print the schema of the database with the Diesel CLI
 	@scripts/diesel print-schema

@@ -1,6 +1,6 @@
 -- The name is the key: nothing to contend on, and the table can be distributed by it as it is.
 -- COLLATE "C" keeps the index independent of the operating system's locale data.
--- The CHECKs repeat the limits of crates/common/src/models.rs, for those who write by hand.
+-- The CHECKs repeat the limits of crates/common/src/users/model.rs, for those who write by hand.
 CREATE TABLE users (
     name       text COLLATE "C" CONSTRAINT users_pkey PRIMARY KEY,
     info       text        NOT NULL,

@@ -1,4 +1,4 @@
-//! Settings: each named once, with its environment variable, flag, default and unit.
+//! Settings. Each is named once, with its environment variable, flag, default and unit.
 //!
 //! A value comes from the flag, else the environment, else `.env`, else the default. A secret may also come from the
 //! file that `NAME_FILE` names. Every mistake is reported, not only the first.
@@ -14,7 +14,7 @@ use clap::{Arg, ArgMatches, Command};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
-/// The longest that PostgreSQL takes for a time-out, whose milliseconds are an `int`.
+/// The longest time-out that PostgreSQL accepts: its milliseconds are an `int`.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 24 * 60 * 60);
 
 /// One setting, as `--help` shows it.
@@ -24,7 +24,7 @@ pub struct Setting {
     pub env: &'static str,
     /// The value if none is given.
     pub default: Option<&'static str>,
-    /// What it is, and its unit.
+    /// What the value is, and its unit.
     pub help: &'static str,
     /// Whether `<env>_FILE` may name a file that holds the value.
     pub secret: bool,
@@ -40,7 +40,7 @@ const fn secret(env: &'static str, default: Option<&'static str>, help: &'static
     Setting { env, default, help, secret: true }
 }
 
-/// Settings that both services have; `port` and `metrics_port` are the defaults that differ.
+/// The settings of both services; the defaults `port` and `metrics_port` differ.
 #[must_use]
 pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
     vec![
@@ -88,14 +88,14 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
     ]
 }
 
-/// The setting of who writes: what to do when Redis cannot be told.
+/// The setting of user-svc: what a write does when Redis cannot be told of it.
 pub const CACHE_STRICT: Setting = setting(
     "CACHE_STRICT",
     "false",
     "true: refuse a write that Redis cannot be told of, rather than let copies of it live to their TTL",
 );
 
-/// The setting of who reads: how much to keep in the process' own memory.
+/// The setting of data-svc: how much memory the near cache takes.
 pub const NEAR_CACHE_MIB: Setting =
     setting("NEAR_CACHE_MIB", "64", "Memory for the near cache, in MiB; 0 is none. Not for Redis Cluster");
 
@@ -112,47 +112,47 @@ pub struct HttpSettings {
     pub workers: usize,
     /// Client connections open at once.
     pub max_connections: usize,
-    /// From SIGTERM to the end of accepting.
+    /// How long the service goes on accepting after SIGTERM.
     pub drain_delay: Duration,
-    /// From there to the end of the process at the latest.
+    /// How long requests may take to finish after that.
     pub grace_period: Duration,
 }
 
 /// How PostgreSQL is used.
 #[derive(Debug, Clone)]
 pub struct DatabaseSettings {
-    /// Where it is, password included.
+    /// Its URL, password included.
     pub url: Secret,
     /// Connections, and database threads.
     pub connections: usize,
-    /// Queries that may wait for one.
+    /// How many queries may wait for a connection.
     pub queue: usize,
-    /// From the request's side: waiting and working together.
-    pub deadline: Duration,
-    /// On the server's side.
+    /// How long a request waits for its query, queue included.
+    pub timeout: Duration,
+    /// How long PostgreSQL works on one statement.
     pub statement_timeout: Duration,
-    /// On the server's side.
+    /// How long a statement waits for a lock.
     pub lock_timeout: Duration,
 }
 
 /// How Redis is used.
 #[derive(Debug, Clone)]
 pub struct CacheSettings {
-    /// Where it is, password included.
+    /// Its URL, password included.
     pub url: Secret,
-    /// The bound of one step.
+    /// How long one call may take.
     pub timeout: Duration,
-    /// The bound of an entry's life.
+    /// How long an entry lives at most.
     pub ttl: Duration,
-    /// The bound of a cached absence.
+    /// How long a cached absence lives at most.
     pub absent_ttl: Duration,
     /// Whether a write that Redis cannot be told of is refused. [`CACHE_STRICT`]
     pub strict: bool,
-    /// The bound of the near cache, in bytes; 0 is none. [`NEAR_CACHE_MIB`]
+    /// How many bytes the near cache holds at most; 0 is none. [`NEAR_CACHE_MIB`]
     pub near_bytes: u64,
 }
 
-/// A text that no log shows.
+/// A text that is never logged.
 #[derive(Clone, Default)]
 pub struct Secret(String);
 
@@ -178,23 +178,23 @@ impl fmt::Debug for Secret {
 
 /// Every mistake in the settings, one a line.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Mistakes(Vec<String>);
+pub struct SettingsError(Vec<String>);
 
-impl Display for Mistakes {
+impl Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the settings are wrong:")?;
         self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
     }
 }
 
-/// Reads settings one by one, and collects what is wrong with them.
+/// Reads settings one by one, and collects every mistake in them.
 #[derive(Debug)]
-pub struct Reader {
+pub struct SettingsReader {
     values: BTreeMap<&'static str, String>,
     mistakes: Vec<String>,
 }
 
-impl Reader {
+impl SettingsReader {
     /// Adds `settings` to `command`, as flags and environment variables.
     #[must_use]
     pub fn describe(command: Command, settings: &[Setting]) -> Command {
@@ -205,12 +205,12 @@ impl Reader {
         }))
     }
 
-    /// Takes the values that `matches` holds for `settings`, and the files that `*_FILE` variables name.
+    /// Takes the values of `settings` from `matches`, and from the files that `*_FILE` variables name.
     #[must_use]
     pub fn new(matches: &ArgMatches, settings: &[Setting]) -> Self {
         let mut reader = Self { values: BTreeMap::new(), mistakes: Vec::new() };
         for s in settings {
-            // Empty is unset: what a compose file makes of a variable that nobody gave.
+            // Empty is unset: a compose file passes a variable that is not set as empty.
             let value = matches.get_one::<String>(s.env).filter(|value| !value.is_empty());
             let given = value.is_some() && matches.value_source(s.env) != Some(ValueSource::DefaultValue);
             let value = value.cloned().or_else(|| s.default.map(str::to_owned));
@@ -248,7 +248,7 @@ impl Reader {
         self.mistakes.push(format!("{env} {what}"));
     }
 
-    /// The value of `env` through `parse`; a mistake is noted and answered with the type's default.
+    /// The value of `env`, read by `parse`. A mistake is collected, and the type's default returned.
     pub fn get<T: Default>(&mut self, env: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         let Some(value) = self.values.get(env) else { return T::default() };
         parse(value).unwrap_or_else(|expected| {
@@ -257,7 +257,7 @@ impl Reader {
         })
     }
 
-    /// The HTTP server's part of [`shared`].
+    /// The part of [`shared`] for the HTTP server.
     pub fn http(&mut self) -> HttpSettings {
         let host = self.get("HOST", |v| v.parse().map(Some).map_err(|_| "must be an IP address".to_owned()));
         HttpSettings {
@@ -271,19 +271,19 @@ impl Reader {
         }
     }
 
-    /// PostgreSQL's part of [`shared`].
+    /// The part of [`shared`] for PostgreSQL.
     pub fn database(&mut self) -> DatabaseSettings {
         DatabaseSettings {
             url: self.store_url("DATABASE_URL", "DATABASE_PASSWORD", &["postgres", "postgresql"]),
             connections: self.get("DATABASE_CONNECTIONS", number(1..=1_000)),
             queue: self.get("DATABASE_QUEUE", number(1..=1_000_000)),
-            deadline: self.get("DATABASE_DEADLINE", positive_duration),
+            timeout: self.get("DATABASE_DEADLINE", positive_duration),
             statement_timeout: self.get("DATABASE_STATEMENT_TIMEOUT", positive_duration),
             lock_timeout: self.get("DATABASE_LOCK_TIMEOUT", positive_duration),
         }
     }
 
-    /// Redis' part of [`shared`].
+    /// The part of [`shared`] for Redis, with the cache's own settings.
     pub fn cache(&mut self) -> CacheSettings {
         CacheSettings {
             url: self.store_url("REDIS_URL", "REDIS_PASSWORD", &["redis", "rediss"]),
@@ -298,7 +298,7 @@ impl Reader {
     fn store_url(&mut self, env: &'static str, password: &'static str, schemes: &[&str]) -> Secret {
         let password = self.values.get(password).cloned();
         let url = self.get(env, |value| {
-            // What the parser says may quote the value, which may hold a password: say less.
+            // The parser's error may quote the value, which may hold a password.
             let mut url = Url::parse(value).map_err(|_| "is not a URL".to_owned())?;
             if !schemes.contains(&url.scheme()) {
                 return Err(format!(
@@ -306,12 +306,12 @@ impl Reader {
                     schemes.iter().map(|s| format!("{s}://")).collect::<Vec<_>>().join(" or ")
                 ));
             }
-            // libpq quotes what it cannot decode in its complaint, and that would be logged.
+            // libpq's error quotes what it cannot decode, and is logged.
             if !escapes_are_whole(url.as_str()) {
                 return Err("holds a % that begins no escape; write %25 for the character itself".to_owned());
             }
             if let Some(password) = &password {
-                // `set_password` leaves a % as it is.
+                // `set_password` does not escape a %.
                 let escaped = utf8_percent_encode(password, NON_ALPHANUMERIC).to_string();
                 url.set_password(Some(&escaped)).map_err(|()| "cannot take a password".to_owned())?;
             }
@@ -323,9 +323,9 @@ impl Reader {
     /// Ends the reading.
     ///
     /// # Errors
-    /// [`Mistakes`], all of them, if there was one.
-    pub fn finish(self) -> Result<(), Mistakes> {
-        if self.mistakes.is_empty() { Ok(()) } else { Err(Mistakes(self.mistakes)) }
+    /// [`SettingsError`], all of them, if there was one.
+    pub fn finish(self) -> Result<(), SettingsError> {
+        if self.mistakes.is_empty() { Ok(()) } else { Err(SettingsError(self.mistakes)) }
     }
 }
 
@@ -343,7 +343,7 @@ pub fn number<T: FromStr + PartialOrd + Display>(
     }
 }
 
-/// Whether each `%` begins two hexadecimal digits, other than those of NUL.
+/// Whether each `%` is followed by two hexadecimal digits, and none is an escaped NUL.
 fn escapes_are_whole(url: &str) -> bool {
     url.split('%').skip(1).all(|rest| {
         let digits = rest.as_bytes().get(..2);
@@ -383,11 +383,11 @@ pub fn http_url(value: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    fn read(arguments: &[&str]) -> Result<(HttpSettings, DatabaseSettings, CacheSettings), Mistakes> {
+    fn read(arguments: &[&str]) -> Result<(HttpSettings, DatabaseSettings, CacheSettings), SettingsError> {
         let settings = shared("8080", "9080");
-        let command = Reader::describe(Command::new("test"), &settings);
+        let command = SettingsReader::describe(Command::new("test"), &settings);
         let matches = command.get_matches_from([&["test"], arguments].concat());
-        let mut reader = Reader::new(&matches, &settings);
+        let mut reader = SettingsReader::new(&matches, &settings);
         let read = (reader.http(), reader.database(), reader.cache());
         reader.finish().map(|()| read)
     }

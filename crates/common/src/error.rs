@@ -1,12 +1,11 @@
-//! Everything that can go wrong with a request, as one enum; what HTTP makes of it is its last part.
+//! Everything that can go wrong with a request, as one enum. HTTP's part is `http/problem.rs`.
 //!
-//! The message that goes out is never the message that is logged: a [`Problem`] says what the client can do,
-//! [`Error::cause`] tells whoever runs the service what happened.
+//! The message that a client gets is never the message that is logged: a problem says what the client can do,
+//! [`Error::cause`] says what happened, for the operator.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display};
 
-use actix_web::http::StatusCode;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -16,15 +15,15 @@ use utoipa::ToSchema;
 pub enum Error {
     /// Members of the body are missing or wrong: all of them.
     InvalidMembers(Vec<MemberError>),
-    /// The body is no JSON object.
+    /// The body is no JSON object; why not.
     MalformedBody(String),
-    /// No user can have the name in the path.
+    /// The path holds a name that nothing can have; why not.
     InvalidName(&'static str),
-    /// There is no such user.
-    UnknownUser,
-    /// The name belongs to a user already.
-    NameTaken,
-    /// The user is not, or no longer, as `If-Match` wants it.
+    /// There is no record with this key.
+    NotFound,
+    /// There is a record with this key already.
+    AlreadyExists,
+    /// The record is not, or no longer, as `If-Match` requires.
     PreconditionFailed,
     /// The body did not arrive within its time.
     BodyTimeout,
@@ -32,21 +31,52 @@ pub enum Error {
     BodyTooLarge,
     /// The body is not `application/json`, or compressed.
     UnsupportedMediaType(&'static str),
-    /// PostgreSQL cannot serve the request now: away, starting, read-only, out of connections, too slow; or Redis, which a
-    /// strict write needs.
+    /// PostgreSQL cannot serve the request now: away, starting, read-only, out of connections, too slow. Or Redis cannot,
+    /// which a strict write needs.
     Unavailable(String),
-    /// The service is starting or stopping, or without what it needs: what `/readyz` says.
+    /// The service is starting or stopping, or lacks what it needs: the answer of `/readyz`.
     NotReady(&'static str),
-    /// As many requests wait for PostgreSQL, or for Redis, as may.
+    /// The line for PostgreSQL or for Redis is full.
     Overloaded,
-    /// The write was on its way when PostgreSQL was lost: it may have happened, or not.
+    /// PostgreSQL was lost while the write was on its way: it may have happened, or not.
     OutcomeUnknown(String),
-    /// A mistake of ours.
+    /// A bug in the service.
     Internal(String),
 }
 
 impl Error {
-    /// What happened, for the log; only where the service or its stores are to blame.
+    /// A request's work was not done by its deadline, and never will be.
+    #[must_use]
+    pub fn waited_too_long() -> Self {
+        Self::Unavailable("queue and query took, or would have taken, longer than the deadline".into())
+    }
+
+    /// A database thread panicked under the work that it did.
+    #[must_use]
+    pub fn thread_panicked() -> Self {
+        Self::Internal("a database thread panicked".into())
+    }
+
+    fn what(&self) -> &'static str {
+        match self {
+            Self::InvalidMembers(_) => "members of the body are missing or wrong",
+            Self::MalformedBody(_) => "the body is not a JSON object",
+            Self::InvalidName(_) => "the path holds no valid name",
+            Self::NotFound => "not found",
+            Self::AlreadyExists => "already exists",
+            Self::PreconditionFailed => "the precondition failed",
+            Self::BodyTimeout => "the body took too long to arrive",
+            Self::BodyTooLarge => "the body is too large",
+            Self::UnsupportedMediaType(_) => "the body's media type is not supported",
+            Self::Unavailable(_) => "a store cannot be used now",
+            Self::NotReady(_) => "the service is not ready",
+            Self::Overloaded => "too many requests are waiting",
+            Self::OutcomeUnknown(_) => "the outcome of the write is unknown",
+            Self::Internal(_) => "the service made a mistake",
+        }
+    }
+
+    /// What happened, for the log; only where the service or its stores are the cause.
     #[must_use]
     pub fn cause(&self) -> Option<&str> {
         match self {
@@ -61,23 +91,26 @@ impl From<DieselError> for Error {
     fn from(error: DieselError) -> Self {
         use DatabaseErrorKind as Kind;
         match &error {
-            DieselError::NotFound => Self::UnknownUser,
-            DieselError::DatabaseError(Kind::UniqueViolation, _) => Self::NameTaken,
-            // What a valid request cannot cause.
+            DieselError::NotFound => Self::NotFound,
+            DieselError::DatabaseError(Kind::UniqueViolation, _) => Self::AlreadyExists,
+            // A valid request cannot cause these.
             DieselError::DatabaseError(Kind::CheckViolation | Kind::NotNullViolation, _)
             | DieselError::QueryBuilderError(_)
             | DieselError::DeserializationError(_)
             | DieselError::SerializationError(_) => Self::Internal(error.to_string()),
-            // Diesel does not tell the SQLSTATE, and messages come in the server's language. Our statements are few
-            // and tested, so what is left is the server's state: no connection, time-out, lock, disk, shutdown, role.
+            // Diesel hides the SQLSTATE, and messages come in the server's language. Our statements are few and tested,
+            // so the cause is the server's state: no connection, time-out, lock, disk, shutdown, role.
             _ => Self::Unavailable(error.to_string()),
         }
     }
 }
 
+/// What a command ends with; an error is printed and becomes exit code 1.
+pub type CommandResult = Result<(), Box<dyn std::error::Error>>;
+
 impl Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.kind().title)
+        f.write_str(self.what())
     }
 }
 
@@ -86,166 +119,14 @@ impl std::error::Error for Error {}
 /// One wrong member of a request body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MemberError {
-    /// What is wrong with it.
+    /// What is wrong with the member.
     #[schema(example = "must not be empty")]
     pub detail: Cow<'static, str>,
-    /// Where it is: a JSON Pointer as a URI fragment (RFC 6901, section 6).
+    /// Where the member is: a JSON Pointer as a URI fragment (RFC 6901, section 6).
     #[schema(example = "#/info")]
     pub pointer: Cow<'static, str>,
 }
 
-/// The body of every error answer: problem details (RFC 9457).
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Problem<'a> {
-    /// A path that the service answers with an explanation.
-    #[serde(rename = "type")]
-    #[schema(example = "/problems/unknown-user")]
-    pub type_: String,
-    /// The kind of problem; the same each time.
-    pub title: &'static str,
-    /// The HTTP status once more.
-    pub status: u16,
-    /// What is wrong with this request.
-    pub detail: Cow<'a, str>,
-    /// The path that was asked for.
-    pub instance: &'a str,
-    /// The members that are wrong.
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    #[schema(nullable = false)]
-    pub errors: &'a [MemberError],
-}
-
-/// A kind of problem: what `/problems/<slug>` explains.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Kind {
-    /// The last segment of its `type`.
-    pub slug: &'static str,
-    /// Its status.
-    pub status: StatusCode,
-    /// Its title.
-    pub title: &'static str,
-    /// What to know about it; also the `detail` where there is no closer one.
-    pub explanation: &'static str,
-}
-
-macro_rules! kinds {
-    ($($name:ident = $status:ident $slug:literal $title:literal: $explanation:literal;)*) => {
-        $(const $name: Kind = Kind { slug: $slug, status: StatusCode::$status, title: $title, explanation: $explanation };)*
-        /// Every kind of problem.
-        pub const KINDS: &[Kind] = &[$($name),*];
-    };
-}
-
-kinds! {
-    INVALID_MEMBERS = BAD_REQUEST "invalid-members" "Members of the body are missing or wrong":
-        "The list `errors` names each wrong member and what is wrong with it.";
-    MALFORMED_BODY = BAD_REQUEST "malformed-body" "The body is not a JSON object":
-        "The body must be one JSON object (RFC 8259) in UTF-8, each member given once.";
-    INVALID_NAME = BAD_REQUEST "invalid-name" "No user can have this name":
-        "A name is 1 to 128 bytes of UTF-8 after NFC, without control, format, private-use or unassigned characters, without white space at its ends, and not `.` or `..`. In a path it is percent-encoded.";
-    BAD_REQUEST = BAD_REQUEST "bad-request" "The request is malformed":
-        "The service could not make sense of the request.";
-    UNKNOWN_USER = NOT_FOUND "unknown-user" "There is no such user":
-        "No user has this name. Names are compared exactly; case matters.";
-    NO_SUCH_PATH = NOT_FOUND "no-such-path" "There is nothing at this path":
-        "The paths of this service are listed in /openapi.json and shown at /docs/.";
-    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED "method-not-allowed" "The path does not have this method":
-        "The header Allow lists the methods that the path has.";
-    BODY_TIMEOUT = REQUEST_TIMEOUT "body-timeout" "The body took too long to arrive":
-        "A request's body must arrive within 5 seconds. Send it again.";
-    NAME_TAKEN = CONFLICT "name-taken" "The name is taken":
-        "A user with this name is registered already. The request changed nothing.";
-    PRECONDITION_FAILED = PRECONDITION_FAILED "precondition-failed" "The user is not as If-Match wants it":
-        "Somebody has changed the user since its ETag was read. The request changed nothing. Read the user again, and decide anew.";
-    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE "body-too-large" "The body is too large":
-        "A body may have 128 KiB at most.";
-    UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" "The body's media type is not supported":
-        "Send `Content-Type: application/json`, without a Content-Encoding.";
-    UNAVAILABLE = SERVICE_UNAVAILABLE "unavailable" "The service cannot answer now":
-        "A store that the request needs is away or too slow. The request changed nothing. Try again after the seconds in Retry-After.";
-    NOT_READY = SERVICE_UNAVAILABLE "not-ready" "The service is not ready":
-        "It is starting or stopping, or its database is away.";
-    OVERLOADED = SERVICE_UNAVAILABLE "overloaded" "Too many requests are waiting":
-        "The request was refused before any work was done. Try again after the seconds in Retry-After.";
-    OUTCOME_UNKNOWN = SERVICE_UNAVAILABLE "outcome-unknown" "The outcome of the write is unknown":
-        "The database was lost, or too slow, while the write was on its way: it may have happened, or not. A retry is safe: what did happen is then answered with 409 (register), 404 (delete) or 412 (If-Match), or done once more.";
-    INTERNAL = INTERNAL_SERVER_ERROR "internal" "The service made a mistake":
-        "It was logged under the request's X-Request-Id.";
-}
-
-impl Error {
-    /// The kind of problem that a client sees.
-    #[must_use]
-    pub const fn kind(&self) -> &'static Kind {
-        match self {
-            Self::InvalidMembers(_) => &INVALID_MEMBERS,
-            Self::MalformedBody(_) => &MALFORMED_BODY,
-            Self::InvalidName(_) => &INVALID_NAME,
-            Self::UnknownUser => &UNKNOWN_USER,
-            Self::NameTaken => &NAME_TAKEN,
-            Self::PreconditionFailed => &PRECONDITION_FAILED,
-            Self::BodyTimeout => &BODY_TIMEOUT,
-            Self::BodyTooLarge => &BODY_TOO_LARGE,
-            Self::UnsupportedMediaType(_) => &UNSUPPORTED_MEDIA_TYPE,
-            Self::Unavailable(_) => &UNAVAILABLE,
-            Self::NotReady(_) => &NOT_READY,
-            Self::Overloaded => &OVERLOADED,
-            Self::OutcomeUnknown(_) => &OUTCOME_UNKNOWN,
-            Self::Internal(_) => &INTERNAL,
-        }
-    }
-
-    /// The problem details of this error for a request to the path `instance`.
-    #[must_use]
-    pub fn problem<'a>(&'a self, instance: &'a str) -> Problem<'a> {
-        let mut problem = self.kind().problem(instance);
-        match self {
-            Self::InvalidMembers(errors) => problem.errors = errors,
-            Self::MalformedBody(detail) => problem.detail = detail.into(),
-            Self::InvalidName(what) => problem.detail = format!("The name {what}.").into(),
-            Self::NotReady(detail) | Self::UnsupportedMediaType(detail) => problem.detail = (*detail).into(),
-            _ => {}
-        }
-        problem
-    }
-}
-
-impl Kind {
-    /// The kind for an error that actix-web answered by itself, known by its status alone.
-    #[must_use]
-    pub fn of_status(status: StatusCode) -> Option<&'static Self> {
-        match status {
-            StatusCode::BAD_REQUEST => Some(&BAD_REQUEST),
-            StatusCode::NOT_FOUND => Some(&NO_SUCH_PATH),
-            StatusCode::METHOD_NOT_ALLOWED => Some(&METHOD_NOT_ALLOWED),
-            StatusCode::REQUEST_TIMEOUT => Some(&BODY_TIMEOUT),
-            StatusCode::PAYLOAD_TOO_LARGE => Some(&BODY_TOO_LARGE),
-            _ if status.is_server_error() => Some(&INTERNAL),
-            _ => None,
-        }
-    }
-
-    /// The problem details of this kind for a request to the path `instance`.
-    #[must_use]
-    pub fn problem<'a>(&self, instance: &'a str) -> Problem<'a> {
-        Problem {
-            type_: format!("/problems/{}", self.slug),
-            title: self.title,
-            status: self.status.as_u16(),
-            detail: self.explanation.into(),
-            instance,
-            errors: &[],
-        }
-    }
-}
-
-/// Only the status: `request.rs` writes the body, which needs the request.
-impl actix_web::ResponseError for Error {
-    fn status_code(&self) -> StatusCode {
-        self.kind().status
-    }
-
-    fn error_response(&self) -> actix_web::HttpResponse {
-        actix_web::HttpResponse::new(self.status_code())
-    }
-}
+/// Why a text is not valid: the end of a sentence for the person who sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Invalid(pub &'static str);

@@ -1,32 +1,23 @@
-//! What `user-svc` and `data-svc` share.
+//! What `user-svc` and `data-svc` share, from the request down to the stores.
 //!
-//! Start with [`repository`]: cache-aside, written once. Then
+//! | module | what it is about |
+//! |---|---|
+//! | [`http`] | a request's way in and out; knows no user and no store |
+//! | [`users`] | the entity: all that knows what a user is |
+//! | [`repository`] | the protocol: cache-aside, written once; knows neither users nor HTTP |
+//! | [`cache`], [`database`] | Redis and the near cache; PostgreSQL |
+//! | [`error`], [`config`], [`metrics`], [`logging`] | what all of them stand on |
+//! | [`start`] | from the command line to a running service |
 //!
-//! - what is kept: [`models`], [`schema`], [`migrations`], [`users`];
-//! - where: [`database`] (PostgreSQL), [`cache`] (Redis, and the near cache); [`flights`] are loads that are shared,
-//!   [`creations`] rows that are inserted together;
-//! - the service around it: [`start`], [`config`], [`logging`], [`server`], [`connections`], [`health`], [`docs`],
-//!   [`metrics`];
-//! - a request's way in and out: [`request`], [`extract`], [`error`].
+//! Start with [`repository`]. docs/architecture.md walks a request through the files.
 
 pub mod cache;
 pub mod config;
-pub mod connections;
-pub mod creations;
 pub mod database;
-pub mod docs;
 pub mod error;
-pub mod extract;
-pub mod flights;
-pub mod health;
+pub mod http;
 pub mod logging;
 pub mod metrics;
-pub mod migrations;
-pub mod models;
 pub mod repository;
-pub mod request;
-#[expect(missing_docs, reason = "printed by the Diesel CLI")]
-pub mod schema;
-pub mod server;
 pub mod start;
 pub mod users;

@@ -1,21 +1,22 @@
 //! Logs through `env_logger`: for people by default, one JSON object a line with `LOG_FORMAT=json`.
 //!
-//! Lines are written by a thread of its own: the first at once, what comes within 10 ms after it in one piece. So a busy
-//! service pays for few writes, and no request waits for a slow terminal, unless the lines that wait become too many.
+//! A thread writes the lines: the first at once, those of the next 10 ms in one piece. So a busy service pays for few
+//! writes, and no request waits for a slow terminal, unless too many lines wait.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use std::{mem, thread};
 
 use env_logger::Target;
 use log::Record;
 use log::kv::{Key, Value, VisitSource};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-/// Lines that may wait, in bytes, before those who log have to wait.
+/// How many bytes of lines may wait before a thread that logs has to wait: a second of a very busy log.
 const WAITING_MAX: usize = 1 << 20;
-/// How long the writer rests after it has written, so that under load it need not be woken for each line.
+/// How long the writer rests after a write, so that under load it is not woken for each line.
 const REST: Duration = Duration::from_millis(10);
 
 /// How a line looks.
@@ -27,7 +28,7 @@ pub enum Format {
     Json,
 }
 
-/// Installs the logger; `filter` is what `RUST_LOG` says. A second call changes nothing.
+/// Installs the logger, with `filter` as `RUST_LOG` has it. A second call changes nothing.
 ///
 /// # Errors
 /// A thread that cannot be started.
@@ -41,18 +42,18 @@ pub fn start(filter: &str, format: Format) -> io::Result<Logging> {
         Format::Human => builder.format(|out, record| writeln!(out, "{}", human(record))),
         Format::Json => builder.format(|out, record| writeln!(out, "{}", json(record))),
     };
-    // Only a test that starts twice in one process gets an error here, and its first logger serves.
-    drop(builder.try_init());
+    // The error says that a logger is installed already, which only a test that starts twice in one process meets.
+    let _ = builder.try_init();
     Ok(Logging(lines))
 }
 
-/// The logger. What was logged has been written when this is dropped.
+/// The logger. When this is dropped, everything that was logged has been written.
 #[must_use = "dropping it waits until all is written"]
 pub struct Logging(Arc<Lines>);
 
 impl Drop for Logging {
     fn drop(&mut self) {
-        drop(self.0.wait_while(|state| state.writing || !state.waiting.is_empty()));
+        let _all_is_written = self.0.wait_while(|state| state.writing || !state.waiting.is_empty());
     }
 }
 
@@ -77,26 +78,23 @@ impl Lines {
             state.writing = true;
             mem::swap(&mut state.waiting, &mut lines);
             drop(state);
-            // Who reads the log may be gone: there is nobody left to tell.
-            drop(out.write_all(&lines));
+            // The log's reader may be gone, and there is no other place to report that.
+            let _ = out.write_all(&lines);
             lines.clear();
-            self.lock().writing = false;
+            self.state.lock().writing = false;
             self.changed.notify_all();
             thread::sleep(REST);
         }
     }
 
     fn wait_while(&self, unsettled: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
-        let state = self.changed.wait_while(self.lock(), |state| unsettled(state));
-        state.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock();
+        self.changed.wait_while(&mut state, |state| unsettled(state));
+        state
     }
 }
 
-/// Where `env_logger` writes.
+/// The end of the lines' queue that `env_logger` writes to.
 struct Queue(Arc<Lines>);
 
 impl Write for Queue {
@@ -123,7 +121,7 @@ fn now() -> impl std::fmt::Display {
 fn human(record: &Record) -> String {
     let mut line = String::with_capacity(200);
     let _infallible = write!(line, "{} {:<5} {}: {}", now(), record.level(), record.target(), record.args());
-    // A line break inside a message must not look like a second line.
+    // A line break in a message must not look like a second line.
     if line.contains(['\n', '\r']) {
         line = line.replace(['\n', '\r'], " ");
     }
@@ -161,20 +159,20 @@ fn each_field(record: &Record, visit: impl FnMut(&str, Value)) {
         }
     }
     // The visitor never fails.
-    drop(record.key_values().visit(&mut Visitor(visit)));
+    let _ = record.key_values().visit(&mut Visitor(visit));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What was written, to be looked at from outside.
+    /// A writer that the test can read.
     #[derive(Clone, Default)]
     struct Paper(Arc<Mutex<Vec<u8>>>);
 
     impl Write for Paper {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("nobody panics").write(bytes)
+            self.0.lock().write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -184,8 +182,10 @@ mod tests {
 
     #[test]
     fn all_lines_are_written_in_their_order_when_the_logger_is_dropped() {
-        let (lines, paper) = (Arc::new(Lines::default()), Paper::default());
-        let (writer, out) = (lines.clone(), paper.clone());
+        let lines = Arc::new(Lines::default());
+        let paper = Paper::default();
+        let writer = lines.clone();
+        let out = paper.clone();
         thread::spawn(move || writer.keep_writing(out));
         let logging = Logging(lines.clone());
         let mut queue = Queue(lines);
@@ -195,6 +195,6 @@ mod tests {
             queue.write_all(line.as_bytes()).expect("it is taken");
         }
         drop(logging);
-        assert!(*paper.0.lock().expect("nobody panics") == expected.concat().into_bytes());
+        assert!(*paper.0.lock() == expected.concat().into_bytes());
     }
 }

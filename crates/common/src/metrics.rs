@@ -1,4 +1,4 @@
-//! What `/metrics` shows, in the Prometheus text format.
+//! The metrics of a service, in the Prometheus text format.
 
 use actix_web::http::StatusCode;
 use prometheus::{
@@ -11,7 +11,7 @@ use prometheus::{
 pub struct Metrics {
     registry: Registry,
     requests: HistogramVec,
-    /// Database threads, and what waits for them.
+    /// Worker threads of the database, and what waits for them.
     pub database: DatabaseMetrics,
     /// Cache requests by result.
     pub cache: IntCounterVec,
@@ -22,11 +22,11 @@ pub struct Metrics {
 pub struct DatabaseMetrics {
     /// Connections that are working.
     pub in_use: IntGauge,
-    /// Queries that wait for one, or for leave to hold one for long.
+    /// Queries that wait for a connection, or for a turn to hold one for long.
     pub waiting: IntGauge,
     /// Queries that took, or would have taken, longer than their deadline.
     pub timeouts: IntCounter,
-    /// Queries refused because as many waited as may.
+    /// Queries refused because the queue was full.
     pub refused: IntCounter,
 }
 
@@ -34,7 +34,7 @@ impl Metrics {
     /// Makes the metrics of the service `name`.
     ///
     /// # Errors
-    /// A name that is no valid metric's, or taken: a mistake of ours.
+    /// A metric's name that is not valid, or taken: a bug.
     pub fn new(name: &str) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
@@ -82,16 +82,16 @@ impl Metrics {
         Ok(Self { registry, requests, database, cache })
     }
 
-    /// Where requests with these labels are counted; `route` is the template, never the path, so that labels stay few.
+    /// The histogram of requests with these labels. `route` is the template, never the path, so that labels stay few.
     #[must_use]
     pub fn requests(&self, method: &str, route: &str, status: StatusCode) -> Histogram {
         self.requests.with_label_values(&[method, route, status.as_str()])
     }
 
-    /// The text that `/metrics` answers.
+    /// The text of `/metrics`.
     ///
     /// # Errors
-    /// A metric that cannot be written: a mistake of ours.
+    /// A metric that cannot be written: a bug.
     pub fn text(&self) -> prometheus::Result<String> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
@@ -99,7 +99,7 @@ impl Metrics {
     }
 }
 
-/// The commit that was built, if the build was told (`GIT_REVISION`).
+/// The commit that was built, if the build had `GIT_REVISION`.
 pub const REVISION: &str = match option_env!("GIT_REVISION") {
     Some(revision) => revision,
     None => "unknown",

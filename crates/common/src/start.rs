@@ -1,39 +1,36 @@
 //! From the command line to a running command: `.env`, settings, logs, exit code.
 
-use std::error::Error;
-
 use clap::{ArgMatches, Command};
 
-use crate::config::{Reader, Setting, one_of};
+use crate::config::{Setting, SettingsReader, one_of};
+use crate::error::CommandResult;
 use crate::logging::{self, Format};
-
-/// What a command ends with; an error is printed and becomes exit code 1.
-pub type Outcome = Result<(), Box<dyn Error>>;
 
 const SUCCESS: i32 = 0;
 const FAILURE: i32 = 1;
 const WRONG_SETTINGS: i32 = 2;
 
-/// Reads the arguments of `command` and its `settings`, then does `run` with the sub-command, if one was given, and what `read` made of the settings.
+/// Reads the arguments of `command` and its `settings`, and calls `run` with the sub-command, if one was given, and the
+/// settings as `read` returns them.
 ///
 /// Ends the process. Exit code 2 means that the settings are wrong, and nothing was started.
 pub fn main<C>(
     command: Command,
     settings: &[Setting],
-    read: impl FnOnce(&mut Reader) -> C,
-    run: impl FnOnce(Option<(&str, &ArgMatches)>, C) -> Outcome,
+    read: impl FnOnce(&mut SettingsReader) -> C,
+    run: impl FnOnce(Option<(&str, &ArgMatches)>, C) -> CommandResult,
 ) -> ! {
     let code = exit_code_of(command, settings, read, run);
-    // Without libc's exit handlers: they take down what libpq's libraries hold (OpenSSL, Kerberos), which crashes a
-    // thread that is about to connect to PostgreSQL, and the process with it.
+    // Without libc's exit handlers: they free what libpq's libraries use (OpenSSL, Kerberos). A thread that connects to
+    // PostgreSQL at that moment would crash, and the process with it.
     signal_hook::low_level::exit(code)
 }
 
 fn exit_code_of<C>(
     command: Command,
     settings: &[Setting],
-    read: impl FnOnce(&mut Reader) -> C,
-    run: impl FnOnce(Option<(&str, &ArgMatches)>, C) -> Outcome,
+    read: impl FnOnce(&mut SettingsReader) -> C,
+    run: impl FnOnce(Option<(&str, &ArgMatches)>, C) -> CommandResult,
 ) -> i32 {
     if let Err(error) = dotenvy::dotenv()
         && !error.not_found()
@@ -42,8 +39,8 @@ fn exit_code_of<C>(
         eprintln!(".env cannot be read: a line of it is not NAME=value");
         return WRONG_SETTINGS;
     }
-    let matches = Reader::describe(command, settings).get_matches();
-    let mut reader = Reader::new(&matches, settings);
+    let matches = SettingsReader::describe(command, settings).get_matches();
+    let mut reader = SettingsReader::new(&matches, settings);
     let filter = reader.get("RUST_LOG", |value| Ok(value.to_owned()));
     let format = reader.get("LOG_FORMAT", one_of(&["human", "json"]));
     let config = read(&mut reader);

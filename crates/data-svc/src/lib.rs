@@ -8,19 +8,16 @@ use std::time::{Duration, Instant};
 use actix_web::rt::time::sleep;
 use actix_web::web::Data;
 use clap::{Arg, ArgMatches, Command};
-use common::cache::Cache;
-use common::cache::near::Near;
+use common::cache::{Cache, Near};
 use common::config::{
-    CacheSettings, DatabaseSettings, HttpSettings, NEAR_CACHE_MIB, Reader, Setting, shared,
+    CacheSettings, DatabaseSettings, HttpSettings, NEAR_CACHE_MIB, Setting, SettingsReader, shared,
 };
-use common::database::{Database, Status};
+use common::database::{Database, Schema, Status};
+use common::error::{CommandResult, Invalid};
+use common::http::Service;
 use common::metrics::Metrics;
-use common::migrations::Schema;
-use common::models::{Invalid, User, UserName};
 use common::repository::CacheAside as _;
-use common::server::Service;
-use common::start::Outcome;
-use common::users::Users;
+use common::users::{User, UserName, Users};
 use utoipa::OpenApi as _;
 
 const NAME: &str = "data-svc";
@@ -62,7 +59,7 @@ pub struct Config {
 
 impl Config {
     /// Takes the settings out of `reader`.
-    pub fn read(reader: &mut Reader) -> Self {
+    pub fn read(reader: &mut SettingsReader) -> Self {
         Self { http: reader.http(), database: reader.database(), cache: reader.cache() }
     }
 }
@@ -72,16 +69,16 @@ impl Config {
 ///
 /// # Errors
 /// A name that no user can have; Redis does not answer within five seconds.
-pub async fn purge(settings: &CacheSettings, arguments: &ArgMatches) -> Outcome {
+pub async fn purge(settings: &CacheSettings, arguments: &ArgMatches) -> CommandResult {
     let mut keys = Vec::new();
     for name in arguments.get_many::<String>("NAME").into_iter().flatten() {
         let name = UserName::parse(name).map_err(|Invalid(what)| format!("{name:?}: a name {what}"))?;
         keys.push(User::cache_key(&name));
     }
     let cache = Cache::start(settings)?;
-    let give_up = Instant::now() + PURGE_PATIENCE;
+    let deadline = Instant::now() + PURGE_PATIENCE;
     while let Err(error) = cache.purge(&keys).await {
-        if Instant::now() > give_up {
+        if Instant::now() > deadline {
             return Err(format!("Redis cannot be told: {error:?}").into());
         }
         sleep(settings.timeout).await;
@@ -93,15 +90,14 @@ pub async fn purge(settings: &CacheSettings, arguments: &ArgMatches) -> Outcome 
 ///
 /// # Errors
 /// A port that cannot be bound, a URL that cannot be used.
-pub async fn serve(config: Config) -> Outcome {
+pub async fn serve(config: Config) -> CommandResult {
     let metrics = Metrics::new(NAME)?;
     let database = Database::start(&config.database, Schema::Await, metrics.database.clone())?;
     let cache = Cache::start(&config.cache)?;
-    let near = match config.cache.near_bytes {
-        0 => None,
-        bytes => Some(Near::start(&config.cache, bytes)?),
+    let (near, fast_path) = match config.cache.near_bytes {
+        0 => (Near::off(), None),
+        bytes => (Near::start(&config.cache, bytes)?, Some(routes::NEAR_HITS)),
     };
-    let near_hits = near.is_some().then_some(routes::NEAR_HITS);
     let users = Users::new(database.clone(), cache, near, &config.cache, metrics.cache.clone());
     let service = Service {
         name: NAME,
@@ -113,7 +109,7 @@ pub async fn serve(config: Config) -> Outcome {
             Status::Starting => Err("The service waits for PostgreSQL and its schema."),
         }),
         api: routes::Api::openapi(),
-        shortcut: near_hits,
+        fast_path,
     };
     service
         .serve(move |config| {

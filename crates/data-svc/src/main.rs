@@ -1,6 +1,7 @@
 //! `data-svc`: serves users from PostgreSQL through a Redis cache-aside.
 
-use common::{health, start};
+use common::http::health;
+use common::start;
 use data_svc::Config;
 
 #[global_allocator]

@@ -7,13 +7,10 @@ use actix_web::http::header::{
 };
 use actix_web::web::{Data, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
-use common::error::{Error, Problem};
-use common::extract::PathName;
-use common::health::{self, readable};
-use common::models::UserName;
-use common::repository::{Found, Source};
-use common::request::Shortcut;
-use common::users::{Users, entity_tag, is_among, not_from_cache};
+use common::error::Error;
+use common::http::{FastPath, Problem, health, readable};
+use common::repository::{CacheStatus, Found, Freshness};
+use common::users::{PathName, UserName, Users, entity_tag, matches_any, not_from_cache};
 use utoipa::{OpenApi, ToSchema};
 
 const USER: &str = "/user/{name}";
@@ -66,28 +63,29 @@ struct FoundUser {
     (status = 503, body = Problem, content_type = "application/problem+json", description = "Try again later"),
 ))]
 async fn get_user(users: Data<Users>, name: PathName, request: HttpRequest) -> Result<HttpResponse, Error> {
-    let found = users.find(&name.0, wants_fresh(&request)).await?;
-    Ok(answer(&request, found))
+    let found = users.find(&name.0, freshness(&request)).await?;
+    Ok(respond(&request, found))
 }
 
 /// Answers near hits as their route does.
-pub const NEAR_HITS: Shortcut = Shortcut { template: USER, answer: near_hit };
+pub const NEAR_HITS: FastPath = FastPath { template: USER, answer: near_hit };
 
 fn near_hit(request: &HttpRequest) -> Option<HttpResponse> {
     let segment = request.path().strip_prefix(USER_PREFIX)?;
-    // What is not plain is the route's to read.
-    if request.method() != Method::GET || segment.contains(['/', '%']) || wants_fresh(request) {
+    // The route reads everything that is not plain.
+    let plain = request.method() == Method::GET && !segment.contains(['/', '%']);
+    if !plain || freshness(request) == Freshness::Fresh {
         return None;
     }
     let name = UserName::parse(segment).ok()?;
     let found = request.app_data::<Data<Users>>()?.find_near(&name)?;
-    Some(answer(request, found))
+    Some(respond(request, found))
 }
 
-fn answer(request: &HttpRequest, found: Found) -> HttpResponse {
+fn respond(request: &HttpRequest, found: Found) -> HttpResponse {
     let status = cache_status(&found);
     let Some(answer) = found.answer else {
-        let mut response = HttpResponse::from_error(Error::UnknownUser);
+        let mut response = HttpResponse::from_error(Error::NotFound);
         response.headers_mut().insert(CACHE_STATUS, status);
         return response;
     };
@@ -100,15 +98,17 @@ fn answer(request: &HttpRequest, found: Found) -> HttpResponse {
         return response.finish();
     }
     response.insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")));
-    match found.source {
-        Source::Hit(_) | Source::NearHit(_) => response.body(answer.body),
+    match found.status {
+        CacheStatus::Hit(_) | CacheStatus::NearHit(_) => response.body(answer.body),
         _ => response.body(not_from_cache(&answer)),
     }
 }
 
-fn wants_fresh(request: &HttpRequest) -> bool {
-    request.headers().contains_key(CACHE_CONTROL)
-        && CacheControl::parse(request).is_ok_and(|control| control.contains(&CacheDirective::NoCache))
+/// What `Cache-Control` asks for (RFC 9111, section 5.2.1.4).
+fn freshness(request: &HttpRequest) -> Freshness {
+    let no_cache = request.headers().contains_key(CACHE_CONTROL)
+        && CacheControl::parse(request).is_ok_and(|control| control.contains(&CacheDirective::NoCache));
+    if no_cache { Freshness::Fresh } else { Freshness::Any }
 }
 
 /// Whether `If-None-Match` names `etag` (RFC 9110, section 13.1.2).
@@ -116,32 +116,32 @@ fn is_current(request: &HttpRequest, etag: &[u8; 16]) -> bool {
     request.headers().contains_key(IF_NONE_MATCH)
         && match IfNoneMatch::parse(request) {
             Ok(IfNoneMatch::Any) => true,
-            Ok(IfNoneMatch::Items(tags)) => is_among(&tags, etag),
+            Ok(IfNoneMatch::Items(tags)) => matches_any(&tags, etag),
             Err(_) => false,
         }
 }
 
-/// `Cache-Status` (RFC 9211). Never with `key=`: it would tell the name to whoever reads headers.
+/// `Cache-Status` (RFC 9211). Never with `key=`: a name is personal data, and headers are logged.
 fn cache_status(found: &Found) -> HeaderValue {
     let fixed = HeaderValue::from_static;
-    match (found.source, &found.answer) {
-        (source @ (Source::Hit(ttl) | Source::NearHit(ttl)), answer) => {
-            let detail = match (source, answer) {
-                (Source::NearHit(_), _) => "; detail=near",
+    match (found.status, &found.answer) {
+        (status @ (CacheStatus::Hit(ttl) | CacheStatus::NearHit(ttl)), answer) => {
+            let detail = match (status, answer) {
+                (CacheStatus::NearHit(_), _) => "; detail=near",
                 (_, None) => "; detail=negative",
                 _ => "",
             };
             let text = ["data-svc; hit; ttl=", &ttl.as_secs().to_string(), detail].concat();
             HeaderValue::try_from(text).unwrap_or_else(|_| fixed("data-svc; hit"))
         }
-        (Source::Miss { stored: true }, _) => fixed("data-svc; fwd=uri-miss; stored"),
-        (Source::Miss { stored: false }, _) => fixed("data-svc; fwd=uri-miss"),
-        (Source::Collapsed, _) => fixed("data-svc; fwd=uri-miss; collapsed"),
-        (Source::Forced { stored: true }, _) => fixed("data-svc; fwd=request; stored"),
-        (Source::Forced { stored: false }, _) => fixed("data-svc; fwd=request"),
-        (Source::WriteInProgress, _) => fixed("data-svc; fwd=bypass; detail=write-in-progress"),
-        (Source::CacheTimeout, _) => fixed("data-svc; fwd=miss; detail=redis-timeout"),
-        (Source::CacheError, _) => fixed("data-svc; fwd=miss; detail=redis-error"),
-        (Source::BreakerOpen, _) => fixed("data-svc; fwd=bypass; detail=breaker-open"),
+        (CacheStatus::Miss { stored: true }, _) => fixed("data-svc; fwd=uri-miss; stored"),
+        (CacheStatus::Miss { stored: false }, _) => fixed("data-svc; fwd=uri-miss"),
+        (CacheStatus::Collapsed, _) => fixed("data-svc; fwd=uri-miss; collapsed"),
+        (CacheStatus::Fresh { stored: true }, _) => fixed("data-svc; fwd=request; stored"),
+        (CacheStatus::Fresh { stored: false }, _) => fixed("data-svc; fwd=request"),
+        (CacheStatus::Bypass, _) => fixed("data-svc; fwd=bypass; detail=write-in-progress"),
+        (CacheStatus::Timeout, _) => fixed("data-svc; fwd=miss; detail=redis-timeout"),
+        (CacheStatus::Error, _) => fixed("data-svc; fwd=miss; detail=redis-error"),
+        (CacheStatus::BreakerOpen, _) => fixed("data-svc; fwd=bypass; detail=breaker-open"),
     }
 }

@@ -1,4 +1,5 @@
-//! HTTP as a client speaks it, and as no client would: each request on a connection of its own, paths sent unchanged.
+//! HTTP requests as a client sends them, and bytes that no client would send. Each request has a connection of its own,
+//! and paths are sent unchanged.
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -10,21 +11,21 @@ use ureq::Agent;
 use ureq::http::Request;
 
 /// How long any step of a request may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An answer, with its body read to the end.
+/// An answer whose body has been read to the end.
 #[derive(Debug, Clone)]
 pub struct Response {
     /// The status, such as 200.
     pub status: u16,
-    /// Names in small letters, and values, as they came.
+    /// Names in lower case and their values, in the order of arrival.
     pub headers: Vec<(String, String)>,
     /// The body, without its transfer encoding.
     pub body: Vec<u8>,
 }
 
 impl Response {
-    /// The first header of this name, in any case.
+    /// The value of the first header with this name, in upper or lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
@@ -32,30 +33,30 @@ impl Response {
             .map(|(_, value)| value.as_str())
     }
 
-    /// The body as text; what is not UTF-8 is replaced.
+    /// The body as text. Bytes that are not UTF-8 are replaced.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body as JSON. Panics with the answer if it is none.
+    /// The body as JSON. Panics with the answer if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error}: {} {}", self.status, self.text()))
     }
 }
 
-/// GET. Panics if no answer comes.
+/// Sends GET. Panics if no answer comes.
 pub fn get(url: &str) -> Response {
     send("GET", url, &[], "")
 }
 
-/// Any request. An empty body is sent only where the method asks for one (POST, PUT, PATCH). Redirects are not
+/// Sends any request. An empty body is sent only with a method that expects one (POST, PUT, PATCH). Redirects are not
 /// followed. Panics if no answer comes.
 pub fn send(method: &str, url: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Response {
     try_send(method, url, headers, body).unwrap_or_else(|error| panic!("{method} {url}: {error}"))
 }
 
-/// As [`send`], but returns an error if no answer comes: nobody listens, the connection is reset, 10 s pass.
+/// As [`send`], but returns an error if no answer comes: nothing listens, the connection is reset, or 10 s pass.
 pub fn try_send(
     method: &str,
     url: &str,
@@ -84,15 +85,15 @@ fn agent() -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .allow_non_standard_methods(true)
-        // A proxy in the developer's environment is none of a test's business.
+        // Ignore a proxy in the developer's environment.
         .proxy(None)
         .max_redirects(0)
         .max_idle_connections(0)
-        .timeout_global(Some(PATIENCE));
+        .timeout_global(Some(TIMEOUT));
     config.build().new_agent()
 }
 
-/// Sends these bytes on a new connection and reads one answer. Panics if none comes.
+/// Sends bytes on a new connection and reads one answer. Panics if none comes.
 pub fn raw(address: impl ToSocketAddrs, bytes: impl AsRef<[u8]>) -> Response {
     let mut connection = Connection::open(address);
     connection.send(&bytes);
@@ -101,7 +102,7 @@ pub fn raw(address: impl ToSocketAddrs, bytes: impl AsRef<[u8]>) -> Response {
         .unwrap_or_else(|error| panic!("{}: {error}", String::from_utf8_lossy(bytes.as_ref())))
 }
 
-/// A connection on which to send any bytes, in any portions, and to read answers.
+/// A connection to send any bytes on, in any portions, and to read answers from.
 #[derive(Debug)]
 pub struct Connection {
     stream: BufReader<TcpStream>,
@@ -109,24 +110,24 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects. Panics if nobody listens.
+    /// Connects. Panics if nothing listens.
     pub fn open(address: impl ToSocketAddrs) -> Connection {
-        let stream = TcpStream::connect(address).expect("somebody listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("10 s is a valid time-out");
-        stream.set_write_timeout(Some(PATIENCE)).expect("10 s is a valid time-out");
-        // Portions leave as they are sent.
+        let stream = TcpStream::connect(address).expect("a server listens");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("10 s is a valid time-out");
+        stream.set_write_timeout(Some(TIMEOUT)).expect("10 s is a valid time-out");
+        // Portions leave one by one, as they are sent.
         stream.set_nodelay(true).expect("the stream is open");
         Connection { stream: BufReader::new(stream), head_only: false }
     }
 
-    /// Sends bytes. A closed connection is no error yet: the answer may have come before.
+    /// Sends bytes. A closed connection is not an error yet, since the answer may have come before.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.head_only = bytes.as_ref().starts_with(b"HEAD ");
-        drop(self.stream.get_mut().write_all(bytes.as_ref()));
+        let _ = self.stream.get_mut().write_all(bytes.as_ref());
     }
 
-    /// Reads one answer; one to HEAD is known by what was sent last.
-    /// Errors: the connection ended within the answer or before it, or 10 s passed.
+    /// Reads one answer. It has no body if the last bytes sent start with HEAD.
+    /// Errors: the connection ends before or within the answer, or 10 s pass.
     pub fn receive(&mut self) -> Result<Response> {
         let start = self.line()?;
         let status = start.split(' ').nth(1).and_then(|word| word.parse().ok());
@@ -138,7 +139,7 @@ impl Connection {
         Ok(response)
     }
 
-    /// True if the other side closes the connection, in good order or not, before it sends anything more.
+    /// Returns whether the other side closes or resets the connection before it sends anything more.
     pub fn is_closed(&mut self) -> bool {
         match self.stream.fill_buf() {
             Ok(bytes) => bytes.is_empty(),
@@ -146,9 +147,10 @@ impl Connection {
         }
     }
 
-    /// Closes it at once and without order (RST), as when the client's process is killed.
+    /// Closes the connection by RST, as the kernel does when a client's process is killed.
     pub fn reset(self) {
-        let _as_good_if_it_is_closed = set_socket_linger(self.stream.get_ref(), Some(Duration::ZERO));
+        // Fails if the connection is closed already.
+        let _ = set_socket_linger(self.stream.get_ref(), Some(Duration::ZERO));
     }
 
     fn line(&mut self) -> Result<String> {
@@ -172,7 +174,7 @@ impl Connection {
         }
     }
 
-    /// The body's length as RFC 9112, section 6.3, tells it.
+    /// Reads the body, whose length follows RFC 9112, section 6.3.
     fn body(&mut self, head: &Response) -> Result<Vec<u8>> {
         let mut body = Vec::new();
         if self.head_only || head.status < 200 || matches!(head.status, 204 | 304) {

@@ -1,19 +1,22 @@
-//! Private Postgres and Redis servers, and both services beside them, on free ports and with data of their own.
+//! Private Postgres and Redis servers, and both services on them, with free ports and data of their own.
 //!
-//! Tests and benchmarks use it as a library; `make up` uses the binary where no Docker engine answers.
-//! Nothing here touches a server that it did not start. As in any test code, what goes wrong panics with the
-//! server's log; only [`native`], which talks to people, returns errors.
+//! `make up` uses the binary where no Docker engine answers. Tests and benchmarks use the library with the feature
+//! `testing`, without which `make up` compiles nothing that it does not need. Nothing here touches a server that it did
+//! not start. As in any test code, a failure panics with the server's log. Only `native`, whose messages people read,
+//! returns errors.
 //!
-//! | module | what it has |
+//! | module | contents |
 //! |---|---|
-//! | [`stack`] | **start here**: a fresh database and Redis key space for one test, and the services on them |
-//! | [`service`] | one running `user-svc` or `data-svc`: its address, log, signals and end |
-//! | [`http`] | requests as a client sends them, and bytes as no client would |
-//! | [`postgres`], [`redis`] | the servers: start, freeze, kill, restart |
-//! | [`proxy`] | a TCP proxy that cuts, delays, stalls, garbles, and holds a single message |
-//! | [`certificates`] | a certificate authority and a certificate for 127.0.0.1 |
-//! | [`guard`] | how a server is sure to end when the test does, however the test ends |
-//! | [`native`] | `devstack up`, `down`, `status`, `logs`, `reset` |
+//! | `native` | `devstack up`, `down`, `status`, `logs`, `reset` |
+//! | `http` | requests as a client sends them, and bytes that no client would send |
+//! | | **with the feature `testing`:** |
+//! | `stack` | **start here**: a fresh database and Redis key space for one test, and the services on them |
+//! | `service` | one running `user-svc` or `data-svc`: its address, log, signals and end |
+//! | `testing` | what tests of both services do: register, read, wait for a condition |
+//! | `postgres`, `redis` | the servers: start, freeze, kill, restart |
+//! | `proxy` | a TCP proxy that cuts, delays, stalls, garbles, and holds a single message |
+//! | `certificates` | a certificate authority and a certificate for 127.0.0.1 |
+//! | `supervise` | how a server is sure to end when the test ends, in whatever way that ends |
 //!
 //! ```no_run
 //! let stack = devstack::Stack::shared();
@@ -23,25 +26,42 @@
 //! assert_eq!(answer.status, 400);
 //! ```
 
-pub mod certificates;
-pub mod guard;
+mod commands;
 pub mod http;
-pub mod log;
 pub mod native;
-pub mod postgres;
 mod process;
 mod programs;
-pub mod proxy;
-pub mod redis;
-mod scratch;
-pub mod service;
-pub mod stack;
 
-pub use certificates::Certificates;
-pub use postgres::Postgres;
+#[cfg(feature = "testing")]
+pub mod certificates;
+#[cfg(feature = "testing")]
+pub mod log;
+#[cfg(feature = "testing")]
+pub mod postgres;
+#[cfg(feature = "testing")]
+pub mod proxy;
+#[cfg(feature = "testing")]
+pub mod redis;
+#[cfg(feature = "testing")]
+pub mod service;
+#[cfg(feature = "testing")]
+pub mod stack;
+#[cfg(feature = "testing")]
+pub mod supervise;
+#[cfg(feature = "testing")]
+mod tempdir;
+#[cfg(feature = "testing")]
+pub mod testing;
+
 pub use process::free_port;
-pub use proxy::{Direction, Proxy};
-pub use redis::Redis;
 pub use rustix::process::Signal;
-pub use service::{Service, ServiceBuilder};
-pub use stack::{Stack, Stores};
+
+#[cfg(feature = "testing")]
+pub use {
+    certificates::Certificates,
+    postgres::Postgres,
+    proxy::{Direction, Proxy},
+    redis::Redis,
+    service::{Service, ServiceBuilder},
+    stack::{Stack, Stores},
+};

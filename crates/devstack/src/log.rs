@@ -1,10 +1,12 @@
-//! What a server writes, kept in memory, and waiting for a text to appear in it.
+//! A server's output, kept in memory, and waiting for a text to appear in it.
 
 use std::io::Read;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Everything a server wrote to standard output and error so far.
+use parking_lot::{Condvar, Mutex};
+
+/// Everything that a server has written to standard output and error so far.
 #[derive(Clone, Debug, Default)]
 pub struct Log(Arc<Shared>);
 
@@ -21,7 +23,7 @@ struct Written {
 }
 
 impl Log {
-    /// Collects all that comes from `source`, in a thread of its own that ends with the source.
+    /// Collects all output of `source` in a thread of its own, which ends with the source.
     pub(crate) fn of(mut source: impl Read + Send + 'static) -> Log {
         let log = Log::default();
         let copy = log.clone();
@@ -34,56 +36,51 @@ impl Log {
                     Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                     Err(_) => break,
                 };
-                copy.lock().bytes.extend_from_slice(&buffer[..read]);
+                copy.0.written.lock().bytes.extend_from_slice(&buffer[..read]);
                 copy.0.grew.notify_all();
             }
-            copy.lock().closed = true;
+            copy.0.written.lock().closed = true;
             copy.0.grew.notify_all();
         });
         log
     }
 
-    fn lock(&self) -> MutexGuard<'_, Written> {
-        self.0.written.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// All text so far; what is not UTF-8 is replaced.
+    /// All output so far. Bytes that are not UTF-8 are replaced.
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.lock().bytes).into_owned()
+        String::from_utf8_lossy(&self.0.written.lock().bytes).into_owned()
     }
 
-    /// Waits for `needle`, which may have come before, and returns its whole line.
-    /// `None` when the time is over, or the server has ended without it.
-    pub fn wait_for(&self, needle: &str, bound: Duration) -> Option<String> {
-        let deadline = Instant::now() + bound;
+    /// Waits for `needle`, which may be in the log already, and returns its whole line.
+    /// Returns `None` after `timeout`, or if the server has ended without writing it.
+    pub fn wait_for(&self, needle: &str, timeout: Duration) -> Option<String> {
+        let deadline = Instant::now() + timeout;
         let mut searched = 0;
-        let mut written = self.lock();
+        let mut written = self.0.written.lock();
         loop {
             if let Some(line) = full_line(&written.bytes, needle, searched) {
                 return Some(line);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if written.closed || left.is_zero() {
+            if written.closed || Instant::now() >= deadline {
                 return None;
             }
-            // A part of the needle may be at the end already, in a line that is not whole yet.
+            // The last line may lack its end, and may already contain a part of the needle: search it again.
             searched = written.bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-            written = self.0.grew.wait_timeout(written, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.0.grew.wait_until(&mut written, deadline);
         }
     }
 
-    /// Waits until the server and all its children have ended, which closes the log. False when the time is over.
-    pub fn wait_for_end(&self, bound: Duration) -> bool {
-        let unended = |written: &mut Written| !written.closed;
-        let waited = self.0.grew.wait_timeout_while(self.lock(), bound, unended);
-        waited.unwrap_or_else(PoisonError::into_inner).0.closed
+    /// Waits until the server and all its children have ended, which closes the log. Returns false after `timeout`.
+    pub fn wait_for_end(&self, timeout: Duration) -> bool {
+        let mut written = self.0.written.lock();
+        self.0.grew.wait_while_for(&mut written, |written| !written.closed, timeout);
+        written.closed
     }
 }
 
-/// The first line from byte `from` on that holds `needle` and has its newline.
+/// The first complete line from byte `from` on that contains `needle`.
 fn full_line(bytes: &[u8], needle: &str, from: usize) -> Option<String> {
-    let whole = bytes[from..].split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
-    whole
+    let complete = bytes[from..].split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
+    complete
         .map(String::from_utf8_lossy)
         .find(|line| line.contains(needle))
         .map(|line| line.trim_end().to_owned())

@@ -1,23 +1,24 @@
-//! `devstack`: both services and their stores on this machine, without Docker. What `make up` and its kin call.
+//! `devstack` runs both services and their stores on this machine, without Docker. `make up`, `down`, `status`, `logs` and
+//! `reset` call it.
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use devstack::native;
+use devstack::native::{self, Consent, Lines};
 
 const USAGE: &str = "\
 Runs Postgres, Redis, user-svc and data-svc in the background, with all state in .local of the current folder.
 
 usage: devstack COMMAND
 
-  up             start what is missing, wait until both services are ready
+  up             start what is missing, and wait until both services are ready
   down           stop everything, keep the data
   status         one line for each part
-  logs [-f]      the last lines of all logs; -f goes on
+  logs [-f]      the last lines of all logs; -f follows them
   reset [--yes]  stop everything and remove the data
   database-url   the URL of the running database
 
-USER_SVC_PORT and DATA_SVC_PORT set the ports, else 8080 and 8081 or the next free ones.";
+USER_SVC_PORT and DATA_SVC_PORT set the ports; otherwise they are 8080 and 8081, or the next free ones.";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -25,15 +26,17 @@ fn main() -> ExitCode {
     let here = Path::new(".");
     if command == "background" {
         let Err(error) = native::become_background(arguments);
-        return complain(&error);
+        return fail(&error);
     }
     let option = arguments.next().unwrap_or_default();
     let done = match (command.to_str(), option.to_str()) {
         (Some("up"), Some("")) => native::up(here),
         (Some("down"), Some("")) => native::down(here),
         (Some("status"), Some("")) => native::status(here),
-        (Some("logs"), Some(option @ ("" | "-f"))) => native::logs(here, option == "-f"),
-        (Some("reset"), Some(option @ ("" | "--yes"))) => native::reset(here, option == "--yes"),
+        (Some("logs"), Some("")) => native::logs(here, Lines::Last),
+        (Some("logs"), Some("-f")) => native::logs(here, Lines::Follow),
+        (Some("reset"), Some("")) => native::reset(here, Consent::Ask),
+        (Some("reset"), Some("--yes")) => native::reset(here, Consent::Given),
         (Some("database-url"), Some("")) => native::database_url(here),
         (Some("help" | "-h" | "--help"), _) => {
             println!("{USAGE}");
@@ -44,10 +47,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    done.map_or_else(|error| complain(&error), |()| ExitCode::SUCCESS)
+    done.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
 }
 
-fn complain(error: &str) -> ExitCode {
+fn fail(error: &str) -> ExitCode {
     eprintln!("devstack: {error}");
     ExitCode::FAILURE
 }

@@ -1,16 +1,16 @@
 //! `make up` without Docker: private Postgres and Redis servers and both services, in the background.
 //!
-//! All state is in `.local` of the checkout: `run/` says which processes are ours and where they listen, `log/` has
-//! what they wrote, `postgres/` the data, and `lock` lets one command work at a time. Nothing is believed that can be
-//! seen: each command looks at what lives, and starts, keeps or replaces it.
+//! All state is in `.local` of the checkout: `run/` records which processes are ours and where they listen, `log/` has
+//! their output, `postgres/` the data, and `lock` lets one command work at a time. Records are checked and not trusted:
+//! each command looks which processes live, and starts, keeps or replaces them.
 
 mod background;
 mod database;
-mod place;
+mod paths;
 mod ports;
 mod services;
+mod terminal;
 
-use std::io::{BufRead, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -18,32 +18,41 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-pub use background::become_background;
-use background::{Part, Start};
-use place::Place;
-
+use self::background::{DATA_SVC, PARTS, POSTGRES, Part, REDIS, Start, USER_SVC};
+use self::paths::Paths;
+use self::services::GRACE;
+use self::terminal::{confirm, say};
+use crate::commands::{redis_arguments, redis_is_ready};
 use crate::process::until;
 use crate::programs::find;
-use crate::redis;
 
-/// What went wrong, in words for the person at the terminal.
-pub type Result<T> = std::result::Result<T, String>;
+pub use self::background::become_background;
+pub use self::terminal::Result;
 
-const POSTGRES: &str = "postgres";
-const REDIS: &str = "redis";
-const USER_SVC: &str = "user-svc";
-const DATA_SVC: &str = "data-svc";
-const PARTS: [&str; 4] = [POSTGRES, REDIS, USER_SVC, DATA_SVC];
+/// Which lines of the logs are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lines {
+    /// The last 100 of each log.
+    Last,
+    /// The last 100 of each log, and new ones as they come.
+    Follow,
+}
 
-/// Services get their grace period (10 s unless set otherwise) and some more before they are killed.
-const GRACE: Duration = Duration::from_secs(20);
+/// Whether a person agrees that all data are removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consent {
+    /// Ask on the terminal.
+    Ask,
+    /// The command line says so.
+    Given,
+}
 
-/// Starts what is missing, replaces what is out of date, keeps the rest; returns when both services are ready.
+/// Starts what is missing, replaces what is out of date and keeps the rest. Returns when both services are ready.
 pub fn up(checkout: &Path) -> Result<()> {
-    let place = Place::of(checkout)?;
-    let _lock = place.lock()?;
-    services::check(&place)?;
-    let [user, data] = start_all(&place)?;
+    let paths = Paths::of(checkout)?;
+    let _lock = paths.lock()?;
+    services::check(&paths)?;
+    let [user, data] = start_all(&paths)?;
     let json = r#"{"name":"john_doe","info":"likes tea"}"#;
     say(format!("\nuser-svc  {user}\ndata-svc  {data}\n\nRegister a user, then read it:"));
     say(format!("  curl -i {user}/register -H 'Content-Type: application/json' -d '{json}'"));
@@ -51,16 +60,16 @@ pub fn up(checkout: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Starts or keeps each part in the order of their needs, and returns the URLs of user-svc and data-svc.
-fn start_all(place: &Place) -> Result<[String; 2]> {
-    let living = || PARTS.map(|name| Part::of(place, name).alive().is_some());
+/// Starts or keeps each part, stores before services, and returns the URLs of user-svc and data-svc.
+fn start_all(paths: &Paths) -> Result<[String; 2]> {
+    let living = || PARTS.map(|name| Part::of(paths, name).alive().is_some());
     let attempt = || {
-        let database_url = database::up(place)?;
-        let redis_url = redis_up(place)?;
-        services::up(place, &database_url, &redis_url)
+        let database_url = database::up(paths)?;
+        let redis_url = redis_up(paths)?;
+        services::up(paths, &database_url, &redis_url)
     };
-    // What was killed a moment ago still seems to live at the first look, and for some time after it fails. So try
-    // again as long as a part ends: each can do so once.
+    // A process that was killed a moment ago may still look alive, so that its part is kept and then fails. Try again
+    // while a part ends: each can do so once.
     let mut done = Err(String::new());
     for _ in PARTS {
         let before = living();
@@ -75,47 +84,43 @@ fn start_all(place: &Place) -> Result<[String; 2]> {
 
 /// Stops the services, then the stores, each in good order. The data stay.
 pub fn down(checkout: &Path) -> Result<()> {
-    let place = Place::of(checkout)?;
-    let _lock = place.lock()?;
-    stop_all(&place);
+    let paths = Paths::of(checkout)?;
+    let _lock = paths.lock()?;
+    stop_all(&paths);
     Ok(())
 }
 
-fn stop_all(place: &Place) {
+fn stop_all(paths: &Paths) {
     let postgres_fast_shutdown = Signal::INT;
     let steps = [
         (USER_SVC, Signal::TERM, GRACE),
         (DATA_SVC, Signal::TERM, GRACE),
         (REDIS, Signal::TERM, GRACE),
+        // A fast shutdown writes out all changed pages.
         (POSTGRES, postgres_fast_shutdown, Duration::from_secs(60)),
     ];
-    let living = steps.map(|(name, ..)| Part::of(place, name).alive().is_some());
-    // Both services drain at the same time; below, each is waited for.
+    let living = steps.map(|(name, ..)| Part::of(paths, name).alive().is_some());
+    // Both services drain at the same time; the loop below waits for each.
     for name in [USER_SVC, DATA_SVC] {
-        Part::of(place, name).signal(Signal::TERM);
+        Part::of(paths, name).signal(Signal::TERM);
     }
-    for ((name, signal, patience), lived) in steps.into_iter().zip(living) {
-        Part::of(place, name).stop(signal, patience);
+    for ((name, signal, timeout), lived) in steps.into_iter().zip(living) {
+        Part::of(paths, name).stop(signal, timeout);
         say(format!("{name:<9} {}", if lived { "stopped" } else { "not running" }));
     }
 }
 
-/// Prints a line. Whoever reads may have gone (`make up | head -1`), which must not stop the work.
-fn say(line: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
 /// Prints a line for each part: whether it runs, where, and whether it is ready.
 pub fn status(checkout: &Path) -> Result<()> {
-    let place = Place::of(checkout)?;
+    let paths = Paths::of(checkout)?;
     for name in PARTS {
-        let Some(record) = Part::of(&place, name).alive() else {
+        let Some(record) = Part::of(&paths, name).alive() else {
             say(format!("{name:<9} not running"));
             continue;
         };
         let (address, ready) = match name {
             POSTGRES => (database::url(record.port), database::is_ready(record.port)),
-            REDIS => (redis_url(record.port), redis::ping(record.port)),
+            REDIS => (redis_url(record.port), redis_is_ready(record.port)),
             _ => (services::url(record.port), services::is_ready(record.port)),
         };
         let ready = if ready { "ready" } else { "NOT READY" };
@@ -124,46 +129,38 @@ pub fn status(checkout: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Shows the last lines of all logs, and with `follow` goes on until Ctrl-C. Returns only on failure.
-pub fn logs(checkout: &Path, follow: bool) -> Result<()> {
-    let place = Place::of(checkout)?;
-    let logs = PARTS.map(|name| place.log(name));
+/// Shows the last lines of all logs, and with [`Lines::Follow`] continues until Ctrl-C. Returns only on failure.
+pub fn logs(checkout: &Path, lines: Lines) -> Result<()> {
+    let paths = Paths::of(checkout)?;
+    let logs = PARTS.map(|name| paths.log(name));
     let present: Vec<_> = logs.into_iter().filter(|log| log.exists()).collect();
     if present.is_empty() {
         return Err("no logs yet: `make up` first".to_owned());
     }
     let mut tail = Command::new("tail");
-    tail.args(["-n", "100"]).args(follow.then_some("-F")).args(present);
+    tail.args(["-n", "100"]).args((lines == Lines::Follow).then_some("-F")).args(present);
     Err(format!("tail: {}", tail.exec()))
 }
 
-/// Stops everything and removes all data and logs, after asking unless `sure`.
-pub fn reset(checkout: &Path, sure: bool) -> Result<()> {
-    let place = Place::of(checkout)?;
-    let _lock = place.lock()?;
-    let data = place.data();
-    if !sure && !confirmed(&format!("Stop everything and remove all users in {}?", data.display()))? {
+/// Stops everything and removes all data and logs. Asks before, unless consent is given.
+pub fn reset(checkout: &Path, consent: Consent) -> Result<()> {
+    let paths = Paths::of(checkout)?;
+    let _lock = paths.lock()?;
+    let question = format!("Stop everything and remove all users in {}?", paths.data().display());
+    if consent == Consent::Ask && !confirm(&question)? {
         say("Nothing was removed.");
         return Ok(());
     }
-    stop_all(&place);
-    place.clear()?;
+    stop_all(&paths);
+    paths.clear()?;
     say("All data are removed.");
     Ok(())
 }
 
-fn confirmed(question: &str) -> Result<bool> {
-    print!("{question} [y/N] ");
-    std::io::stdout().flush().map_err(|error| error.to_string())?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).map_err(|error| error.to_string())?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
 /// Prints the URL of the running database, for tools such as the Diesel CLI.
 pub fn database_url(checkout: &Path) -> Result<()> {
-    let place = Place::of(checkout)?;
-    let record = Part::of(&place, POSTGRES).alive().ok_or("Postgres does not run: `make up` first")?;
+    let paths = Paths::of(checkout)?;
+    let record = Part::of(&paths, POSTGRES).alive().ok_or("Postgres does not run: `make up` first")?;
     say(database::url(record.port));
     Ok(())
 }
@@ -172,19 +169,19 @@ fn redis_url(port: u16) -> String {
     format!("redis://127.0.0.1:{port}/0")
 }
 
-fn redis_up(place: &Place) -> Result<String> {
-    let part = Part::of(place, REDIS);
+fn redis_up(paths: &Paths) -> Result<String> {
+    let part = Part::of(paths, REDIS);
     let (port, how) = match part.alive() {
         Some(record) => (record.port, "kept"),
         None => {
             let port = ports::for_store(&part);
-            let arguments = redis::arguments(&place.folder("redis")?, port);
+            let arguments = redis_arguments(&paths.folder("redis")?, port);
             let start = Start { program: find("redis-server")?, arguments, port, ..Start::default() };
             part.start(start)?;
             (port, "started")
         }
     };
-    if !(until(GRACE, || part.alive().is_none() || redis::ping(port)) && part.alive().is_some()) {
+    if !part.becomes_ready(GRACE, || redis_is_ready(port)) {
         return Err(part.failure("does not answer"));
     }
     say(format!("redis     {how}"));

@@ -1,4 +1,4 @@
-//! What the system knows of a process by its number: whether it lives, since when, and its children.
+//! What the system knows about a process by its ID: whether it lives, since when, and its children. And free ports.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-/// The fields of `/proc/PID/stat` that follow the command's name: state, parent, and so on (see proc(5)).
+/// The fields of `/proc/PID/stat` after the command's name: state, parent, and so on (see proc(5)).
 fn stat(pid: Pid) -> Option<Vec<String>> {
     let line = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The name stands in parentheses and may hold any character, so count from the last one.
+    // The name is in parentheses and may contain any character, so the fields start after the last parenthesis.
     let (_, fields) = line.rsplit_once(')')?;
     Some(fields.split_whitespace().map(str::to_owned).collect())
 }
 
-/// What `ps` says of a process, for systems without `/proc`.
+/// What `ps` prints about a process, for systems without `/proc`.
 fn ps(pid: Pid, column: &str) -> Option<String> {
     let output = Command::new("ps")
         .args(["-o", &format!("{column}="), "-p", &pid.as_raw_nonzero().to_string()])
@@ -26,7 +26,7 @@ fn ps(pid: Pid, column: &str) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// True while the process runs or is stopped; false once it is gone or only waits to be reaped.
+/// Returns whether the process runs or is stopped. A process that has ended and waits to be reaped is not alive.
 pub(crate) fn is_alive(pid: Pid) -> bool {
     if cfg!(target_os = "linux") {
         stat(pid).is_some_and(|fields| fields[0] != "Z" && fields[0] != "X")
@@ -35,8 +35,8 @@ pub(crate) fn is_alive(pid: Pid) -> bool {
     }
 }
 
-/// A text that no other process has had or will have under this number: when it started, and in which boot.
-/// `None` if there is no such living process.
+/// When the process started, and in which boot of the machine: no other process has both this and this process ID.
+/// `None` if no process with this ID is alive.
 pub(crate) fn birth(pid: Pid) -> Option<String> {
     if !is_alive(pid) {
         return None;
@@ -49,9 +49,10 @@ pub(crate) fn birth(pid: Pid) -> Option<String> {
     }
 }
 
-/// Sends a signal to the process that was born so, and to no later one with the same number. False if it is gone.
+/// Sends a signal to the process with this ID and [`birth`], and to no later one with the same ID. Returns false if it has
+/// ended.
 pub(crate) fn signal_if_born(pid: Pid, born: &str, signal: Signal) -> bool {
-    // The handle stays with the process that it was opened for: between look and signal nothing can change.
+    // A pidfd stays with the process that it was opened for, so the process cannot change between the look and the signal.
     #[cfg(target_os = "linux")]
     if let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
         return birth(pid).as_deref() == Some(born)
@@ -71,7 +72,7 @@ pub(crate) fn name(pid: Pid) -> Option<String> {
     }
 }
 
-/// The process's children. The list is whole only if the process is stopped, since it could have more at once.
+/// The process's children. The list is complete only if the process is frozen: a running one may start more meanwhile.
 pub(crate) fn children(pid: Pid) -> Vec<Pid> {
     let number = pid.as_raw_nonzero();
     let listed = fs::read_to_string(format!("/proc/{number}/task/{number}/children")).unwrap_or_else(|_| {
@@ -81,20 +82,22 @@ pub(crate) fn children(pid: Pid) -> Vec<Pid> {
     listed.split_whitespace().filter_map(|word| word.parse().ok().and_then(Pid::from_raw)).collect()
 }
 
-/// Stops the process (SIGSTOP) and returns once it stands still: it may be running on another core.
-pub(crate) fn stop(pid: Pid) {
+/// Freezes the process (SIGSTOP), and returns when it stands still: it may still run on another core for a moment.
+#[cfg(feature = "testing")]
+pub(crate) fn freeze(pid: Pid) {
     if kill_process(pid, Signal::STOP).is_err() {
         return;
     }
-    let stands = || stat(pid).is_none_or(|fields| matches!(fields[0].as_str(), "T" | "t" | "Z" | "X"));
-    until(Duration::from_secs(5), stands);
+    let is_frozen = || stat(pid).is_none_or(|fields| matches!(fields[0].as_str(), "T" | "t" | "Z" | "X"));
+    until(Duration::from_secs(5), is_frozen);
 }
 
-/// Asks until the answer is true (returns true) or the time is over (false). For what has no event to wait for.
-pub(crate) fn until(bound: Duration, mut done: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + bound;
+/// Polls `condition` until it holds (returns true) or `timeout` has passed (returns false). For what gives no event to
+/// wait for. At 3 ms a poll costs little, and no test waits noticeably longer than it must.
+pub(crate) fn until(timeout: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
     loop {
-        if done() {
+        if condition() {
             return true;
         }
         if Instant::now() > deadline {
@@ -104,11 +107,11 @@ pub(crate) fn until(bound: Duration, mut done: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// A port of 127.0.0.1 on which nobody listens, from 10240 to 32767: below the range that Linux gives to outgoing
-/// connections, so that a restarted server finds its port as it left it.
+/// A port of 127.0.0.1 on which nothing listens, from 10240 to 32767. That is below the range that Linux gives to
+/// outgoing connections, so a restarted server finds its port free.
 pub fn free_port() -> u16 {
     static TRIED: AtomicU16 = AtomicU16::new(0);
-    // Test binaries run side by side: start each at a place of its own.
+    // Test binaries run side by side, so each starts at another port.
     let start = std::process::id().wrapping_mul(7919);
     loop {
         let step = u32::from(TRIED.fetch_add(1, Ordering::Relaxed));
@@ -119,7 +122,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// True if a server could listen on this port of 127.0.0.1 now.
+/// Returns whether a server could listen on this port of 127.0.0.1 now.
 pub(crate) fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }

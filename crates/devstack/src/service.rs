@@ -1,4 +1,4 @@
-//! One running `user-svc` or `data-svc`: its address, its log, its signals, its end.
+//! One running `user-svc` or `data-svc`: its address, log, signals and end.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -8,57 +8,56 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 
-use crate::guard::{Guarded, watched};
 use crate::http;
 use crate::log::Log;
 use crate::process::until;
 use crate::programs::{clean, sibling};
 use crate::proxy::Proxy;
-use crate::scratch::Scratch;
+use crate::supervise::{Supervised, supervised};
+use crate::tempdir::TempDir;
 
 /// How long a service may take to listen, to be ready, or to write what a test waits for.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A service that is about to start: add settings, then [`start`](ServiceBuilder::start) it.
+/// A service before it starts: add settings, then [`start`](ServiceBuilder::start) it.
 #[derive(Debug, Clone)]
-#[must_use = "nothing runs until it is started"]
+#[must_use = "nothing runs before start"]
 pub struct ServiceBuilder {
     program: PathBuf,
     settings: Vec<(String, String)>,
 }
 
 impl ServiceBuilder {
-    /// One of our services by its binary's name, with any port, and with no store to talk to yet.
-    /// Panics if the binary is not built.
+    /// One of our services by its binary's name, on any free port and without stores. Panics if the binary is not built.
     pub fn new(name: &str) -> ServiceBuilder {
         ServiceBuilder::of(sibling(name).unwrap_or_else(|error| panic!("{error}")))
     }
 
-    /// Any program that says where it listens as our services do.
+    /// Any program that logs its addresses as our services do.
     pub fn of(program: PathBuf) -> ServiceBuilder {
         let builder = ServiceBuilder { program, settings: Vec::new() };
         builder.env("HOST", "127.0.0.1").env("PORT", "0").env("METRICS_PORT", "0").env("RUST_BACKTRACE", "1")
     }
 
-    /// Sets a setting, by its environment variable. It sees no other variable of ours.
+    /// Sets an environment variable. The service sees no variables but those set here.
     pub fn env(mut self, name: &str, value: impl Into<String>) -> ServiceBuilder {
         self.settings.retain(|(known, _)| known != name);
         self.settings.push((name.to_owned(), value.into()));
         self
     }
 
-    /// Takes a setting away, so that the service sees its default.
+    /// Removes an environment variable, so that the service uses its default.
     pub fn env_remove(mut self, name: &str) -> ServiceBuilder {
         self.settings.retain(|(known, _)| known != name);
         self
     }
 
-    /// Lets it reach Postgres through `proxy`.
+    /// Makes the service reach Postgres through `proxy`.
     pub fn postgres_through(self, proxy: &Proxy) -> ServiceBuilder {
         self.through("DATABASE_URL", proxy)
     }
 
-    /// Lets it reach Redis through `proxy`.
+    /// Makes the service reach Redis through `proxy`.
     pub fn redis_through(self, proxy: &Proxy) -> ServiceBuilder {
         self.through("REDIS_URL", proxy)
     }
@@ -75,18 +74,18 @@ impl ServiceBuilder {
     /// Starts the service and waits until `/readyz` is 200. Panics with its log if that takes more than 10 s.
     pub fn start(&self) -> Service {
         let service = self.spawn();
-        let ready = until(PATIENCE, || service.has_ended() || service.is_ready());
+        let ready = until(TIMEOUT, || service.has_ended() || service.is_ready());
         assert!(ready && !service.has_ended(), "{} is not ready:\n{}", service.name, service.log());
         service
     }
 
     /// Starts the service and waits only until it listens. Panics with its log if that takes more than 10 s.
     pub fn spawn(&self) -> Service {
-        let mut command = watched(Signal::KILL, &self.program);
+        let mut command = supervised(Signal::KILL, &self.program);
         command.envs(self.settings.iter().cloned()).current_dir(empty_folder());
-        let server = Guarded::start(command);
+        let server = Supervised::start(command);
         let name = self.program.file_name().unwrap_or_default().display().to_string();
-        let line = server.log().wait_for("listening on http://", PATIENCE);
+        let line = server.log().wait_for("listening on http://", TIMEOUT);
         let addresses = line.as_deref().and_then(addresses);
         let Some((address, metrics)) = addresses else {
             panic!("{name} does not listen:\n{}", server.log().text())
@@ -100,7 +99,8 @@ impl ServiceBuilder {
         command.output().unwrap_or_else(|error| panic!("{}: {error}", self.program.display()))
     }
 
-    /// The command that [`run`](ServiceBuilder::run) runs, for what it does not foresee. Nothing ends it for you.
+    /// The command that [`run`](ServiceBuilder::run) runs, for a test that must start it otherwise. Nothing ends it
+    /// automatically.
     pub fn command(&self, arguments: &[impl AsRef<OsStr>]) -> Command {
         let mut command = clean(&self.program);
         command.args(arguments).envs(self.settings.iter().cloned()).current_dir(empty_folder());
@@ -108,13 +108,13 @@ impl ServiceBuilder {
     }
 }
 
-/// A folder without a `.env`, which could aim a test at somebody's database.
+/// A folder without a `.env`, which could point a test at a developer's database.
 fn empty_folder() -> &'static Path {
-    static FOLDER: OnceLock<Scratch> = OnceLock::new();
-    FOLDER.get_or_init(|| Scratch::new(None)).path()
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    FOLDER.get_or_init(|| TempDir::new(None)).path()
 }
 
-/// Both addresses of `listening on http://127.0.0.1:43121, metrics on http://127.0.0.1:43122`.
+/// The two addresses in `listening on http://127.0.0.1:43121, metrics on http://127.0.0.1:43122`.
 fn addresses(line: &str) -> Option<(String, String)> {
     let address = |after: &str| {
         let (_, rest) = line.split_once(after)?;
@@ -130,7 +130,7 @@ pub struct Service {
     name: String,
     address: String,
     metrics: String,
-    server: Guarded,
+    server: Supervised,
 }
 
 impl Service {
@@ -144,75 +144,80 @@ impl Service {
         format!("http://{}{path}", self.address)
     }
 
-    /// The address that serves metrics, `http://127.0.0.1:PORT`.
+    /// The URL of the port that serves metrics, `http://127.0.0.1:PORT`.
     pub fn metrics_url(&self) -> String {
         format!("http://{}", self.metrics)
     }
 
-    /// `127.0.0.1:PORT`, for a connection of your own.
+    /// `127.0.0.1:PORT`, for a connection that the test opens itself.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Its process number.
+    /// The service's process ID.
     pub fn pid(&self) -> Pid {
         self.server.pid()
     }
 
-    /// Sends a signal. Does nothing if it has ended.
+    /// Sends a signal. Does nothing if the service has ended.
     pub fn signal(&self, signal: Signal) {
         self.server.signal(signal);
     }
 
-    /// Asks it to end (SIGTERM); [`wait`](Service::wait) tells when it has.
+    /// Asks the service to end (SIGTERM). [`wait`](Service::wait) returns when it has.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Ends it at once (SIGKILL), and returns when it is gone.
+    /// Ends the service at once (SIGKILL), and returns when it has ended.
     pub fn kill(&self) {
         self.signal(Signal::KILL);
         self.wait();
     }
 
-    /// Waits for its end. Panics with its log if that takes more than 60 s.
+    /// Waits for the service's end. Panics with its log if that takes more than 60 s, which is several times the grace
+    /// period.
     pub fn wait(&self) -> ExitStatus {
         let ended = self.server.wait(Duration::from_secs(60));
         let status = ended.unwrap_or_else(|| panic!("{} does not end:\n{}", self.name, self.log()));
-        // Its last lines may still be on their way.
+        // The last lines may still be in the pipe.
         self.server.log().wait_for_end(Duration::from_secs(1));
         status
     }
 
-    /// True once it has ended.
+    /// Returns whether the service has ended.
     pub fn has_ended(&self) -> bool {
         self.server.status().is_some()
     }
 
-    /// True if `/readyz` answers 200 now.
+    /// Returns whether `/readyz` answers 200 now.
     pub fn is_ready(&self) -> bool {
-        http::try_send("GET", &self.url_of("/readyz"), &[], "").is_ok_and(|answer| answer.status == 200)
+        self.readiness() == Some(200)
+    }
+
+    fn readiness(&self) -> Option<u16> {
+        http::try_send("GET", &self.url_of("/readyz"), &[], "").ok().map(|answer| answer.status)
     }
 
     /// Waits until `/readyz` answers `status`. Panics with its log if that takes more than 10 s.
     pub fn wait_for_readiness(&self, status: u16) {
-        let answers =
-            || http::try_send("GET", &self.url_of("/readyz"), &[], "").is_ok_and(|it| it.status == status);
-        assert!(until(PATIENCE, answers), "{}: /readyz is not {status}:\n{}", self.name, self.log());
+        let answers = || self.readiness() == Some(status);
+        assert!(until(TIMEOUT, answers), "{}: /readyz is not {status}:\n{}", self.name, self.log());
     }
 
-    /// All that it wrote so far.
+    /// The service's output so far.
     pub fn log(&self) -> String {
         self.server.log().text()
     }
 
-    /// Waits for a text in its log and returns the line. Panics with the log if it ends or 10 s pass without.
+    /// Waits for a text in the log and returns its line. Panics with the log if the service ends without writing it, or
+    /// 10 s pass.
     pub fn wait_for_log(&self, needle: &str) -> String {
-        let line = self.server.log().wait_for(needle, PATIENCE);
-        line.unwrap_or_else(|| panic!("{} never said {needle:?}:\n{}", self.name, self.log()))
+        let line = self.server.log().wait_for(needle, TIMEOUT);
+        line.unwrap_or_else(|| panic!("{} never wrote {needle:?}:\n{}", self.name, self.log()))
     }
 
-    /// Its log, to wait for other texts or other times.
+    /// The log itself, to wait for a text with another time-out.
     pub fn log_handle(&self) -> &Log {
         self.server.log()
     }

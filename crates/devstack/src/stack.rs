@@ -1,4 +1,4 @@
-//! What one test works on: a fresh database, a fresh Redis key space, and the services on them.
+//! What one test works on: a fresh database, a fresh Redis key space, and services that use them.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -8,7 +8,7 @@ use crate::proxy::Proxy;
 use crate::redis::Redis;
 use crate::service::ServiceBuilder;
 
-/// The database that is migrated once, and that each test gets a copy of.
+/// The database that is migrated once. Each test gets a copy of it.
 const TEMPLATE: &str = "template_users";
 
 /// A Postgres and a Redis server.
@@ -21,14 +21,14 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// The servers that all tests of this test binary share, started with the first: for tests that neither hurt a
+    /// The servers that all tests of this test binary share. The first call starts them. For tests that neither stop a
     /// server nor flush it.
     pub fn shared() -> Arc<Stores> {
         static SHARED: OnceLock<Arc<Stores>> = OnceLock::new();
         Arc::clone(SHARED.get_or_init(Stores::private))
     }
 
-    /// Servers of the test's own, to kill, freeze or flush.
+    /// Servers for one test alone, which it may kill, freeze or flush.
     pub fn private() -> Arc<Stores> {
         std::thread::scope(|scope| {
             let redis = scope.spawn(Redis::start);
@@ -38,7 +38,7 @@ impl Stores {
         })
     }
 
-    /// Servers that you started, with TLS or settings of their own.
+    /// Servers that the test has started itself, with TLS or special settings.
     pub fn of(postgres: Postgres, redis: Redis) -> Arc<Stores> {
         Arc::new(Stores { postgres, redis, migrated: OnceLock::new(), stacks: AtomicU32::new(0) })
     }
@@ -53,7 +53,7 @@ impl Stores {
         &self.redis
     }
 
-    /// Makes the template once, by `user-svc migrate`, as a deployment would.
+    /// Makes the template once, by `user-svc migrate`, as a deployment does.
     fn migrate(&self) {
         self.migrated.get_or_init(|| {
             self.postgres.create_database(TEMPLATE, None);
@@ -70,7 +70,7 @@ impl Stores {
     }
 }
 
-/// A database and a Redis key space that no other test uses. Its services are started by the test.
+/// A database and a Redis key space that no other test uses. The test starts the services.
 #[derive(Debug)]
 pub struct Stack {
     stores: Arc<Stores>,
@@ -79,23 +79,23 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// On the servers that this test binary shares.
+    /// A stack on the servers that this test binary shares.
     pub fn shared() -> Stack {
         Stack::on(Stores::shared())
     }
 
-    /// On servers of its own.
+    /// A stack on servers of its own.
     pub fn private() -> Stack {
         Stack::on(Stores::private())
     }
 
-    /// On these servers, with a migrated database.
+    /// A stack on these servers, with a migrated database.
     pub fn on(stores: Arc<Stores>) -> Stack {
         stores.migrate();
         Stack::with_database(stores, Some(TEMPLATE))
     }
 
-    /// On these servers, with a database that has no tables yet.
+    /// A stack on these servers, with a database that has no tables yet.
     pub fn unmigrated(stores: Arc<Stores>) -> Stack {
         Stack::with_database(stores, None)
     }
@@ -107,17 +107,17 @@ impl Stack {
         Stack { stores, database, redis_database: number }
     }
 
-    /// The servers below.
+    /// The stack's servers.
     pub fn stores(&self) -> &Arc<Stores> {
         &self.stores
     }
 
-    /// The Postgres server below; hurt it only if the stack is private.
+    /// The Postgres server. Kill or freeze it only if the stack is private.
     pub fn postgres(&self) -> &Postgres {
         &self.stores.postgres
     }
 
-    /// The Redis server below; hurt or flush it only if the stack is private.
+    /// The Redis server. Kill, freeze or flush it only if the stack is private.
     pub fn redis(&self) -> &Redis {
         &self.stores.redis
     }
@@ -127,12 +127,12 @@ impl Stack {
         &self.database
     }
 
-    /// The database's number in Redis, which is also good as a part of channel names.
+    /// The number of the Redis database. No other test on these servers has it, so it can also be a part of channel names.
     pub fn redis_database(&self) -> u32 {
         self.redis_database
     }
 
-    /// The database's URL, as superuser.
+    /// The URL of the Postgres database, as superuser.
     pub fn database_url(&self) -> String {
         self.stores.postgres.url(&self.database)
     }
@@ -142,7 +142,7 @@ impl Stack {
         self.stores.redis.url(self.redis_database)
     }
 
-    /// Runs a statement in the database and returns its rows, columns divided by `|`.
+    /// Runs a statement in the database and returns its rows, with `|` between columns.
     pub fn sql(&self, statement: &str) -> String {
         self.stores.postgres.sql(&self.database, statement)
     }
@@ -162,12 +162,12 @@ impl Stack {
         Proxy::start(("127.0.0.1", self.stores.redis.port()))
     }
 
-    /// A user-svc on this database and key space, to be started. Several may run.
+    /// A user-svc on this database and key space, not started yet. Several may run.
     pub fn user_svc(&self) -> ServiceBuilder {
         self.service("user-svc").env("PUBLIC_DATA_URL", "http://data.test")
     }
 
-    /// A data-svc on this database and key space, to be started. Several may run.
+    /// A data-svc on this database and key space, not started yet. Several may run.
     pub fn data_svc(&self) -> ServiceBuilder {
         self.service("data-svc")
     }
@@ -179,11 +179,12 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // A long suite's databases would fill the disk, at 7 MB each. Servers of its own go as a whole.
+        // The databases of a long suite, at 7 MB each, would fill the disk. A stack with servers of its own needs no
+        // cleaning: their data are removed as a whole.
         if Arc::strong_count(&self.stores) > 1 {
             let statement = format!(r#"DROP DATABASE "{}" WITH (FORCE)"#, self.database);
-            // A test may have left the server unable to: the rest of the suite tells.
-            drop(self.stores.postgres.try_sql("postgres", &statement));
+            // Fails if the test has left the server unable to. Then later tests fail with a better message.
+            let _ = self.stores.postgres.try_sql("postgres", &statement);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `devstack up` and its kin, on checkouts of their own, with stand-ins for the services.
+//! `devstack up`, `down`, `status` and `reset`, on checkouts of their own, with stand-ins for the services.
 
 use std::fs;
 use std::net::TcpListener;
@@ -23,12 +23,12 @@ impl Checkout {
         let stand_in = Path::new(env!("CARGO_BIN_EXE_stand-in"));
         fs::create_dir_all(parent.path().join("bin")).expect("our own folder");
         fs::create_dir_all(parent.path().join("main")).expect("our own folder");
-        // Postgres' user must be able to enter.
+        // The user that Postgres runs as must be able to enter.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(parent.path(), open).expect("our own folder");
         for (from, to) in [(devstack, "devstack"), (stand_in, "user-svc"), (stand_in, "data-svc")] {
-            // By a process of its own: a file that we had open for writing could not run as long as any process that
-            // another test starts at the moment has a copy of the handle (ETXTBSY).
+            // A process of its own copies the file. If this process had it open for writing, a process that another test
+            // starts at that moment would inherit the handle, and the file could not be run meanwhile (ETXTBSY).
             let copied = Command::new("cp").arg(from).arg(parent.path().join("bin").join(to)).status();
             assert!(copied.expect("cp runs").success());
         }
@@ -77,7 +77,8 @@ impl Drop for Checkout {
     fn drop(&mut self) {
         for folder in ["main", "copy"] {
             if self.parent.path().join(folder).exists() {
-                drop(self.run_in(folder, self.ports, &["reset", "--yes"]));
+                // A failed reset must not hide the test's own failure.
+                let _ = self.run_in(folder, self.ports, &["reset", "--yes"]);
             }
         }
     }
@@ -97,7 +98,7 @@ fn kill(pid: &str) {
 }
 
 #[test]
-fn up_prints_urls_and_lines_to_paste_and_up_again_keeps_every_process_whose_binary_is_not_new() {
+fn up_prints_urls_and_a_second_up_keeps_processes_with_unchanged_binaries() {
     let checkout = Checkout::new();
     let printed = checkout.run(&["up"]);
     let [user, data] = checkout.ports.map(|port| format!("http://127.0.0.1:{port}"));
@@ -129,14 +130,16 @@ fn up_recovers_after_sigkill_of_any_part_and_of_all_with_the_data() {
         checkout.run(&["up"]);
         assert_ne!(checkout.pid(part), old);
     }
-    checkout.pids().iter().for_each(|pid| kill(pid));
+    for pid in checkout.pids() {
+        kill(&pid);
+    }
     checkout.run(&["up"]);
     checkout.pids();
     assert_eq!(checkout.sql("SELECT name FROM kept"), "john\n");
 }
 
 #[test]
-fn down_stops_all_and_keeps_the_data_and_only_a_reset_with_a_yes_removes_them() {
+fn down_keeps_the_data_and_only_a_reset_with_a_yes_removes_them() {
     let checkout = Checkout::new();
     checkout.run(&["up"]);
     checkout.sql("CREATE TABLE kept AS SELECT 'john' AS name");
@@ -169,7 +172,7 @@ fn a_copied_checkout_gets_its_own_servers_and_leaves_the_original_alone() {
 }
 
 #[test]
-fn a_port_that_somebody_else_has_is_refused_by_name() {
+fn a_port_that_another_program_has_is_refused_by_name() {
     let mut checkout = Checkout::new();
     let other = TcpListener::bind("127.0.0.1:0").expect("some port is free");
     checkout.ports[0] = other.local_addr().expect("it is bound").port();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use devstack::{Direction, Proxy};
 
-/// A server that sends back what it gets, as long as the test runs.
+/// A server that sends back what it receives, until the test ends.
 fn echo_server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("some port is free");
     let address = listener.local_addr().expect("it is bound");
@@ -62,12 +62,12 @@ fn data_and_ends_pass_unchanged_in_both_directions() {
     let mut writer = stream.try_clone().expect("a second handle");
     let copy = long.clone();
     let sent = std::thread::spawn(move || {
-        writer.write_all(&copy).expect("all is taken");
+        writer.write_all(&copy).expect("the proxy reads all");
         writer.shutdown(Shutdown::Write).expect("it is open");
     });
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).expect("it ends in good order");
-    sent.join().expect("the thread lives");
+    sent.join().expect("the thread does not panic");
     assert!(answer == long);
 }
 
@@ -102,14 +102,14 @@ fn a_cut_frees_a_connection_whose_reader_is_stuck() {
     let proxy = Proxy::start(silent.local_addr().expect("it is bound"));
     let mut stream = connect(&proxy);
     stream.set_write_timeout(Some(Duration::from_millis(100))).expect("a valid time-out");
-    // Nobody reads on the other side: fill all buffers on the way.
+    // Nothing reads on the other side: fill all buffers on the way.
     while stream.write_all(&[0; 65_536]).is_ok() {}
     proxy.cut();
     assert_eq!(proxy.connections(), 0);
 }
 
 #[test]
-fn a_stall_holds_everything_and_a_restore_lets_it_go_on() {
+fn a_stall_holds_everything_until_a_restore() {
     let proxy = Proxy::start(echo_server());
     let mut stream = connect(&proxy);
     proxy.stall();
@@ -118,7 +118,7 @@ fn a_stall_holds_everything_and_a_restore_lets_it_go_on() {
     proxy.restore();
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a valid time-out");
     let mut answer = [0; 5];
-    stream.read_exact(&mut answer).expect("it goes on");
+    stream.read_exact(&mut answer).expect("it continues");
     assert_eq!(&answer, b"hello");
 }
 
@@ -128,7 +128,7 @@ fn a_reset_ends_what_a_stall_holds() {
     let mut stream = connect(&proxy);
     assert_eq!(exchange(&mut stream, b"hello"), Ok(b"hello".to_vec()));
     proxy.stall();
-    stream.write_all(b"held").expect("the proxy takes it");
+    stream.write_all(b"held").expect("the proxy reads it");
     proxy.reset();
     assert_eq!(proxy.connections(), 0);
     assert_eq!(stream.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
@@ -155,7 +155,7 @@ fn garbling_changes_what_comes_from_upstream() {
 }
 
 #[test]
-fn a_client_is_reset_when_nobody_listens_upstream() {
+fn a_client_is_reset_when_nothing_listens_upstream() {
     let closed =
         TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
     let proxy = Proxy::start(closed);
@@ -165,35 +165,36 @@ fn a_client_is_reset_when_nobody_listens_upstream() {
 #[test]
 fn the_nth_message_with_the_needle_is_held_and_all_else_passes() {
     let proxy = Proxy::start(echo_server());
-    let (mut one, mut other) = (connect(&proxy), connect(&proxy));
+    let mut one = connect(&proxy);
+    let mut other = connect(&proxy);
     let held = proxy.hold(Direction::ToUpstream, "lo", 2);
     assert_eq!(exchange(&mut one, b"hello"), Ok(b"hello".to_vec()));
     assert_eq!(exchange(&mut one, b"bye"), Ok(b"bye".to_vec()));
     one.write_all(b"hello").expect("it is open");
     held.wait();
     assert_eq!(exchange(&mut other, b"hello"), Ok(b"hello".to_vec()));
-    // What comes after it waits for it.
+    // What follows a held message waits behind it.
     one.write_all(b" again").expect("it is open");
     one.set_read_timeout(Some(Duration::from_millis(100))).expect("a valid time-out");
     assert_eq!(one.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
     held.release();
     one.set_read_timeout(Some(Duration::from_secs(10))).expect("a valid time-out");
     let mut answer = [0; 11];
-    one.read_exact(&mut answer).expect("it goes on");
+    one.read_exact(&mut answer).expect("it continues");
     assert_eq!(&answer, b"hello again");
 }
 
 #[test]
 fn a_reply_is_held_on_the_connection_of_its_message_alone() {
     let (upstream, proxy) = listener_behind_a_proxy();
-    let ((mut one, mut server), (mut other, mut of_other)) =
-        (pair(&upstream, &proxy), pair(&upstream, &proxy));
+    let (mut one, mut server) = pair(&upstream, &proxy);
+    let (mut other, mut server_of_other) = pair(&upstream, &proxy);
     let held = proxy.hold_reply("hello", 1);
     server.write_all(b"before").expect("it is open");
     assert_eq!(receive(&mut one, 6), b"before");
     one.write_all(b"hello").expect("it is open");
     assert_eq!(receive(&mut server, 5), b"hello", "the message itself passes");
-    of_other.write_all(b"to another").expect("it is open");
+    server_of_other.write_all(b"to another").expect("it is open");
     assert_eq!(receive(&mut other, 10), b"to another");
     server.write_all(b"reply").expect("it is open");
     held.wait();
@@ -210,14 +211,14 @@ fn what_a_client_sent_before_it_died_arrives_when_it_is_released() {
         let (mut client, mut server) = pair(&upstream, &proxy);
         let held = proxy.hold(Direction::ToUpstream, "last", 1);
         if by_reset {
-            // Closing with something unread sends RST.
+            // Closing a socket with unread data sends RST.
             server.write_all(b"unread").expect("it is open");
             client.peek(&mut [0]).expect("it is there");
         }
         client.write_all(b"last words").expect("it is open");
         held.wait();
         drop(client);
-        // The first of these is answered with RST at the latest, so that the proxy knows: nobody is there any more.
+        // The client's kernel answers at least the first of these with RST, so the proxy knows that the client is gone.
         server.set_read_timeout(Some(Duration::from_millis(50))).expect("a valid time-out");
         for _ in 0..3 {
             server.write_all(b"are you there?").expect("it is not reset");

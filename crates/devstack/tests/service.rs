@@ -1,4 +1,4 @@
-//! Starting, watching and ending a service, shown on shell scripts that log as our services do.
+//! Starting, observing and ending a service, shown on shell scripts that log as our services do.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -12,17 +12,18 @@ const LISTEN: &str = "echo 'listening on http://127.0.0.1:1234, metrics on http:
 /// A service made of these shell commands.
 fn script(commands: &str) -> (TempDir, ServiceBuilder) {
     let folder = TempDir::new().expect("a folder");
-    let (draft, path) = (folder.path().join("draft"), folder.path().join("stand-in"));
+    let draft = folder.path().join("draft");
+    let path = folder.path().join("stand-in");
     fs::write(&draft, format!("#!/bin/sh\n{commands}\n")).expect("it can be written");
-    // By a process of its own: a file that we had open for writing could not run as long as any process that another
-    // test starts at the moment has a copy of the handle (ETXTBSY).
+    // A process of its own writes the file. If this process had it open for writing, a process that another test starts
+    // at that moment would inherit the handle, and the file could not be run meanwhile (ETXTBSY).
     let installed = Command::new("install").args(["-m", "755"]).arg(draft).arg(&path).status();
     assert!(installed.expect("install runs").success());
     (folder, ServiceBuilder::of(path))
 }
 
 #[test]
-fn a_service_tells_its_addresses_as_soon_as_it_listens() {
+fn the_addresses_of_a_service_are_known_as_soon_as_it_listens() {
     let (_folder, builder) = script(&format!("{LISTEN}; exec sleep 1000"));
     let service = builder.spawn();
     assert_eq!(service.url_of("/user/a%2Fb"), "http://127.0.0.1:1234/user/a%2Fb");
@@ -43,19 +44,19 @@ fn a_service_sees_its_own_settings_and_no_variable_of_ours() {
 }
 
 #[test]
-fn a_service_told_to_end_is_waited_for_and_its_status_known() {
+fn a_terminated_service_is_waited_for_and_its_status_is_known() {
     let commands = format!("trap 'echo bye; exit 7' TERM; {LISTEN}; while :; do sleep 0.01; done");
     let (_folder, builder) = script(&commands);
     let service = builder.spawn();
     service.terminate();
     assert_eq!(service.wait().code(), Some(7));
     assert!(service.log().ends_with("bye\n"));
-    // It is gone, and its number may be somebody else's: this must go nowhere.
+    // The service has ended, and its process ID may be another's: this signal must reach no process.
     service.signal(Signal::KILL);
 }
 
 #[test]
-fn a_service_killed_ends_by_that_signal() {
+fn a_killed_service_ends_by_that_signal() {
     let (_folder, builder) = script(&format!("trap '' TERM; {LISTEN}; exec sleep 1000"));
     let service = builder.spawn();
     service.kill();

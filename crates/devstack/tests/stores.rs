@@ -1,4 +1,4 @@
-//! The private Postgres and Redis servers: what the tests of the services rely on.
+//! The private Postgres and Redis servers: what the services' tests rely on.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -22,7 +22,7 @@ fn postgres_killed_and_restarted_still_has_its_rows_and_its_port() {
 }
 
 #[test]
-fn postgres_killed_takes_its_busy_backends_along() {
+fn killing_postgres_ends_its_busy_backends_too() {
     let server = Postgres::start();
     std::thread::scope(|scope| {
         let busy = scope.spawn(|| server.try_sql("postgres", "SELECT pg_sleep(1000)"));
@@ -31,7 +31,7 @@ fn postgres_killed_takes_its_busy_backends_along() {
             std::thread::yield_now();
         }
         server.kill();
-        let error = busy.join().expect("the thread lives").expect_err("the query cannot end");
+        let error = busy.join().expect("the thread does not panic").expect_err("the query cannot end");
         assert!(error.contains("server closed the connection"), "{error}");
     });
     server.restart();
@@ -70,9 +70,9 @@ fn a_database_is_a_copy_of_its_template() {
 }
 
 #[test]
-fn postgres_with_tls_alone_refuses_a_plain_connection_and_proves_who_it_is() {
+fn postgres_with_tls_refuses_a_plain_connection_and_proves_its_identity() {
     let certificates = Certificates::new();
-    let server = Postgres::start_tls(&certificates, true);
+    let server = Postgres::start_tls(&certificates);
     let plain = server.try_sql("postgres?sslmode=disable", "SELECT 1").expect_err("plain is refused");
     assert!(plain.contains("no encryption"), "{plain}");
     let verified = format!("postgres?sslmode=verify-full&sslrootcert={}", certificates.ca().display());
@@ -101,7 +101,7 @@ fn redis_frozen_answers_nothing_until_it_thaws() {
     let mut connection = TcpStream::connect(("127.0.0.1", server.port())).expect("it runs");
     let mut answer = [0; 7];
     server.freeze();
-    connection.write_all(b"PING\r\n").expect("the kernel takes it");
+    connection.write_all(b"PING\r\n").expect("the kernel buffers it");
     connection.set_read_timeout(Some(Duration::from_millis(200))).expect("a valid time-out");
     assert_eq!(connection.read_exact(&mut answer).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
     server.thaw();
@@ -111,23 +111,23 @@ fn redis_frozen_answers_nothing_until_it_thaws() {
 }
 
 #[test]
-fn redis_with_a_password_wants_it() {
+fn redis_with_a_password_requires_it() {
     let server = Redis::start_with_password("s3cret");
     assert_eq!(server.url(3), format!("redis://:s3cret@127.0.0.1:{}/3", server.port()));
     assert_eq!(server.cli(3, &["PING"]), "PONG");
     let mut stranger = TcpStream::connect(("127.0.0.1", server.port())).expect("it runs");
-    stranger.write_all(b"PING\r\n").expect("the kernel takes it");
+    stranger.write_all(b"PING\r\n").expect("the kernel buffers it");
     let mut answer = [0; 7];
     stranger.read_exact(&mut answer).expect("it answers");
     assert_eq!(&answer, b"-NOAUTH");
 }
 
 #[test]
-fn redis_with_tls_proves_who_it_is() {
+fn redis_with_tls_proves_its_identity() {
     let certificates = Certificates::new();
     let server = Redis::start_tls(&certificates);
     assert_eq!(server.url(0), format!("rediss://127.0.0.1:{}/0", server.port()));
-    // redis-cli verifies the certificate against the authority that it is given.
+    // redis-cli verifies the certificate against the given authority.
     assert_eq!(server.cli(0, &["PING"]), "PONG");
     server.restart();
     assert_eq!(server.cli(0, &["PING"]), "PONG");

@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use actix_web::web::Data;
 use clap::Command;
-use common::cache::Cache;
+use common::cache::{Cache, Near};
 use common::config::{
-    CACHE_STRICT, CacheSettings, DatabaseSettings, HttpSettings, Reader, Setting, http_url, setting, shared,
+    CACHE_STRICT, CacheSettings, DatabaseSettings, HttpSettings, Setting, SettingsReader, http_url, setting,
+    shared,
 };
-use common::database::{Database, Status};
+use common::database::{Database, Schema, Status};
+use common::error::CommandResult;
+use common::http::Service;
 use common::metrics::Metrics;
-use common::migrations::Schema;
-use common::server::Service;
-use common::start::Outcome;
 use common::users::{self, Registrations, Users};
 use utoipa::OpenApi as _;
 
@@ -58,7 +58,7 @@ pub struct Config {
 
 impl Config {
     /// Takes the settings out of `reader`.
-    pub fn read(reader: &mut Reader) -> Self {
+    pub fn read(reader: &mut SettingsReader) -> Self {
         Self {
             http: reader.http(),
             database: reader.database(),
@@ -72,11 +72,11 @@ impl Config {
 ///
 /// # Errors
 /// A port that cannot be bound, a URL that cannot be used.
-pub async fn serve(config: Config) -> Outcome {
+pub async fn serve(config: Config) -> CommandResult {
     let metrics = Metrics::new(NAME)?;
     let database = Database::start(&config.database, Schema::Migrate, metrics.database.clone())?;
     let cache = Cache::start(&config.cache)?;
-    let users = Users::new(database.clone(), cache, None, &config.cache, metrics.cache.clone());
+    let users = Users::new(database.clone(), cache, Near::off(), &config.cache, metrics.cache.clone());
     let registrations = Data::new(Registrations::new(users.clone(), users::insert));
     let users = Data::new(users);
     let links = Data::new(routes::Links { data_url: config.public_data_url });
@@ -90,7 +90,7 @@ pub async fn serve(config: Config) -> Outcome {
             Status::Away => Err("PostgreSQL is away."),
         }),
         api: routes::Api::openapi(),
-        shortcut: None,
+        fast_path: None,
     };
     service
         .serve(move |config| {

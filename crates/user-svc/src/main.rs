@@ -1,6 +1,7 @@
 //! `user-svc`: registers users in PostgreSQL.
 
-use common::{health, migrations, start};
+use common::http::health;
+use common::{database, start};
 use user_svc::Config;
 
 #[global_allocator]
@@ -9,7 +10,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() {
     start::main(user_svc::command(), &user_svc::settings(), Config::read, |command, config| match command {
         Some(("health", _)) => health::check(&config.http),
-        Some(("migrate", _)) => migrations::run_once(&config.database),
+        Some(("migrate", _)) => database::run_once(&config.database),
         _ => actix_web::rt::System::new().block_on(user_svc::serve(config)),
     })
 }

@@ -3,13 +3,10 @@
 use actix_web::HttpResponse;
 use actix_web::http::header::{ETAG, LOCATION};
 use actix_web::web::{self, Data, ServiceConfig};
-use common::error::{Error, Problem};
-use common::extract::{Body, PathName};
-use common::health;
-use common::models::{NewInfo, NewUser, UserName};
+use common::error::Error;
+use common::http::{Body, Problem, health, resource};
 use common::repository::Effect;
-use common::request::resource;
-use common::users::{self, IfMatch, Registrations, Users, entity_tag};
+use common::users::{self, IfMatch, NewInfo, NewUser, PathName, Registrations, UserName, Users, entity_tag};
 use diesel::PgConnection;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use utoipa::OpenApi;
@@ -100,7 +97,7 @@ async fn replace(
     let new = user.clone();
     let change =
         move |connection: &mut PgConnection| users::replace(connection, &new.name, &new.info, &condition);
-    users.write(Effect::Replace, change).await?;
+    users.write(users.deadline(), Effect::Replace, change).await?;
     let tag = entity_tag(&users::etag(user.name.as_str(), user.info.as_str()));
     Ok(HttpResponse::Ok().insert_header((ETAG, tag)).json(user))
 }
@@ -120,6 +117,6 @@ async fn replace(
 ))]
 async fn delete(users: Data<Users>, name: PathName, condition: IfMatch) -> Result<HttpResponse, Error> {
     let change = move |connection: &mut PgConnection| users::delete(connection, &name.0, &condition);
-    users.write(Effect::Replace, change).await?;
+    users.write(users.deadline(), Effect::Replace, change).await?;
     Ok(HttpResponse::NoContent().finish())
 }

@@ -7,8 +7,8 @@
 //! | lease | `L` | token (16) |
 //! | barrier | `B` | token (16) |
 //!
-//! Numbers are big-endian. The format is in the value and not in the key: services are deployed one at a time, and
-//! with a new key prefix writers would invalidate one key while readers fill another.
+//! Numbers are big-endian. The format is in the value and not in the key. Services are deployed one at a time: with a new
+//! key prefix, old writers would invalidate one key while new readers fill another.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,6 +22,7 @@ const HEAD_BYTES: usize = EXPIRY_AT + 8;
 const LENGTH_BYTES: usize = 4;
 const ETAG_BYTES: usize = 16;
 const VALUE_HEAD_BYTES: usize = HEAD_BYTES + LENGTH_BYTES + ETAG_BYTES;
+/// The load time that [`Entry::is_due`] assumes at least.
 const LOAD_TIME_FLOOR: Duration = Duration::from_millis(500);
 
 /// 128 random bits that tell one fill, lease or barrier from every other.
@@ -33,68 +34,70 @@ pub fn token() -> Token {
     rand::random()
 }
 
-/// A user as it is answered: opaque bytes and what tells them from other versions.
+/// A record as it is sent to clients: opaque bytes, and the tag that tells them from other versions (RFC 9110,
+/// section 3.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct Representation {
     /// The opaque part of the entity tag.
     pub etag: [u8; ETAG_BYTES],
     /// The body.
     pub body: Bytes,
 }
 
-/// What was found at a key.
+/// What a key holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Slot {
+pub enum Held {
     /// Nothing.
     Empty,
-    /// An answer, or that there is none, from a load.
-    Filled(Filled),
+    /// The cached result of a load.
+    Entry(Entry),
     /// A reader is loading.
     Lease,
     /// A writer is writing.
     Barrier,
-    /// Something that a newer or older version of ours wrote, and alone may change.
+    /// An entry of a newer or older version of the service, which alone may change it.
     OtherFormat,
-    /// Nothing of ours; the bytes, if it is a string at all.
+    /// Nothing of ours; its bytes, or none if it is no string.
     Garbage(Bytes),
 }
 
-/// The result of a load, as its bytes, which were looked through.
+/// A cached result as validated bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filled(Bytes);
+pub struct Entry(Bytes);
 
-impl Filled {
-    /// Whether it says that there is none.
+impl Entry {
+    /// Whether it is a cached absence: there was no such record.
     #[must_use]
     pub fn is_absence(&self) -> bool {
         self.0[0] == b'A'
     }
 
-    /// The answer, without copying its body; none for a cached absence.
+    /// The representation, without copying its body; none for a cached absence.
     #[must_use]
-    pub fn into_answer(self) -> Option<Answer> {
+    pub fn into_representation(self) -> Option<Representation> {
         if self.is_absence() {
             return None;
         }
-        let (mut etag, mut body) = ([0; ETAG_BYTES], self.0);
+        let mut etag = [0; ETAG_BYTES];
+        let mut body = self.0;
         etag.copy_from_slice(&body[HEAD_BYTES + LENGTH_BYTES..VALUE_HEAD_BYTES]);
         body.advance(VALUE_HEAD_BYTES);
-        Some(Answer { etag, body })
+        Some(Representation { etag, body })
     }
 
-    /// How much memory it takes, in bytes.
+    /// How much memory its bytes take.
     #[must_use]
     pub fn size(&self) -> usize {
         self.0.len()
     }
 
-    /// How long the entry will live. Only for `ttl=` and early refresh: correctness does not hang on a clock.
+    /// How long the entry will live. Only `ttl=` and early refresh use it: correctness does not depend on a wall clock.
     #[must_use]
     pub fn ttl(&self) -> Duration {
         Duration::from_millis(self.number(EXPIRY_AT).saturating_sub(unix_ms()))
     }
 
-    /// What tells the entry from every other: its head, with the id of its fill.
+    /// The head of the entry, which tells it from every other: it holds the id of the fill.
     #[must_use]
     pub fn head(&self) -> Bytes {
         self.0.slice(..HEAD_BYTES)
@@ -106,15 +109,15 @@ impl Filled {
         u64::from_be_bytes(number)
     }
 
-    /// Whether this reader should load the entry anew before it ends: XFetch (Vattani, Chierichetti, Lowenstein,
+    /// Whether this request should load the entry anew before it ends: XFetch (Vattani, Chierichetti, Lowenstein,
     /// "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015) with beta = 1.
     ///
-    /// The load time has a floor: it makes a key that is read ten times a second sure to be refreshed in time, at
-    /// the cost of a refresh some seconds early.
+    /// The load time has a floor. With it a key that is read ten times a second is sure to be refreshed in time, at the
+    /// cost of a refresh some seconds early.
     #[must_use]
     pub fn is_due(&self, ttl: Duration) -> bool {
         let load_time = (self.number(LOAD_TIME_AT) as f64 / 1e6).max(LOAD_TIME_FLOOR.as_secs_f64());
-        // 1 - x is in (0, 1], of which there is a logarithm.
+        // 1 - x is in (0, 1], where the logarithm is finite.
         let early = -load_time * (1.0 - rand::random::<f64>()).ln();
         !self.is_absence() && early >= ttl.as_secs_f64()
     }
@@ -132,9 +135,9 @@ pub fn barrier(token: &Token) -> Bytes {
     [b"B".as_slice(), token].concat().into()
 }
 
-/// The bytes of an entry with `answer`, or its absence, that took `load_time` to load and lives for `ttl`.
+/// The bytes of an entry with `answer`, or with its absence, that took `load_time` to load and lives for `ttl`.
 #[must_use]
-pub fn encode(answer: Option<&Answer>, load_time: Duration, ttl: Duration) -> Bytes {
+pub fn encode(answer: Option<&Representation>, load_time: Duration, ttl: Duration) -> Bytes {
     let load_time = u64::try_from(load_time.as_micros()).unwrap_or(u64::MAX);
     let expiry = unix_ms() + u64::try_from(ttl.as_millis()).unwrap_or(0);
     let mut bytes = Vec::with_capacity(VALUE_HEAD_BYTES + answer.map_or(0, |answer| answer.body.len()));
@@ -150,22 +153,22 @@ pub fn encode(answer: Option<&Answer>, load_time: Duration, ttl: Duration) -> By
     bytes.into()
 }
 
-/// Reads what a key holds. The body is not copied and not looked into.
+/// Reads what a key holds. The body is neither copied nor parsed.
 #[must_use]
-pub fn decode(bytes: Option<Bytes>) -> Slot {
-    let Some(bytes) = bytes else { return Slot::Empty };
+pub fn decode(bytes: Option<Bytes>) -> Held {
+    let Some(bytes) = bytes else { return Held::Empty };
     match (bytes.first(), bytes.len()) {
-        (Some(b'L'), len) if len == 1 + TOKEN_BYTES => Slot::Lease,
-        (Some(b'B'), len) if len == 1 + TOKEN_BYTES => Slot::Barrier,
-        (Some(b'V' | b'A'), 2..) if bytes[1] != FORMAT => Slot::OtherFormat,
-        // The length tells a value that was cut or added to.
+        (Some(b'L'), len) if len == 1 + TOKEN_BYTES => Held::Lease,
+        (Some(b'B'), len) if len == 1 + TOKEN_BYTES => Held::Barrier,
+        (Some(b'V' | b'A'), 2..) if bytes[1] != FORMAT => Held::OtherFormat,
+        // The length shows a value that was cut or added to.
         (Some(b'V'), VALUE_HEAD_BYTES..)
             if bytes[HEAD_BYTES..HEAD_BYTES + LENGTH_BYTES] == length(&bytes[VALUE_HEAD_BYTES..]) =>
         {
-            Slot::Filled(Filled(bytes))
+            Held::Entry(Entry(bytes))
         }
-        (Some(b'A'), HEAD_BYTES) => Slot::Filled(Filled(bytes)),
-        _ => Slot::Garbage(bytes),
+        (Some(b'A'), HEAD_BYTES) => Held::Entry(Entry(bytes)),
+        _ => Held::Garbage(bytes),
     }
 }
 
@@ -183,42 +186,42 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn answer() -> Answer {
-        Answer { etag: [7; ETAG_BYTES], body: Bytes::from_static(b"{}") }
+    fn representation() -> Representation {
+        Representation { etag: [7; ETAG_BYTES], body: Bytes::from_static(b"{}") }
     }
 
     #[test]
     fn what_was_encoded_is_read_back() {
-        for expected in [Some(answer()), None] {
+        for expected in [Some(representation()), None] {
             let bytes = encode(expected.as_ref(), Duration::from_micros(3), Duration::from_secs(60));
-            let Slot::Filled(filled) = decode(Some(bytes.clone())) else { panic!("{bytes:?}") };
-            assert!(filled.ttl() <= Duration::from_secs(60) && filled.ttl() > Duration::from_secs(50));
-            assert!(bytes.starts_with(&filled.head()));
-            assert_eq!(filled.into_answer(), expected);
+            let Held::Entry(entry) = decode(Some(bytes.clone())) else { panic!("{bytes:?}") };
+            assert!(entry.ttl() <= Duration::from_secs(60) && entry.ttl() > Duration::from_secs(50));
+            assert!(bytes.starts_with(&entry.head()));
+            assert_eq!(entry.into_representation(), expected);
         }
-        assert_eq!(decode(Some(lease(&token()))), Slot::Lease);
-        assert_eq!(decode(None), Slot::Empty);
+        assert_eq!(decode(Some(lease(&token()))), Held::Lease);
+        assert_eq!(decode(None), Held::Empty);
     }
 
     #[test]
-    fn two_fills_of_the_same_answer_differ() {
-        let fill = || encode(Some(&answer()), Duration::ZERO, Duration::from_secs(60));
+    fn two_fills_of_the_same_representation_differ() {
+        let fill = || encode(Some(&representation()), Duration::ZERO, Duration::from_secs(60));
         assert_ne!(fill(), fill());
     }
 
     #[test]
     fn another_format_is_not_garbage() {
-        let mut bytes = encode(Some(&answer()), Duration::ZERO, Duration::from_secs(60)).to_vec();
+        let mut bytes = encode(Some(&representation()), Duration::ZERO, Duration::from_secs(60)).to_vec();
         bytes[1] = FORMAT + 1;
-        assert_eq!(decode(Some(bytes.into())), Slot::OtherFormat);
+        assert_eq!(decode(Some(bytes.into())), Held::OtherFormat);
     }
 
     #[test]
     fn a_value_that_was_cut_or_added_to_is_garbage() {
-        let bytes = encode(Some(&answer()), Duration::ZERO, Duration::from_secs(60));
+        let bytes = encode(Some(&representation()), Duration::ZERO, Duration::from_secs(60));
         let longer = [&bytes[..], b"x"].concat();
         for changed in (2..bytes.len()).map(|len| bytes.slice(..len)).chain([longer.into()]) {
-            assert_eq!(decode(Some(changed.clone())), Slot::Garbage(changed));
+            assert_eq!(decode(Some(changed.clone())), Held::Garbage(changed));
         }
     }
 

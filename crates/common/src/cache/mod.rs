@@ -1,87 +1,41 @@
-//! Redis, step by step: what a reader and a writer of `repository.rs` ask of it.
+//! Redis, step by step: the commands of a reader and of a writer.
 //!
-//! [`entry`] has the bytes at a key, [`connection`] the time-out and the breaker, [`near`] the copies in this
-//! process' own memory.
+//! `entry.rs` has the bytes at a key, `connection.rs` the time-out and the breaker, `near.rs` the copies in this process'
+//! own memory. Redis runs the scripts in the Lua files.
 
-pub mod connection;
-pub mod entry;
-pub mod near;
+mod connection;
+pub(crate) mod entry;
+pub(crate) mod near;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_web::web::Bytes;
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{IntoConnectionInfo, Script, cmd, pipe};
+use redis::{Script, cmd, pipe};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use self::connection::Redis;
-use self::entry::{Slot, Token};
+use self::connection::{Redis, channel};
+use self::entry::{Held, Token};
 use crate::config::CacheSettings;
 
-/// How long a lease holds: longer than a load may take.
+pub use self::connection::CacheError;
+pub use self::entry::Representation;
+pub use self::near::Near;
+
+/// How long a lease holds: longer than a load may take with the default time-outs (2 s).
 const LEASE: Duration = Duration::from_secs(3);
-/// How long a barrier stands: longer than any COMMIT may take.
+/// How long a barrier stands: longer than a COMMIT may take.
 pub const BARRIER: Duration = Duration::from_secs(10);
-/// Keys to be remembered at most for writes that Redis could not be told of.
+/// How many keys of writes that Redis could not be told of are remembered at most: 20 MB of memory.
 const UNTOLD_MAX: usize = 100_000;
-/// So many of them are told in one round trip.
+/// How many of them are told in one round trip: a script of 100 keys is short beside the time-out.
 const TOLD_AT_ONCE: usize = 100;
-/// How often it is tried to tell them, beside whenever Redis is connected to: it may refuse writes and stay connected.
+/// How often they are retried. Each reconnect retries too; this is for a Redis that refuses writes and stays connected.
 const TELL_INTERVAL: Duration = Duration::from_millis(250);
-
-/// For each key three arguments: sets it to the second for so many ms as the third says, if what it holds begins with
-/// the first: the head of an entry, or a whole lease, which tell it from every other. Returns 1 for those that it set.
-const REPLACE: &str = "\
-local done = {}
-for i, key in ipairs(KEYS) do
-  local expected, new, ttl = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
-  done[i] = 0
-  if redis.pcall('GETRANGE', key, 0, #expected - 1) == expected then
-    redis.call('SET', key, new, 'PX', ttl)
-    done[i] = 1
-  end
-end
-return done";
-
-/// Deletes KEYS[1], if it holds ARGV[1] or no string at all.
-const REMOVE: &str = "\
-if redis.call('TYPE', KEYS[1]).ok ~= 'string' or redis.call('GET', KEYS[1]) == ARGV[1] then
-  return redis.call('DEL', KEYS[1])
-end
-return 0";
-
-/// Takes the barrier ARGV[1] from each key, or whatever is there that is no barrier; another writer's stays. Where ours
-/// was not there, copies may have been taken meanwhile: the name is published once more on the channel ARGV[2]. Returns
-/// how many were there.
-const UNBARRIER: &str = "\
-local stood = 0
-for _, key in ipairs(KEYS) do
-  local held = redis.pcall('GET', key)
-  if held == ARGV[1] then
-    redis.call('DEL', key)
-    stood = stood + 1
-  else
-    if type(held) ~= 'string' or #held ~= 17 or string.sub(held, 1, 1) ~= 'B' then
-      redis.call('DEL', key)
-    end
-    redis.call('PUBLISH', ARGV[2], key)
-  end
-end
-return stood";
-
-/// Why a step with Redis came to nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CacheError {
-    /// No reply within the time-out.
-    Timeout,
-    /// An error, or the end of the connection.
-    Failed(String),
-    /// Not tried.
-    BreakerOpen,
-}
 
 /// A handle to Redis; clones share its connections.
 #[derive(Clone)]
@@ -93,35 +47,35 @@ struct Inner {
     replace: Script,
     remove: Script,
     unbarrier: Script,
-    /// Keys that were written, and Redis could not be told.
+    /// The keys of writes that Redis could not be told of.
     untold: Mutex<HashSet<String>>,
-    /// Tells that they may be told now.
+    /// Notified when Redis is connected and `untold` can be sent.
     connected: Notify,
 }
 
-/// A copy that is to go in.
+/// A copy that is to be stored.
 #[derive(Debug)]
-pub struct Copy<'a> {
-    /// Where.
+pub struct Fill<'a> {
+    /// The Redis key.
     pub key: &'a str,
-    /// What must be there: a lease, or the head of an entry.
+    /// What must be there now: a lease, or the head of an entry.
     pub expected: &'a [u8],
     /// The entry.
     pub bytes: Bytes,
-    /// How long it is to live.
+    /// How long the entry is to live.
     pub ttl: Duration,
 }
 
-/// A writer's marks at the keys that it changes, from before COMMIT until it is known.
+/// A writer's marks at the keys that it changes, from before COMMIT until its outcome is known.
 #[derive(Debug)]
 pub struct Barriers {
     keys: Vec<String>,
-    /// The token, and when it was sent; none, if Redis did not confirm it.
+    /// The token, and when it was sent; none if Redis did not confirm it.
     raised: Option<(Token, Instant)>,
 }
 
 impl Barriers {
-    /// How long ago they were sent; none, if they may not stand.
+    /// How long ago they were sent; none if they may not stand.
     #[must_use]
     pub fn age(&self) -> Option<Duration> {
         self.raised.map(|(_, sent)| sent.elapsed())
@@ -137,91 +91,104 @@ impl Cache {
         let cache = Self(Arc::new(Inner {
             redis: Arc::new(Redis::new(settings)?),
             channel: channel(settings)?,
-            replace: Script::new(REPLACE),
-            remove: Script::new(REMOVE),
-            unbarrier: Script::new(UNBARRIER),
+            replace: Script::new(include_str!("replace.lua")),
+            remove: Script::new(include_str!("remove.lua")),
+            unbarrier: Script::new(include_str!("unbarrier.lua")),
             untold: Mutex::new(HashSet::new()),
             connected: Notify::new(),
         }));
-        let (keeper, teller) = (cache.clone(), cache.clone());
+        let keeper = cache.clone();
         tokio::spawn(async move { keeper.0.redis.keep_connected(&keeper.0.connected).await });
-        tokio::spawn(teller.keep_telling());
+        tokio::spawn(cache.clone().keep_telling());
         Ok(cache)
     }
 
     /// What `key` holds; if that is nothing, `lease` from now on.
     ///
     /// # Errors
-    /// [`CacheError`]; a value of the wrong type is none, but garbage.
-    pub async fn get_or_lease(&self, key: &str, lease: &[u8]) -> Result<Slot, CacheError> {
+    /// [`CacheError`]; a value of the wrong type is no error, but garbage.
+    pub async fn get_or_lease(&self, key: &str, lease: &[u8]) -> Result<Held, CacheError> {
         let mut command = cmd("SET");
         command.arg(key).arg(lease).arg("NX").arg("GET").arg("PX").arg(LEASE.as_millis() as u64);
-        match slot(self.0.redis.step(|mut link| async move { command.query_async(&mut link).await }).await) {
-            // A Redis that is full takes no lease, but may have a copy.
+        match held(
+            self.0
+                .redis
+                .call(|mut connection| async move { command.query_async(&mut connection).await })
+                .await,
+        ) {
+            // A Redis that is full refuses the lease, but may have a copy.
             Err(CacheError::Failed(error)) if error.contains("OOM") => match self.get(key).await {
-                Ok(Slot::Empty) => Err(CacheError::Failed(error)),
+                Ok(Held::Empty) => Err(CacheError::Failed(error)),
                 found => found,
             },
             found => found,
         }
     }
 
-    async fn get(&self, key: &str) -> Result<Slot, CacheError> {
+    async fn get(&self, key: &str) -> Result<Held, CacheError> {
         let mut command = cmd("GET");
         command.arg(key);
-        slot(self.0.redis.step(|mut link| async move { command.query_async(&mut link).await }).await)
+        held(
+            self.0
+                .redis
+                .call(|mut connection| async move { command.query_async(&mut connection).await })
+                .await,
+        )
     }
 
-    /// Puts each of `copies` in if what is at its key begins with what it expects there, in one round trip; tells
-    /// of each whether it went in.
+    /// Stores each of `fills` whose key still holds what it expects there, in one round trip. Returns for each whether
+    /// it was stored.
     ///
     /// # Errors
-    /// [`CacheError`]; some may have gone in.
-    pub async fn replace(&self, copies: &[Copy<'_>]) -> Result<Vec<bool>, CacheError> {
+    /// [`CacheError`]; some may have been stored.
+    pub async fn replace(&self, fills: &[Fill<'_>]) -> Result<Vec<bool>, CacheError> {
         let mut call = self.0.replace.prepare_invoke();
-        for copy in copies {
-            call.key(copy.key);
-            call.arg(copy.expected).arg(copy.bytes.as_ref()).arg(copy.ttl.as_millis() as u64);
+        for fill in fills {
+            call.key(fill.key);
+            call.arg(fill.expected).arg(fill.bytes.as_ref()).arg(fill.ttl.as_millis() as u64);
         }
-        self.0.redis.step(|mut link| async move { call.invoke_async(&mut link).await }).await
+        self.0.redis.call(|mut connection| async move { call.invoke_async(&mut connection).await }).await
     }
 
-    /// Removes `key` if exactly `expected` is there, or something that is no string.
+    /// Removes `key` if it holds exactly `expected`, or something that is no string.
     ///
     /// # Errors
     /// [`CacheError`]
     pub async fn remove(&self, key: &str, expected: &[u8]) -> Result<bool, CacheError> {
         let mut call = self.0.remove.key(key);
         call.arg(expected);
-        self.0.redis.step(|mut link| async move { call.invoke_async(&mut link).await }).await
+        self.0.redis.call(|mut connection| async move { call.invoke_async(&mut connection).await }).await
     }
 
     /// Raises barriers at `keys`, over whatever is there, and then publishes the keys, in one round trip.
     pub async fn raise_barriers(&self, keys: Vec<String>) -> Barriers {
-        let attempt = |mut link: MultiplexedConnection| {
-            // New for each attempt: one that is lost may arrive late, over another writer's barrier, and must not be
-            // taken for the one that was confirmed.
-            let (token, sent, mut steps) = (entry::token(), Instant::now(), pipe());
+        let attempt = |mut connection: MultiplexedConnection| {
+            // New for each attempt: an attempt that was given up may arrive late, over another writer's barrier, and
+            // must not be taken for the one that was confirmed.
+            let token = entry::token();
+            let sent = Instant::now();
+            let mut commands = pipe();
             let barrier = entry::barrier(&token);
             for key in &keys {
                 let life = BARRIER.as_millis() as u64;
-                steps.cmd("SET").arg(key).arg(barrier.as_ref()).arg("PX").arg(life).ignore();
+                commands.cmd("SET").arg(key).arg(barrier.as_ref()).arg("PX").arg(life).ignore();
             }
             for key in &keys {
-                steps.cmd("PUBLISH").arg(&self.0.channel).arg(key).ignore();
+                commands.cmd("PUBLISH").arg(&self.0.channel).arg(key).ignore();
             }
-            async move { steps.query_async::<()>(&mut link).await.map(|()| (token, sent)) }
+            async move { commands.query_async::<()>(&mut connection).await.map(|()| (token, sent)) }
         };
-        let raised = self.0.redis.insist(attempt).await;
+        let raised = self.0.redis.call_or_connect(attempt).await;
         if let Err(error) = &raised {
             log::warn!("barriers could not be raised: {error:?}");
         }
         Barriers { keys, raised: raised.ok() }
     }
 
-    /// Takes `barriers` down, and copies that were taken in their stead; tells whether they had all stood.
+    /// Removes `barriers`, and any copy found in place of one. Returns whether all were still there.
     ///
-    /// Those that Redis did not confirm are not looked for: one of them may have come late, over another writer's.
+    /// Barriers that Redis did not confirm are not looked for: one of them may have arrived late, over another
+    /// writer's.
     ///
     /// # Errors
     /// [`CacheError`]
@@ -232,7 +199,7 @@ impl Cache {
         }
     }
 
-    /// Deletes what is cached at `keys`, but for barriers, and tells the near caches.
+    /// Deletes what is cached at `keys`, except barriers, and publishes the keys to the near caches.
     ///
     /// # Errors
     /// [`CacheError`]
@@ -247,18 +214,21 @@ impl Cache {
         }
         call.arg(barrier).arg(&self.0.channel);
         let call = &call;
-        let stood: usize =
-            self.0.redis.insist(|mut link| async move { call.invoke_async(&mut link).await }).await?;
+        let stood: usize = self
+            .0
+            .redis
+            .call_or_connect(|mut connection| async move { call.invoke_async(&mut connection).await })
+            .await?;
         Ok(stood == keys.len())
     }
 
-    /// Remembers the keys of a write that Redis could not be told of, to purge them when it takes writes again.
+    /// Remembers the keys of a write that Redis could not be told of, and purges them when Redis takes writes again.
     pub fn remember_untold(&self, barriers: Barriers) {
         self.remember(barriers.keys);
     }
 
     fn remember(&self, keys: Vec<String>) {
-        let mut untold = self.untold();
+        let mut untold = self.0.untold.lock();
         for key in keys {
             if untold.len() >= UNTOLD_MAX {
                 log::error!(
@@ -270,16 +240,16 @@ impl Cache {
         }
     }
 
-    /// Purges what is remembered as soon as Redis lets it. Never returns.
+    /// Purges the remembered keys as soon as Redis takes writes. Never returns.
     async fn keep_telling(self) {
         loop {
-            // A time-out is as good: it is time to try.
-            drop(timeout(TELL_INTERVAL, self.0.connected.notified()).await);
+            // Whether connected or timed out: it is time to try.
+            let _ = timeout(TELL_INTERVAL, self.0.connected.notified()).await;
             let mut told = 0;
             loop {
                 // Taken out first: a key whose next write cannot be told meanwhile is put in anew, and stays.
                 let some: Vec<String> = {
-                    let mut untold = self.untold();
+                    let mut untold = self.0.untold.lock();
                     let some: Vec<String> = untold.iter().take(TOLD_AT_ONCE).cloned().collect();
                     for key in &some {
                         untold.remove(key);
@@ -300,26 +270,13 @@ impl Cache {
             }
         }
     }
-
-    fn untold(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.0.untold.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// Where invalidations are published. Pub/sub knows no database numbers: the name holds it.
-///
-/// # Errors
-/// A URL that Redis' client cannot use.
-pub fn channel(settings: &CacheSettings) -> Result<String, Box<dyn std::error::Error>> {
-    let info = settings.url.expose().into_connection_info().map_err(|_| "REDIS_URL cannot be used")?;
-    Ok(format!("invalidations:{}", info.redis_settings().db()))
-}
-
-fn slot(bytes: Result<Option<Vec<u8>>, CacheError>) -> Result<Slot, CacheError> {
+fn held(bytes: Result<Option<Vec<u8>>, CacheError>) -> Result<Held, CacheError> {
     match bytes {
         Ok(bytes) => Ok(entry::decode(bytes.map(Bytes::from))),
-        // What Redis says when the key holds a list, a hash, ...
-        Err(CacheError::Failed(error)) if error.contains("WRONGTYPE") => Ok(Slot::Garbage(Bytes::new())),
+        // The error of Redis when the key holds a list, a hash, ...
+        Err(CacheError::Failed(error)) if error.contains("WRONGTYPE") => Ok(Held::Garbage(Bytes::new())),
         Err(error) => Err(error),
     }
 }

@@ -1,50 +1,51 @@
 //! The near cache: copies in this process' own memory, answered without asking Redis, and still linearizable.
 //!
 //! A thread listens on one connection for the keys that writers publish, and sends a PING on that same connection
-//! again and again. Redis answers in order: a PONG proves that every key published before its PING was *sent* has
-//! been received. So a copy may be used until [`LEASE`] after the newest PING that was answered, and a writer that
-//! waits as long between publishing and COMMIT can know that all copies are gone.
+//! again and again. Redis replies in order: a PONG proves that every key published before its PING was *sent* has
+//! been received. So a copy may be used until [`PROOF_LIFE`] after the newest PING that was answered. A writer that
+//! waits as long between publishing and COMMIT knows that all copies are gone.
 //!
-//! The thread is blocking and does one thing after the other: what it reads it applies before it reads on, so that
-//! a removal is always done before a later PONG counts.
+//! The thread is blocking and does one thing after the other. It applies what it reads before it reads on, so that a
+//! removal is always done before a later PONG counts.
 
 use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Entries;
 use redis::{Client, Connection, ErrorKind, RedisError, cmd, from_redis_value};
 
-use super::channel;
-use super::connection::CONNECT_TIMEOUT;
-use super::entry::Filled;
+use super::connection::{CONNECT_TIMEOUT, channel};
+use super::entry::Entry;
 use crate::config::CacheSettings;
 
-/// How long a PING that was answered proves that nothing was missed. Writers wait so long: to change it, raise it at
-/// the writers first, or lower it at the readers first.
-pub const LEASE: Duration = Duration::from_millis(50);
-/// What writers wait beyond it, for clocks that do not run alike.
-pub const LEASE_MARGIN: Duration = Duration::from_millis(5);
-/// How often a PING is sent.
+/// How long a PING that was answered proves that nothing was missed. Writers wait as long. To raise it, change the
+/// writers first; to lower it, the readers first.
+pub const PROOF_LIFE: Duration = Duration::from_millis(50);
+/// How much longer writers wait, since clocks do not run alike: a tenth of the proof's life.
+pub const PROOF_MARGIN: Duration = Duration::from_millis(5);
+/// How often a PING is sent: a fifth of the proof's life, so that a late reply does not end it.
 const PING_INTERVAL: Duration = Duration::from_millis(10);
-/// How long a reply may take before the connection is given up.
+/// How long a reply may take before the connection is closed: long after the proof has run out.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long to wait before connecting again.
+/// How long to wait before connecting again, so that a Redis that is away is not flooded.
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(250);
-/// How long a copy may live here, whatever else: what is hot is taken anew at little cost.
-const LIFE: Duration = Duration::from_secs(5);
-/// Counts, each for the keys that fall to it.
+/// How long a copy may live here at most. A hot copy is taken anew at little cost; a fault that the proof does not
+/// cover ends with it.
+const MAX_AGE: Duration = Duration::from_secs(5);
+/// How many counts there are, each for the keys that hash to it: enough that two workers seldom wait for one lock.
 const SHARDS: usize = 256;
-/// What an entry costs beside its key and its bytes, roughly.
+/// What an entry costs beside its key and its bytes: the maps' own records, roughly.
 const OVERHEAD_BYTES: u64 = 200;
 
 /// The copies, and the proof that they are current.
 pub struct Near {
-    entries: Entries<String, Kept, Weight>,
+    entries: Entries<String, NearEntry, Weight>,
     /// How often a key of each shard was invalidated. A shard's lock makes its count and its copies change together.
     counts: Vec<Mutex<u64>>,
     /// When the newest answered PING was sent, in microseconds since the start; 0 is out of use.
@@ -53,23 +54,23 @@ pub struct Near {
 }
 
 #[derive(Clone)]
-struct Kept {
-    filled: Filled,
+struct NearEntry {
+    entry: Entry,
     until: Instant,
 }
 
 #[derive(Clone)]
 struct Weight;
 
-impl Weighter<String, Kept> for Weight {
-    fn weight(&self, key: &String, kept: &Kept) -> u64 {
-        (key.len() + kept.filled.size()) as u64 + OVERHEAD_BYTES
+impl Weighter<String, NearEntry> for Weight {
+    fn weight(&self, key: &String, near_entry: &NearEntry) -> u64 {
+        (key.len() + near_entry.entry.size()) as u64 + OVERHEAD_BYTES
     }
 }
 
-/// A shard's count from before a key was read: what was read may be kept if the count has not moved.
+/// A shard's count from before a key was read. What was read may be kept if the count has not changed since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Note(u64);
+pub struct Stamp(u64);
 
 impl Near {
     /// Starts to listen, for copies of `capacity` bytes in all. Does not wait for Redis.
@@ -87,6 +88,12 @@ impl Near {
         Ok(near)
     }
 
+    /// A near cache that keeps nothing: it never listens, so nothing is ever proved.
+    #[must_use]
+    pub fn off() -> Arc<Self> {
+        Arc::new(Self::new(0))
+    }
+
     fn new(capacity: u64) -> Self {
         let estimate = usize::try_from(capacity / 1024).unwrap_or(usize::MAX);
         Self {
@@ -97,53 +104,53 @@ impl Near {
         }
     }
 
-    /// The copy for `key`, if it is proved to be current. To be called after the request has arrived: the verdict
-    /// holds for reads that began before it.
+    /// The copy for `key`, if it is proved to be current. Must be called after the request has arrived: the proof holds
+    /// for reads that began before this call.
     #[must_use]
-    pub fn get(&self, key: &str) -> Option<Filled> {
+    pub fn get(&self, key: &str) -> Option<Entry> {
         // In this order: the proof, the copy, the clock. A removal that the proof covers is seen by what follows.
         let proof = self.proof.load(Ordering::Acquire);
         if proof == 0 {
             return None;
         }
-        let kept = self.entries.get(key)?;
+        let near_entry = self.entries.get(key)?;
         let now = Instant::now();
-        let proved = self.at(now) < proof + LEASE.as_micros() as u64;
-        (proved && now < kept.until).then_some(kept.filled)
+        let proved = self.at(now) < proof + PROOF_LIFE.as_micros() as u64;
+        (proved && now < near_entry.until).then_some(near_entry.entry)
     }
 
-    /// To be taken before `key` is read from Redis; none while out of use.
+    /// A stamp for `key`, to be taken before `key` is read from Redis; none while out of use.
     #[must_use]
-    pub fn note(&self, key: &str) -> Option<Note> {
+    pub fn stamp(&self, key: &str) -> Option<Stamp> {
         if self.proof.load(Ordering::Acquire) == 0 {
             return None;
         }
-        Some(Note(*self.count(key)))
+        Some(Stamp(*self.count(key)))
     }
 
-    /// Keeps what Redis was seen to hold for `key`, unless it was invalidated since `note`. An absence is not kept:
-    /// who registers does not wait.
-    pub fn put(&self, key: &str, note: Option<Note>, filled: &Filled) {
-        let Some(note) = note.filter(|_| !filled.is_absence()) else { return };
-        let until = Instant::now() + filled.ttl().min(LIFE);
+    /// Keeps what Redis holds for `key`, unless `key` was invalidated since `stamp`. An absence is not kept: a register
+    /// does not wait.
+    pub fn put(&self, key: &str, stamp: Option<Stamp>, entry: &Entry) {
+        let Some(stamp) = stamp.filter(|_| !entry.is_absence()) else { return };
+        let until = Instant::now() + entry.ttl().min(MAX_AGE);
         let count = self.count(key);
-        if *count == note.0 {
-            self.entries.insert(key.to_owned(), Kept { filled: filled.clone(), until });
+        if *count == stamp.0 {
+            self.entries.insert(key.to_owned(), NearEntry { entry: entry.clone(), until });
         }
     }
 
-    /// Drops the copy for `key`, and what is on its way to be one.
+    /// Removes the copy for `key`, and makes stamps of it worthless.
     pub fn invalidate(&self, key: &str) {
         let mut count = self.count(key);
         *count += 1;
         self.entries.remove(key);
     }
 
-    /// Goes out of use, and makes every copy and every note worthless.
+    /// Goes out of use, and makes every copy and every stamp worthless.
     fn forget(&self) {
         self.proof.store(0, Ordering::Release);
         for count in &self.counts {
-            *count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+            *count.lock() += 1;
         }
         self.entries.clear();
     }
@@ -152,7 +159,7 @@ impl Near {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
         let shard = hasher.finish() as usize % SHARDS;
-        self.counts[shard].lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts[shard].lock()
     }
 
     /// Microseconds since the start, never 0.
@@ -173,15 +180,15 @@ impl Near {
         }
     }
 
-    /// Listens until the connection fails. No client that reconnects by itself: what was missed meanwhile would
-    /// never be known.
+    /// Listens until the connection fails. Not with a client that reconnects by itself: it would not show what was
+    /// missed meanwhile.
     fn listen(&self, client: &Client, channel: &str) -> Result<Infallible, RedisError> {
         let mut connection = client.get_connection_with_timeout(CONNECT_TIMEOUT)?;
         connection.set_read_timeout(Some(REPLY_TIMEOUT))?;
         connection.set_write_timeout(Some(REPLY_TIMEOUT))?;
         connection.send_packed_command(&cmd("SUBSCRIBE").arg(channel).get_packed_command())?;
         while Message::read(&mut connection)? != Message::Subscribed {}
-        // What was read from Redis before the subscription is under nobody's watch.
+        // What was read from Redis before the subscription was not watched.
         self.forget();
         loop {
             let sent = self.now();
@@ -199,7 +206,7 @@ impl Near {
     }
 }
 
-/// What comes on the listener's connection.
+/// A message on the listener's connection.
 #[derive(Debug, PartialEq, Eq)]
 enum Message {
     Subscribed,
@@ -222,12 +229,12 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::entry::{Answer, Slot, decode, encode};
+    use crate::cache::entry::{Held, Representation, decode, encode};
 
-    fn filled(ttl: Duration) -> Filled {
-        let answer = Answer { etag: [0; 16], body: "{}".into() };
-        let Slot::Filled(filled) = decode(Some(encode(Some(&answer), Duration::ZERO, ttl))) else { panic!() };
-        filled
+    fn entry(ttl: Duration) -> Entry {
+        let answer = Representation { etag: [0; 16], body: "{}".into() };
+        let Held::Entry(entry) = decode(Some(encode(Some(&answer), Duration::ZERO, ttl))) else { panic!() };
+        entry
     }
 
     /// In use, as if a PING had just been answered.
@@ -238,52 +245,52 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_kept_unless_its_key_was_invalidated_since_the_note() {
-        let (near, minute) = (proved(), filled(Duration::from_secs(60)));
-        let note = near.note("a");
-        near.put("a", note, &minute);
+    fn a_copy_is_kept_unless_its_key_was_invalidated_since_the_stamp() {
+        let (near, minute) = (proved(), entry(Duration::from_secs(60)));
+        let stamp = near.stamp("a");
+        near.put("a", stamp, &minute);
         assert_eq!(near.get("a"), Some(minute.clone()));
         near.invalidate("a");
         assert_eq!(near.get("a"), None);
-        near.put("a", note, &minute);
+        near.put("a", stamp, &minute);
         assert_eq!(near.get("a"), None);
     }
 
     #[test]
     fn an_old_proof_proves_nothing() {
         let near = proved();
-        near.put("a", near.note("a"), &filled(Duration::from_secs(60)));
+        near.put("a", near.stamp("a"), &entry(Duration::from_secs(60)));
         near.proof.store(1, Ordering::Release);
-        thread::sleep(LEASE);
+        thread::sleep(PROOF_LIFE);
         assert_eq!(near.get("a"), None);
     }
 
     #[test]
-    fn a_break_makes_copies_and_notes_worthless() {
-        let (near, minute) = (proved(), filled(Duration::from_secs(60)));
-        let note = near.note("b");
-        near.put("a", near.note("a"), &minute);
+    fn a_break_makes_copies_and_stamps_worthless() {
+        let (near, minute) = (proved(), entry(Duration::from_secs(60)));
+        let stamp = near.stamp("b");
+        near.put("a", near.stamp("a"), &minute);
         near.forget();
-        assert_eq!(near.note("a"), None, "no note while out of use");
+        assert_eq!(near.stamp("a"), None, "no stamp while out of use");
         near.proof.store(near.now(), Ordering::Release);
-        near.put("b", note, &minute);
+        near.put("b", stamp, &minute);
         assert_eq!((near.get("a"), near.get("b")), (None, None));
     }
 
     #[test]
     fn a_copy_does_not_outlive_its_entry_in_redis() {
         let near = proved();
-        near.put("a", near.note("a"), &filled(Duration::ZERO));
+        near.put("a", near.stamp("a"), &entry(Duration::ZERO));
         assert_eq!(near.get("a"), None);
     }
 
     #[test]
     fn an_absence_is_not_kept() {
         let near = proved();
-        let Slot::Filled(absent) = decode(Some(encode(None, Duration::ZERO, Duration::from_secs(60)))) else {
+        let Held::Entry(absent) = decode(Some(encode(None, Duration::ZERO, Duration::from_secs(60)))) else {
             panic!()
         };
-        near.put("a", near.note("a"), &absent);
+        near.put("a", near.stamp("a"), &absent);
         assert_eq!(near.get("a"), None);
     }
 
@@ -292,7 +299,7 @@ mod tests {
         let near = proved();
         for number in 0..10_000 {
             let key = format!("key {number}");
-            near.put(&key, near.note(&key), &filled(Duration::from_secs(60)));
+            near.put(&key, near.stamp(&key), &entry(Duration::from_secs(60)));
         }
         assert!(near.entries.weight() <= 1 << 20, "{}", near.entries.weight());
     }

@@ -1,16 +1,20 @@
 //! PostgreSQL: the r2d2 pool, and the only bridge from async code to Diesel.
 //!
-//! A crew of threads, one a connection, takes work from one bounded queue. A thread checks its connection out once
-//! and keeps it until it fails, so that the pool's validation query is paid after an error, not at each query. What
-//! can be done for many at once waits in [`Batches`] instead.
+//! Worker threads, one a connection, take jobs from one bounded queue. A thread checks its connection out once and keeps
+//! it until it fails, so that the pool's validation query is paid after an error, not at each query. Work that can be
+//! done for many requests at once waits in a [`Batcher`] instead.
 //!
-//! Every caller has a deadline of its own: when PostgreSQL is frozen a thread can be stuck in it for long, whatever
-//! time-outs are set, but no request waits with it, and no more threads than the crew get stuck.
+//! Every caller has a deadline of its own. When PostgreSQL is frozen a thread can be stuck in it for long, whatever
+//! time-outs are set; but no request waits with it, and no more threads than the connections get stuck.
 
-mod batches;
-mod jobs;
-mod lane;
+mod batch;
+mod migrations;
 mod monitor;
+mod pending;
+mod queue;
+pub(crate) mod schema;
+mod session;
+mod url;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,55 +27,36 @@ use diesel::{PgConnection, QueryResult};
 use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout_at;
-use url::Url;
 
-use self::jobs::{Job, Jobs};
-use self::lane::{Lane, Setup};
+pub use self::batch::{Batch, Batcher};
+pub use self::migrations::{Schema, run_once};
 use self::monitor::Monitor;
+pub use self::monitor::Status;
+pub use self::pending::{Late, Pending};
+use self::queue::{Job, WorkQueue};
+pub use self::session::{Seen, Written};
+use self::session::{Session, Setup};
+use self::url::connection_url;
 use crate::config::DatabaseSettings;
 use crate::error::Error;
 use crate::metrics::DatabaseMetrics;
-use crate::migrations::Schema;
 
-pub use self::batches::{Batch, Batches, Member};
-pub use self::lane::Written;
-
-/// A handle to PostgreSQL; clones share one crew.
+/// A handle to PostgreSQL; clones share the worker threads.
 #[derive(Clone)]
 pub struct Database {
-    jobs: Arc<Jobs>,
+    queue: Arc<WorkQueue>,
     quarter: usize,
-    /// For those who hold a connection for long.
+    /// A permit for each request that may hold a connection for long.
     turns: Arc<Semaphore>,
-    /// For those who wait for one of these turns.
+    /// A permit for each request that waits for a turn.
     places: Arc<Semaphore>,
-    deadline: Duration,
+    timeout: Duration,
     monitor: Arc<Monitor>,
     metrics: DatabaseMetrics,
 }
 
-/// Whether PostgreSQL can be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// There was no contact yet, or the schema is not there.
-    Starting,
-    /// It answers.
-    Ready,
-    /// It answered once, and does not now.
-    Away,
-}
-
-/// What a query came to, and when it was sent: it has seen every transaction that was committed by then.
-#[derive(Debug)]
-pub struct Seen<T> {
-    /// The result.
-    pub value: T,
-    /// When the query was sent.
-    pub as_of: Instant,
-}
-
 impl Database {
-    /// Starts the crew and the monitor. Does not wait for PostgreSQL, which need not be there yet.
+    /// Starts the worker threads and the monitor. Does not wait for PostgreSQL, which need not be there yet.
     ///
     /// # Errors
     /// A thread that cannot be started.
@@ -79,15 +64,17 @@ impl Database {
         let url = connection_url(settings);
         let pool = r2d2::Pool::builder()
             .max_size(u32::try_from(settings.connections).unwrap_or(u32::MAX))
-            .connection_timeout(settings.deadline)
+            .connection_timeout(settings.timeout)
             .connection_customizer(Box::new(Setup::of(settings)))
-            .error_handler(Box::new(r2d2::NopErrorHandler)) // the monitor tells, once
+            .error_handler(Box::new(r2d2::NopErrorHandler)) // the monitor logs it, once
             .build_unchecked(ConnectionManager::new(&url));
-        let jobs = Arc::new(Jobs::new(settings.queue));
+        let queue = Arc::new(WorkQueue::new(settings.queue));
         for number in 0..settings.connections {
-            let (lane, jobs, metrics) = (Lane::new(pool.clone()), Arc::downgrade(&jobs), metrics.clone());
+            let session = Session::new(pool.clone());
+            let queue = Arc::downgrade(&queue);
+            let metrics = metrics.clone();
             let thread = thread::Builder::new().name(format!("database-{number}"));
-            thread.spawn(move || work(lane, &jobs, &metrics))?;
+            thread.spawn(move || work(session, &queue, &metrics))?;
         }
         let monitor = Arc::new(Monitor::new());
         let watching = monitor.clone();
@@ -95,11 +82,11 @@ impl Database {
         thread.spawn(move || watching.watch(&url, schema))?;
         let quarter = (settings.connections / 4).max(1);
         Ok(Self {
-            jobs,
+            queue,
             quarter,
             turns: Arc::new(Semaphore::new(quarter)),
             places: Arc::new(Semaphore::new(settings.queue)),
-            deadline: settings.deadline,
+            timeout: settings.timeout,
             monitor,
             metrics,
         })
@@ -113,85 +100,86 @@ impl Database {
 
     /// How long a request may take.
     #[must_use]
-    pub fn deadline(&self) -> Duration {
-        self.deadline
+    pub fn timeout(&self) -> Duration {
+        self.timeout
     }
 
-    /// When a request that has just arrived is to give up.
+    /// The deadline of a request that has just arrived.
     #[must_use]
-    pub fn give_up(&self) -> Instant {
-        Instant::now() + self.deadline
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.timeout
     }
 
-    /// When a request that is to give up at `give_up` has used half of its time: who has got no further by then would
-    /// hardly be done in the other half, and only take that time from those who come after.
+    /// Halfway to `deadline`. A request still queued then would rarely finish, and would take time from later ones.
     #[must_use]
-    pub fn half_time(&self, give_up: Instant) -> Instant {
-        give_up.checked_sub(self.deadline / 2).unwrap_or(give_up)
+    pub fn halfway(&self, deadline: Instant) -> Instant {
+        deadline.checked_sub(self.timeout / 2).unwrap_or(deadline)
     }
 
-    /// Waits until `patience` ends for leave to hold a connection for long. At most a quarter of all may be held so: the
-    /// others must be free for the rest.
+    /// Waits until `deadline` for a turn: to hold a connection for long. At most a quarter of the connections may be held
+    /// so; the others are left for the rest.
     ///
     /// # Errors
-    /// [`Error::Overloaded`] at once if as many wait as may, [`Error::Unavailable`] when PostgreSQL is away or `patience` ends.
-    pub async fn turn(&self, patience: Instant) -> Result<OwnedSemaphorePermit, Error> {
-        self.check_there()?;
+    /// [`Error::Overloaded`] at once if too many requests wait, [`Error::Unavailable`] when PostgreSQL is away or
+    /// `deadline` passes.
+    pub async fn turn(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, Error> {
+        self.ensure_available()?;
         let Ok(_place) = self.places.try_acquire() else { return Err(self.refuse()) };
         let _waiting = Counted::new(&self.metrics.waiting);
-        match timeout_at(patience.into(), self.turns.clone().acquire_owned()).await {
+        match timeout_at(deadline.into(), self.turns.clone().acquire_owned()).await {
             Ok(Ok(turn)) => Ok(turn),
             Ok(Err(_)) | Err(_) => Err(self.too_late()),
         }
     }
 
-    fn check_there(&self) -> Result<(), Error> {
+    fn ensure_available(&self) -> Result<(), Error> {
         match self.status() {
             Status::Away => Err(Error::Unavailable("PostgreSQL is away".into())),
             Status::Starting | Status::Ready => Ok(()),
         }
     }
 
-    /// How many may wait.
+    /// How many requests may wait.
     #[must_use]
     pub fn queue(&self) -> usize {
-        self.jobs.bound()
+        self.queue.bound()
     }
 
-    /// The error of a request that would wait with as many as may, counted.
+    /// The error of a request that finds the queue full, counted.
     #[must_use]
     pub fn refuse(&self) -> Error {
         self.metrics.refused.inc();
         Error::Overloaded
     }
 
-    /// The error of a request that is given up before its work has begun, since its time is over or too short, counted.
+    /// The error of a request whose time is over, or too short, before its work has begun, counted.
     #[must_use]
     pub fn too_late(&self) -> Error {
         self.metrics.timeouts.inc();
-        waited_too_long()
+        Error::waited_too_long()
     }
 
-    /// A quarter of the connections, but one at least: what may be used for one purpose while there are others.
+    /// A quarter of the connections, but one at least: the share that one purpose may take from the others.
     #[must_use]
     pub fn quarter(&self) -> usize {
         self.quarter
     }
 
-    /// Runs `query`, which must only read: it is run once more if its connection turns out to be dead.
+    /// Runs `query`, which must only read: it runs once more if its connection turns out to be dead.
     ///
     /// # Errors
     /// [`Error::Overloaded`] at once when the queue is full, [`Error::Unavailable`] when PostgreSQL is away or
-    /// `give_up` passes, and what `query` fails with.
+    /// `deadline` passes, and the error of `query`.
     pub async fn read<T: Send + 'static>(
         &self,
-        give_up: Instant,
+        deadline: Instant,
         query: impl Fn(&mut PgConnection) -> QueryResult<T> + Send + 'static,
     ) -> Result<Seen<T>, Error> {
-        let mut pending = self.enqueue(give_up, move |lane, give_up, _| lane.read(give_up, query))?;
-        match pending.by_deadline().await {
+        let mut pending =
+            self.enqueue(deadline, move |session, deadline, _| session.read(deadline, query))?;
+        match pending.before_deadline().await {
             Ok(result) => result?,
-            Err(_) => Err(waited_too_long()),
+            Err(_) => Err(Error::waited_too_long()),
         }
     }
 
@@ -204,85 +192,37 @@ impl Database {
     /// [`Error::Overloaded`] when the queue is full, [`Error::Unavailable`] when PostgreSQL is away.
     pub fn write<T: Send + 'static, B: Send + 'static>(
         &self,
-        give_up: Instant,
+        deadline: Instant,
         change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>> + Send + 'static,
         before_commit: impl FnOnce(&T) -> Result<B, Error> + Send + 'static,
     ) -> Result<Pending<Written<T, B>>, Error> {
-        self.enqueue(give_up, move |lane, give_up, may_commit| {
-            lane.write(give_up, may_commit, change, before_commit)
+        self.enqueue(deadline, move |session, deadline, may_commit| {
+            session.write(deadline, may_commit, change, before_commit)
         })
     }
 
     fn enqueue<T: Send + 'static>(
         &self,
-        give_up: Instant,
-        work: impl FnOnce(&mut Lane, Instant, &dyn Fn() -> bool) -> T + Send + 'static,
+        deadline: Instant,
+        work: impl FnOnce(&mut Session, Instant, &dyn Fn() -> bool) -> T + Send + 'static,
     ) -> Result<Pending<T>, Error> {
-        self.check_there()?;
+        self.ensure_available()?;
         let (reply, result) = oneshot::channel();
         let decided = Arc::new(AtomicBool::new(false));
         let job_decided = decided.clone();
-        let job: Job = Box::new(move |lane| {
-            if !reply.is_closed() && Instant::now() < give_up {
+        let job: Job = Box::new(move |session| {
+            if !reply.is_closed() && Instant::now() < deadline {
                 let may_commit = || !job_decided.swap(true, Ordering::AcqRel);
-                // The caller may be gone by now: nobody is left to tell.
-                drop(reply.send(work(lane, give_up, &may_commit)));
+                // The caller may be gone by now.
+                let _ = reply.send(work(session, deadline, &may_commit));
             }
         });
         self.metrics.waiting.inc();
-        if !self.jobs.push(job) {
+        if !self.queue.push(job) {
             self.metrics.waiting.dec();
             return Err(self.refuse());
         }
-        Ok(Pending { result, decided, give_up, metrics: self.metrics.clone() })
-    }
-}
-
-/// Work that was queued.
-#[derive(Debug)]
-pub struct Pending<T> {
-    result: oneshot::Receiver<T>,
-    /// Whoever sets it first, the thread to commit or the caller to give up, has decided: what a caller was told has
-    /// not happened will not happen later.
-    decided: Arc<AtomicBool>,
-    give_up: Instant,
-    metrics: DatabaseMetrics,
-}
-
-/// Why there is no result at the deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Late {
-    /// Nothing has been changed, and never will be.
-    Undone,
-    /// COMMIT was under way; it may still end well.
-    Committing,
-}
-
-impl<T> Pending<T> {
-    /// The result, if it is there by the deadline; an error in it says that the thread panicked.
-    ///
-    /// # Errors
-    /// [`Late`]
-    pub async fn by_deadline(&mut self) -> Result<Result<T, Error>, Late> {
-        match timeout_at(self.give_up.into(), &mut self.result).await {
-            Ok(Ok(result)) => return Ok(Ok(result)),
-            // Dropped after the deadline, it was not begun.
-            Ok(Err(_)) if Instant::now() < self.give_up => return Ok(Err(panicked())),
-            Ok(Err(_)) | Err(_) => {}
-        }
-        self.metrics.timeouts.inc();
-        match self.decided.swap(true, Ordering::AcqRel) {
-            true => Err(Late::Committing),
-            false => Err(Late::Undone),
-        }
-    }
-
-    /// The result, whenever it is there.
-    ///
-    /// # Errors
-    /// The thread panicked.
-    pub async fn at_last(self) -> Result<T, Error> {
-        self.result.await.map_err(|_| panicked())
+        Ok(Pending { result, decided, deadline, metrics: self.metrics.clone() })
     }
 }
 
@@ -302,45 +242,15 @@ impl Drop for Counted<'_> {
     }
 }
 
-fn panicked() -> Error {
-    Error::Internal("a database thread panicked".into())
-}
-
-/// The error of a request whose work was not done by its deadline, and never will be.
-#[must_use]
-pub fn waited_too_long() -> Error {
-    Error::Unavailable("queue and query took, or would have taken, longer than the deadline".into())
-}
-
-/// One thread of the crew: takes jobs until every handle is gone.
-fn work(mut lane: Lane, jobs: &Weak<Jobs>, metrics: &DatabaseMetrics) {
-    while let Some(job) = Jobs::next(jobs) {
+/// One worker thread: takes jobs until every handle is gone.
+fn work(mut session: Session, queue: &Weak<WorkQueue>, metrics: &DatabaseMetrics) {
+    while let Some(job) = WorkQueue::next(queue) {
         metrics.waiting.dec();
         metrics.in_use.inc();
-        if catch_unwind(AssertUnwindSafe(|| job(&mut lane))).is_err() {
-            // The job's reply is dropped with it, which tells its caller. Its connection may be anywhere.
-            lane.discard();
+        if catch_unwind(AssertUnwindSafe(|| job(&mut session))).is_err() {
+            // The job's reply is dropped with it, which its caller sees. Its connection may be in any state.
+            session.discard();
         }
         metrics.in_use.dec();
     }
-}
-
-/// The URL with what bounds a connection to a server that has vanished, unless it says so itself.
-#[must_use]
-pub fn connection_url(settings: &DatabaseSettings) -> String {
-    let Ok(mut url) = Url::parse(settings.url.expose()) else { return settings.url.expose().to_owned() };
-    let bounds = [
-        ("connect_timeout", "2"), // seconds, the least that libpq takes
-        ("keepalives_idle", "5"),
-        ("keepalives_interval", "2"),
-        ("keepalives_count", "3"),
-        ("tcp_user_timeout", "10000"),
-        ("fallback_application_name", "users"),
-    ];
-    for (name, value) in bounds {
-        if !url.query_pairs().any(|(given, _)| given == name) {
-            url.query_pairs_mut().append_pair(name, value);
-        }
-    }
-    url.into()
 }

@@ -5,12 +5,10 @@ mod shared_loads;
 
 use std::time::Duration;
 
-use common::cache::Cache;
-use common::cache::near::Near;
+use common::cache::{Cache, Near};
 use common::config::{CacheSettings, DatabaseSettings};
-use common::database::{Database, Status};
+use common::database::{Database, Schema, Status};
 use common::metrics::Metrics;
-use common::migrations::Schema;
 use common::repository::{CacheAside, Repository};
 use devstack::Stack;
 
@@ -25,7 +23,7 @@ fn repository<T: CacheAside>(stack: &Stack) -> Repository<T> {
     }
     let cache = Cache::start(&cache_settings).expect("a valid URL");
     let near = Near::start(&cache_settings, cache_settings.near_bytes).expect("a valid URL");
-    Repository::new(database, cache, Some(near), &cache_settings, metrics.cache)
+    Repository::new(database, cache, near, &cache_settings, metrics.cache)
 }
 
 fn settings(stack: &Stack) -> (DatabaseSettings, CacheSettings) {
@@ -33,7 +31,7 @@ fn settings(stack: &Stack) -> (DatabaseSettings, CacheSettings) {
         url: stack.database_url().into(),
         connections: 8,
         queue: 100,
-        deadline: Duration::from_secs(9),
+        timeout: Duration::from_secs(9),
         statement_timeout: Duration::from_secs(1),
         lock_timeout: Duration::from_millis(500),
     };

@@ -1,7 +1,7 @@
 //! That the repository knows nothing of users: a second entity needs its key, its load and its codec, and no more.
 
-use common::cache::entry::Answer;
-use common::repository::{CacheAside, Effect, Repository, Source};
+use common::cache::Representation;
+use common::repository::{CacheAside, CacheStatus, Effect, Freshness, Repository};
 use devstack::Stack;
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -35,8 +35,8 @@ impl CacheAside for Country {
         &country.number
     }
 
-    fn encode(country: &Self) -> Answer {
-        Answer { etag: [country.number as u8; 16], body: country.capital.clone().into() }
+    fn encode(country: &Self) -> Representation {
+        Representation { etag: [country.number as u8; 16], body: country.capital.clone().into() }
     }
 }
 
@@ -48,20 +48,20 @@ async fn another_entity_is_found_cached_and_replaced_by_the_same_flows() {
     let countries: Repository<Country> = repository(&stack);
 
     // Until the cache is connected, loads are not stored.
-    let mut found = countries.find(&1, false).await.expect("found");
-    while found.source != (Source::Miss { stored: true }) {
-        found = countries.find(&1, false).await.expect("found");
+    let mut found = countries.find(&1, Freshness::Any).await.expect("found");
+    while found.status != (CacheStatus::Miss { stored: true }) {
+        found = countries.find(&1, Freshness::Any).await.expect("found");
     }
-    let hit = countries.find(&1, false).await.expect("found");
-    assert!(matches!(hit.source, Source::Hit(_) | Source::NearHit(_)));
+    let hit = countries.find(&1, Freshness::Any).await.expect("found");
+    assert!(matches!(hit.status, CacheStatus::Hit(_) | CacheStatus::NearHit(_)));
     assert_eq!(hit.answer.expect("there").body, "Bonn");
 
     let move_government = |connection: &mut PgConnection| {
         sql_query("UPDATE countries SET capital = 'Berlin' WHERE number = 1").execute(connection)?;
         Ok(Ok(((), vec![1])))
     };
-    countries.write(Effect::Replace, move_government).await.expect("written");
-    let found = countries.find(&1, false).await.expect("found");
+    countries.write(countries.deadline(), Effect::Replace, move_government).await.expect("written");
+    let found = countries.find(&1, Freshness::Any).await.expect("found");
     assert_eq!(found.answer.expect("there").body, "Berlin");
-    assert!(countries.find(&2, false).await.expect("asked").answer.is_none());
+    assert!(countries.find(&2, Freshness::Any).await.expect("asked").answer.is_none());
 }

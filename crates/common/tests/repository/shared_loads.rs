@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::cache::entry::Answer;
-use common::repository::{CacheAside, Effect, Repository, Source};
+use common::cache::Representation;
+use common::repository::{CacheAside, CacheStatus, Effect, Freshness, Repository};
 use devstack::Stack;
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -49,8 +49,8 @@ impl CacheAside for Note {
         &1
     }
 
-    fn encode(note: &Self) -> Answer {
-        Answer { etag: [0; 16], body: note.text.clone().into() }
+    fn encode(note: &Self) -> Representation {
+        Representation { etag: [0; 16], body: note.text.clone().into() }
     }
 }
 
@@ -60,10 +60,10 @@ fn loads() -> UnboundedReceiver<std::sync::mpsc::Sender<()>> {
     loads
 }
 
-async fn text(notes: Repository<Note>) -> (String, Source) {
-    let found = notes.find(&1, false).await.expect("found");
+async fn text(notes: Repository<Note>) -> (String, CacheStatus) {
+    let found = notes.find(&1, Freshness::Any).await.expect("found");
     let body = found.answer.expect("there").body;
-    (String::from_utf8_lossy(&body).into_owned(), found.source)
+    (String::from_utf8_lossy(&body).into_owned(), found.status)
 }
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn a_load_is_shared_by_who_came_before_it_was_sent_and_not_by_who_came_aft
         sql_query("UPDATE notes SET text = 'new'").execute(connection)?;
         Ok(Ok(((), vec![1])))
     };
-    notes.write(Effect::Replace, change).await.expect("acknowledged");
+    notes.write(notes.deadline(), Effect::Replace, change).await.expect("acknowledged");
 
     // It finds no copy, and the old load still under way.
     let mut second = tokio::spawn(text(notes.clone()));

@@ -4,6 +4,7 @@
 use std::thread::scope;
 use std::time::{Duration, Instant};
 
+use devstack::testing::{get, kind, register, register_with, wait_until};
 use devstack::{Redis, Service, Stack, http};
 use serde_json::json;
 
@@ -32,7 +33,7 @@ impl Fleet {
     }
 
     fn register(&self, name: &str, info: &str) {
-        assert_eq!(self.write("POST", "/register", json!({"name": name, "info": info})), 201);
+        assert_eq!(register_with(&self.user_svc, name, info).status, 201);
     }
 
     fn replace(&self, name: &str, info: &str) {
@@ -40,16 +41,11 @@ impl Fleet {
     }
 
     fn get(&self, replica: usize, name: &str) -> http::Response {
-        http::get(&self.data_svc[replica].url_of(&format!("/user/{name}")))
+        get(&self.data_svc[replica], name)
     }
 
     fn cache_status(&self, replica: usize, name: &str) -> String {
         self.get(replica, name).header("cache-status").unwrap_or_default().to_owned()
-    }
-
-    /// What kind of thing is at the key; empty if there is nothing.
-    fn kind(&self, name: &str) -> String {
-        self.stack.redis_cli(&["GETRANGE", &format!("user:{{{name}}}"), "0", "0"]).trim().to_owned()
     }
 
     /// Makes every COMMIT that changes a user wait for [`Fleet::let_commits_go`]: a deferred trigger waits for a lock.
@@ -70,10 +66,7 @@ impl Fleet {
     fn wait_for_commit(&self) {
         let waiting = "SELECT count(*) FROM pg_stat_activity
                        WHERE datname = current_database() AND state = 'active' AND query ILIKE 'commit%'";
-        let end = Instant::now() + Duration::from_secs(10);
-        while self.stack.sql(waiting).trim() != "1" {
-            assert!(Instant::now() < end, "no COMMIT comes");
-        }
+        wait_until("a COMMIT comes", || self.stack.sql(waiting) == "1");
     }
 
     fn let_commits_go(&self) {
@@ -133,12 +126,12 @@ fn a_barrier_stands_from_before_commit_until_before_the_acknowledgement() {
     scope(|scope| {
         let writer = scope.spawn(|| fleet.replace("ann", "new"));
         fleet.wait_for_commit();
-        assert_eq!(fleet.kind("ann"), "B");
+        assert_eq!(kind(&fleet.stack, "ann"), "B");
         assert_eq!(fleet.cache_status(0, "ann"), "data-svc; fwd=bypass; detail=write-in-progress");
         fleet.let_commits_go();
         writer.join().expect("replaced");
     });
-    assert_eq!(fleet.kind("ann"), "");
+    assert_eq!(kind(&fleet.stack, "ann"), "");
 }
 
 #[test]
@@ -256,19 +249,15 @@ fn strict_writes_are_refused_while_redis_cannot_be_told() {
     let stack = Stack::shared();
     let proxy = stack.redis_proxy();
     let strict = stack.user_svc().redis_through(&proxy).env("CACHE_STRICT", "true").start();
-    let register = |name: &str| {
-        let body = json!({"name": name, "info": "i"}).to_string();
-        http::send("POST", &strict.url_of("/register"), &[JSON], body)
-    };
     strict.wait_for_log("Redis is there");
-    assert_eq!(register("before").status, 201);
+    assert_eq!(register(&strict, "before").status, 201);
     proxy.cut();
-    let refused = register("during");
+    let refused = register(&strict, "during");
     assert_eq!((refused.status, &refused.json()["type"]), (503, &json!("/problems/unavailable")));
     assert_eq!(stack.sql("SELECT count(*) FROM users WHERE name = 'during'").trim(), "0");
     proxy.restore();
     strict.wait_for_log("Redis is there");
-    let again = (0..1000).any(|_| register("during").status == 201);
+    let again = (0..1000).any(|_| register(&strict, "during").status == 201);
     assert!(again);
 }
 

@@ -96,7 +96,7 @@ fn the_documentation_is_served_from_the_binary_and_calls_nobody() {
 #[test]
 fn every_type_of_problem_leads_to_its_explanation() {
     for service in services() {
-        for kind in common::error::KINDS {
+        for kind in common::http::KINDS {
             let page = http::get(&service.url_of(&format!("/problems/{}", kind.slug)));
             assert_eq!(page.status, 200);
             assert!(page.text().contains(kind.title));

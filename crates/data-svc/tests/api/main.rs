@@ -7,7 +7,7 @@ mod names;
 
 use std::sync::OnceLock;
 
-use devstack::{Service, Stack, http};
+use devstack::{Service, Stack, http, testing};
 use serde_json::{Value, json};
 
 /// Both services over one database and one key space, for all tests that keep to names of their own.
@@ -28,14 +28,12 @@ fn running() -> &'static Running {
 }
 
 fn register(name: &str, info: &str) -> http::Response {
-    let body = json!({"name": name, "info": info}).to_string();
-    let url = running().user_svc.url_of("/register");
-    http::send("POST", &url, &[("Content-Type", "application/json")], body)
+    testing::register_with(&running().user_svc, name, info)
 }
 
 /// GET of a name that needs no encoding.
 fn get(name: &str, headers: &[(&str, &str)]) -> http::Response {
-    http::send("GET", &running().data_svc.url_of(&format!("/user/{name}")), headers, "")
+    testing::get_with(&running().data_svc, name, headers)
 }
 
 fn cache_status(response: &http::Response) -> &str {

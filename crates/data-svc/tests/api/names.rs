@@ -1,6 +1,6 @@
 //! Any valid pair survives the round trip through register, Postgres, Redis and GET; any other is 400, never 500.
 
-use common::models::{Info, UserName};
+use common::users::{Info, UserName};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseResult};
 

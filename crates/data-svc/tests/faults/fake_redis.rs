@@ -4,13 +4,12 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread::{scope, spawn};
+use std::time::Duration;
 
+use devstack::testing::{get, wait_until};
 use devstack::{ServiceBuilder, Stack};
 
-use crate::{
-    BREAKER_OPEN, BYPASS, ERROR, MISS_NOT_STORED, PATIENCE, TIMEOUT, found, get, insert, wait_until,
-    without_near,
-};
+use crate::{BREAKER_OPEN, BYPASS, ERROR, MISS_NOT_STORED, TIMEOUT, found, insert, without_near};
 
 /// What a key holds that a newer version of ours wrote: the service asks nothing more about it.
 const OTHER_FORMAT: &[u8] = b"$4\r\nV\x02xx\r\n";
@@ -42,7 +41,7 @@ impl FakeRedis {
             });
             let (stream, _) = accepted.expect("waited for");
             stream.set_nonblocking(false).expect("it is open");
-            stream.set_read_timeout(Some(PATIENCE)).expect("10 s is a valid time-out");
+            stream.set_read_timeout(Some(Duration::from_secs(10))).expect("10 s is a valid time-out");
             let mut link = Link(BufReader::new(stream));
             if link.greet(version) {
                 return link;

@@ -4,11 +4,12 @@ use std::thread::{scope, sleep};
 use std::time::Duration;
 
 use devstack::http::{self, Connection};
+use devstack::testing::{get, get_with, kind, metric, wait_until};
 use devstack::{Proxy, Service, Stack};
 
 use crate::{
-    BYPASS, HIT, MISS, MISS_NOT_STORED, NO_CACHE, found, get, get_with, insert, is_hit, is_unavailable, kind,
-    metric, wait_for_a_hit, wait_until, without_near,
+    BYPASS, HIT, MISS, MISS_NOT_STORED, NO_CACHE, found, insert, is_hit, is_unavailable, wait_for_a_hit,
+    without_near,
 };
 
 /// A lease, or with another letter a barrier, whose owner is not there to fill it.
@@ -30,7 +31,7 @@ fn loading(service: &Service, proxy: &Proxy, headers: &[(&str, &str)], meanwhile
     proxy.stall();
     scope(|scope| {
         let reader = scope.spawn(|| found(&get_with(service, "john", headers), "john"));
-        wait_until("it loads", || metric(service, "database_connections_in_use ") > 0);
+        wait_until("it loads", || metric(service, "database_connections_in_use") > 0);
         meanwhile();
         proxy.restore();
         reader.join().expect("answered")

@@ -2,11 +2,11 @@
 
 use std::thread::scope;
 
+use devstack::testing::{get, get_with, kind, metric, wait_until};
 use devstack::{ServiceBuilder, Stack, Stores, http};
 
 use crate::{
-    BREAKER_OPEN, HIT, MISS, NO_CACHE, found, get, get_with, insert, is_hit, is_unavailable, kind, metric,
-    wait_for_a_hit, wait_until, without_near,
+    BREAKER_OPEN, HIT, MISS, NO_CACHE, found, insert, is_hit, is_unavailable, wait_for_a_hit, without_near,
 };
 
 /// With a shorter deadline, for tests that wait for its end.
@@ -174,10 +174,8 @@ fn a_full_queue_refuses_misses_at_once_and_hits_are_served() {
     scope(|scope| {
         let service = &service;
         let first = scope.spawn(move || get(service, "first"));
-        let waiting = || metric(service, "database_queries_waiting ");
-        wait_until("one is at work", || {
-            metric(service, "database_connections_in_use ") > 0 && waiting() == 0
-        });
+        let waiting = || metric(service, "database_queries_waiting");
+        wait_until("one is at work", || metric(service, "database_connections_in_use") > 0 && waiting() == 0);
         let second = scope.spawn(move || get(service, "second"));
         wait_until("one waits", || waiting() == 1);
         for number in 0..10 {

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::scope;
 use std::time::{Duration, Instant};
 
+use devstack::testing::{StopAtEnd, get, get_with, kind, wait_until};
 use devstack::{Redis, Service, ServiceBuilder, Stack};
 
 use crate::{
-    BREAKER_OPEN, BYPASS, ERROR, HIT, MISS, NO_CACHE, StopAtEnd, TIMEOUT, found, get, get_with, insert,
-    is_hit, kind, wait_for_a_hit, wait_until, without_near,
+    BREAKER_OPEN, BYPASS, ERROR, HIT, MISS, NO_CACHE, TIMEOUT, found, insert, is_hit, wait_for_a_hit,
+    without_near,
 };
 
 /// One time-out of 50 ms with Redis, five times as slack, and the rest for Postgres on a busy machine.

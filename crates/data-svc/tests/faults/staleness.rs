@@ -5,9 +5,8 @@ use std::thread::scope;
 use std::time::Duration;
 
 use devstack::http::{self, Connection};
+use devstack::testing::{StopAtEnd, wait_until};
 use devstack::{Service, Stack};
-
-use crate::{StopAtEnd, wait_until};
 
 const NAMES: usize = 200;
 

@@ -9,10 +9,11 @@ use std::ops::RangeInclusive;
 
 use devstack::http;
 use devstack::proxy::Held;
+use devstack::testing::{get, get_with, kind, wait_until};
 use devstack::{Direction, Proxy, Service, ServiceBuilder, Stack};
 use serde_json::{Value, json};
 
-use crate::{HIT, MISS, NO_CACHE, get, get_with, kind, wait_until, without_near};
+use crate::{HIT, MISS, NO_CACHE, without_near};
 
 /// The info of a user, or [`NOBODY`].
 type State = &'static str;

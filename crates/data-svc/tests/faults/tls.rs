@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use devstack::testing::get;
 use devstack::{Certificates, Postgres, Redis, ServiceBuilder, Stack, Stores, http};
 
-use crate::{BREAKER_OPEN, MISS, found, get, insert, is_hit};
+use crate::{BREAKER_OPEN, MISS, found, insert, is_hit};
 
 /// One Redis that speaks TLS alone, for all tests here.
 fn stack() -> (&'static Certificates, Stack) {

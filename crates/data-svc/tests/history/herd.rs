@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Scope, scope, sleep};
 use std::time::{Duration, Instant};
 
+use devstack::testing::{StopAtEnd, metric, wait_until_within};
 use devstack::{Postgres, Redis, Service, Stack, Stores, http};
 
 use crate::client::{Client, Reply};
 use crate::one_at_a_time;
-use crate::recorder::StopAtEnd;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const CLIENTS: usize = 500;
@@ -113,7 +113,7 @@ fn twenty_who_ask_for_different_names_while_a_load_is_under_way_cost_one_select_
         for name in &names {
             scope.spawn(move || assert_eq!(http::get(&replica.url_of(&format!("/user/{name}"))).status, 200));
         }
-        wait_until("twenty wait", || waiting(replica) == 20);
+        wait_until_within(PATIENCE, "twenty wait", || waiting(replica) == 20);
         lock.release();
         assert_eq!(unknown.join().expect("answered"), 404);
     });
@@ -132,7 +132,9 @@ fn after_flushall_at_load_each_replica_has_one_load_per_name_in_flight() {
         for (replica, name) in
             replicas.iter().flat_map(|replica| names.iter().map(move |name| (replica, name)))
         {
-            wait_until("it is cached", || is_hit(&http::get(&replica.url_of(&format!("/user/{name}")))));
+            wait_until_within(PATIENCE, "it is cached", || {
+                is_hit(&http::get(&replica.url_of(&format!("/user/{name}"))))
+            });
         }
         let stop = AtomicBool::new(false);
         let seen = scope(|scope| {
@@ -191,7 +193,7 @@ impl<'a> Lock<'a> {
     fn taken<'scope>(stack: &'a Stack, scope: &'scope Scope<'scope, 'a>) -> Self {
         let lock = "BEGIN; LOCK TABLE users; SELECT pg_sleep(60)";
         scope.spawn(|| drop(stack.postgres().try_sql(stack.database(), lock)));
-        wait_until("the table is locked", || Self(stack).is_held());
+        wait_until_within(PATIENCE, "the table is locked", || Self(stack).is_held());
         Self(stack)
     }
 
@@ -204,25 +206,16 @@ impl<'a> Lock<'a> {
     fn holds_up(&self, queries: usize) {
         let blocked = "wait_event_type = 'Lock' AND application_name LIKE 'data-%'";
         let count = format!("SELECT count(*) FROM pg_stat_activity WHERE {blocked}");
-        wait_until("it holds them up", || self.0.sql(&count) == queries.to_string());
+        wait_until_within(PATIENCE, "it holds them up", || self.0.sql(&count) == queries.to_string());
     }
 
     fn release(self) {
         self.0.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
-        wait_until("the lock is gone", || !self.is_held());
+        wait_until_within(PATIENCE, "the lock is gone", || !self.is_held());
     }
 }
 
 /// How many loads wait in `replica`.
 fn waiting(replica: &Service) -> u64 {
-    let text = http::get(&format!("{}/metrics", replica.metrics_url())).text();
-    let value = text.lines().find_map(|line| line.strip_prefix("database_queries_waiting ")?.parse().ok());
-    value.expect("the metric is there")
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-    }
+    metric(replica, "database_queries_waiting")
 }

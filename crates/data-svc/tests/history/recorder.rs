@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
+use devstack::testing::StopAtEnd;
+
 use crate::client::{Answer, Client, Reply};
 use crate::cluster::{Cluster, Replica};
 use crate::operation::{Action, OPEN, Operation, Outcome, Via};
@@ -82,15 +84,6 @@ struct Shared<'a> {
     rotations: AtomicU32,
     /// The number of the next write. Replaces and registers of all clients count together.
     infos: AtomicU32,
-}
-
-/// Lets the others stop, also when this thread panics.
-pub struct StopAtEnd<'a>(pub &'a AtomicBool);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }
 
 /// Lets clients work while `meanwhile` runs, and then reads every name once more, through both replicas and from

@@ -1,4 +1,4 @@
-//! A process in the background, known by a record that no other process can be mistaken for.
+//! A process in the background, and a record that identifies it.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -11,27 +11,34 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process, setsid};
 use serde_json::{Value, json};
 
-use super::place::{Place, write_whole};
-use super::{Result, say};
+use super::paths::{Paths, write_atomically};
+use super::terminal::{Result, say};
 use crate::process::{birth, children, signal_if_born, until};
 use crate::programs::Account;
 
-/// A log longer than this is put aside at the next start, and the one put aside before is removed.
+pub(super) const POSTGRES: &str = "postgres";
+pub(super) const REDIS: &str = "redis";
+pub(super) const USER_SVC: &str = "user-svc";
+pub(super) const DATA_SVC: &str = "data-svc";
+pub(super) const PARTS: [&str; 4] = [POSTGRES, REDIS, USER_SVC, DATA_SVC];
+
+/// The next start sets a longer log aside, and removes the one set aside before. So a part has at most two logs, and
+/// neither fills the disk.
 const LONG_LOG: u64 = 10 * 1024 * 1024;
 
-/// What is known of a process that was started.
+/// What is known about a process that was started.
 #[derive(Debug, Clone)]
 pub(super) struct Record {
     pub(super) pid: i32,
-    /// Tells it from a later process with the same number.
+    /// Distinguishes the process from a later one with the same ID.
     birth: String,
-    /// Tells it from the process of a checkout that this one was copied from.
+    /// Distinguishes the process from that of a checkout that this one was copied from.
     checkout: String,
     pub(super) port: u16,
     pub(super) metrics_port: u16,
-    /// Tells whether it would be started the same way today.
+    /// Changes with the binary and settings: a process with another version is out of date.
     pub(super) version: String,
-    /// Where in the log its own lines begin, in bytes.
+    /// Where in the log the process's own lines begin, in bytes.
     log_start: u64,
 }
 
@@ -50,7 +57,7 @@ pub(super) struct Start {
 /// One of the four processes of a native stack.
 #[derive(Debug)]
 pub(super) struct Part<'a> {
-    place: &'a Place,
+    paths: &'a Paths,
     name: &'static str,
 }
 
@@ -76,28 +83,28 @@ impl Record {
 }
 
 impl Part<'_> {
-    pub(super) fn of<'a>(place: &'a Place, name: &'static str) -> Part<'a> {
-        Part { place, name }
+    pub(super) fn of<'a>(paths: &'a Paths, name: &'static str) -> Part<'a> {
+        Part { paths, name }
     }
 
-    /// What was known of it last; it need not live.
+    /// The record of the last process, which need not be alive.
     pub(super) fn previous(&self) -> Option<Record> {
-        let record = Record::read(&self.place.record(self.name))?;
-        (record.checkout == self.place.checkout.display().to_string()).then_some(record)
+        let record = Record::read(&self.paths.record(self.name))?;
+        (record.checkout == self.paths.checkout.display().to_string()).then_some(record)
     }
 
-    /// The process, if it lives.
+    /// The record of the process, if it is alive.
     pub(super) fn alive(&self) -> Option<Record> {
         self.previous().filter(|record| record.pid().and_then(birth).as_ref() == Some(&record.birth))
     }
 
-    /// Starts it in the background, and returns when its record is written.
+    /// Starts the process in the background, and returns when its record is written.
     pub(super) fn start(&self, start: Start) -> Result<()> {
         let log =
-            self.open_log().map_err(|error| format!("{}: {error}", self.place.log(self.name).display()))?;
+            self.open_log().map_err(|error| format!("{}: {error}", self.paths.log(self.name).display()))?;
         let errors = log.try_clone().map_err(|error| error.to_string())?;
         let record = json!({
-            "checkout": self.place.checkout.display().to_string(),
+            "checkout": self.paths.checkout.display().to_string(),
             "port": start.port,
             "metrics_port": start.metrics_port,
             "version": start.version,
@@ -107,75 +114,84 @@ impl Part<'_> {
             start.account.map_or("-".to_owned(), |account| format!("{}:{}", account.uid, account.gid));
         let own = std::env::current_exe().map_err(|error| error.to_string())?;
         let mut command = Command::new(own);
-        command.arg("background").arg(self.place.record(self.name)).args([record.to_string(), account]);
+        command.arg("background").arg(self.paths.record(self.name)).args([record.to_string(), account]);
         command.arg(start.program).args(start.arguments).envs(start.settings);
-        command.current_dir(&self.place.checkout).stdin(Stdio::null()).stdout(log).stderr(errors);
+        command.current_dir(&self.paths.checkout).stdin(Stdio::null()).stdout(log).stderr(errors);
         let mut child = command.spawn().map_err(|error| error.to_string())?;
         let pid = child.id().cast_signed();
-        let recorded = || self.previous().is_some_and(|record| record.pid == pid);
-        let mut ended = || !matches!(child.try_wait(), Ok(None));
-        until(Duration::from_secs(10), || recorded() || ended());
-        if recorded() { Ok(()) } else { Err(self.failure("does not start")) }
+        let is_recorded = || self.previous().is_some_and(|record| record.pid == pid);
+        let mut has_ended = || !matches!(child.try_wait(), Ok(None));
+        // The process writes its record within milliseconds; 10 s are enough on the busiest machine.
+        until(Duration::from_secs(10), || is_recorded() || has_ended());
+        if is_recorded() { Ok(()) } else { Err(self.failure("does not start")) }
     }
 
     fn open_log(&self) -> std::io::Result<File> {
-        let path = self.place.log(self.name);
+        let path = self.paths.log(self.name);
         if path.metadata().is_ok_and(|metadata| metadata.len() > LONG_LOG) {
             fs::rename(&path, path.with_extension("log.1"))?;
         }
         File::options().create(true).append(true).open(path)
     }
 
-    /// Sends it a signal, if it lives.
+    /// Waits until `is_ready` holds, and returns whether it does. Returns early if the process ends.
+    pub(super) fn becomes_ready(&self, timeout: Duration, is_ready: impl Fn() -> bool) -> bool {
+        until(timeout, || self.alive().is_none() || is_ready()) && self.alive().is_some()
+    }
+
+    /// Sends the process a signal, if it is alive.
     pub(super) fn signal(&self, signal: Signal) {
         if let Some((pid, record)) = self.alive().and_then(|record| Some((record.pid()?, record))) {
             signal_if_born(pid, &record.birth, signal);
         }
     }
 
-    /// Ends it: asks, then kills it and its children when the time is over. False if it did not live.
-    pub(super) fn stop(&self, signal: Signal, patience: Duration) -> bool {
-        let Some(pid) = self.alive().and_then(|record| record.pid()) else { return false };
+    /// Ends the process by `signal`, and after `timeout` kills it and its children.
+    pub(super) fn stop(&self, signal: Signal, timeout: Duration) {
+        let Some(pid) = self.alive().and_then(|record| record.pid()) else { return };
         self.signal(signal);
-        // Should somebody have frozen it.
+        // A frozen process must be thawed to handle the signal.
         self.signal(Signal::CONT);
-        if !until(patience, || self.alive().is_none()) {
-            say(format!("{:<9} does not stop within {} s: killed", self.name, patience.as_secs()));
+        if !until(timeout, || self.alive().is_none()) {
+            say(format!("{:<9} does not stop within {} s: killed", self.name, timeout.as_secs()));
             let orphans = children(pid);
             self.signal(Signal::KILL);
             for orphan in orphans {
+                // Fails if the child has ended by itself.
                 let _ = kill_process(orphan, Signal::KILL);
             }
             until(Duration::from_secs(10), || self.alive().is_none());
         }
-        true
     }
 
-    /// A message with the end of what it wrote since it was last started.
+    /// A message with the last lines that the process has written since it was started.
     pub(super) fn failure(&self, what: &str) -> String {
-        let path = self.place.log(self.name);
+        let path = self.paths.log(self.name);
         let bytes = fs::read(&path).unwrap_or_default();
         let start = self.previous().and_then(|record| usize::try_from(record.log_start).ok()).unwrap_or(0);
         let text = String::from_utf8_lossy(bytes.get(start..).unwrap_or_default());
         let lines: Vec<&str> = text.lines().collect();
         let end = lines[lines.len().saturating_sub(15)..].join("\n");
-        format!("{} {what}; {} ends so:\n{end}", self.name, path.display())
+        format!("{} {what}. The last lines of {}:\n{end}", self.name, path.display())
     }
 }
 
-/// What `devstack background RECORD JSON UID:GID|- PROGRAM ARGUMENT...` does in the new process: leaves the terminal,
-/// writes down its own number and birth, then becomes the program, which keeps both. So no moment passes in which the
-/// program runs and nobody knows of it.
+/// What `devstack background RECORD JSON UID:GID|- PROGRAM ARGUMENT...` does in the new process. It leaves the terminal,
+/// writes its own process ID and birth into the record, then becomes the program, which keeps both. So at no time does
+/// the program run without a record.
 pub fn become_background(mut arguments: impl Iterator<Item = OsString>) -> Result<Infallible> {
     let mut next = || arguments.next().ok_or("too few arguments");
-    let (path, record, account, program) = (next()?, next()?, next()?, next()?);
+    let path = next()?;
+    let record = next()?;
+    let account = next()?;
+    let program = next()?;
     setsid().map_err(|error| format!("setsid: {error}"))?;
     let own = rustix::process::getpid();
     let mut record: Value =
         serde_json::from_str(&record.to_string_lossy()).map_err(|error| error.to_string())?;
     record["pid"] = own.as_raw_nonzero().get().into();
-    record["birth"] = birth(own).ok_or("we do not live")?.into();
-    write_whole(Path::new(&path), &record.to_string()).map_err(|error| error.to_string())?;
+    record["birth"] = birth(own).ok_or("this process is not to be found")?.into();
+    write_atomically(Path::new(&path), &record.to_string()).map_err(|error| error.to_string())?;
     let mut command = Command::new(&program);
     command.args(arguments);
     if let Some((uid, gid)) = account.to_string_lossy().split_once(':') {

@@ -1,4 +1,4 @@
-//! Postgres in the background, as safe with its data as in production, and recovered from whatever ended it.
+//! Postgres in the background, as safe with its data as in production. It recovers, in whatever way it ended before.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-use super::background::{Part, Start};
-use super::place::Place;
-use super::{POSTGRES, Result, ports, say};
-use crate::postgres::{answer, arguments, initialize, psql};
+use super::background::{POSTGRES, Part, Start};
+use super::paths::Paths;
+use super::ports;
+use super::terminal::{Result, say};
+use crate::commands::{initdb, postgres_arguments, psql};
 use crate::process::{birth, name, signal_if_born, until};
-use crate::programs::{postgres_folder, postgres_folder_of};
+use crate::programs::{give, output, postgres_folder, postgres_folder_of};
 
-/// How long a start may take, which covers recovery after a crash.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a start may take, which includes recovery after a crash.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 const DATABASE: &str = "users";
 
@@ -29,26 +30,26 @@ fn url_of(port: u16, database: &str) -> String {
     format!("postgres://postgres@127.0.0.1:{port}/{database}")
 }
 
-/// True if the database answers a query within 2 s.
+/// Returns whether the database can be connected to within 2 s and answers a query.
 pub(super) fn is_ready(port: u16) -> bool {
     sql(&url(port), "SELECT 1").is_ok()
 }
 
 fn sql(url: &str, statement: &str) -> Result<String> {
     let mut command = psql(&postgres_folder()?, url, statement);
-    answer(command.env("PGCONNECT_TIMEOUT", "2"))
+    output(command.env("PGCONNECT_TIMEOUT", "2"))
 }
 
-/// Starts the server unless it runs, makes the database unless it exists, and returns its URL.
-pub(super) fn up(place: &Place) -> Result<String> {
-    let part = Part::of(place, POSTGRES);
-    let data = place.prepared_data()?;
+/// Starts the server unless it runs, makes the database unless it exists, and returns the database's URL.
+pub(super) fn up(paths: &Paths) -> Result<String> {
+    let part = Part::of(paths, POSTGRES);
+    let data = paths.prepared_data()?;
     let (port, how) = match part.alive() {
         Some(record) => (record.port, "kept"),
-        None => (start(place, &part, &data)?, "started"),
+        None => (start(paths, &part, &data)?, "started"),
     };
-    // Kept, it may still be starting: a former `up` was interrupted.
-    if !until(PATIENCE, || part.alive().is_none() || says_ready(&part, &data)) || part.alive().is_none() {
+    // A server that was kept may still be starting, if the last `up` was interrupted.
+    if !part.becomes_ready(TIMEOUT, || is_accepting(&part, &data)) {
         return Err(part.failure("is not ready"));
     }
     let maintenance = url_of(port, "postgres");
@@ -59,25 +60,30 @@ pub(super) fn up(place: &Place) -> Result<String> {
     Ok(url(port))
 }
 
-fn start(place: &Place, part: &Part<'_>, data: &Path) -> Result<u16> {
-    let folder = make_data(place, data)?;
-    // The variable is pg_ctl's: a number that may stand in the pid file. The server still makes sure that no backend
-    // of an earlier one uses the data.
-    let settings: Vec<_> = disregarded(data)?
+fn start(paths: &Paths, part: &Part<'_>, data: &Path) -> Result<u16> {
+    let folder = make_data(paths, data)?;
+    // pg_ctl has this variable: a process ID in the pid file that the server ignores. The server still makes sure that
+    // no backend of an earlier server uses the data.
+    let settings: Vec<_> = stale_pid(data)?
         .into_iter()
         .map(|pid| ("PG_GRANDPARENT_PID".to_owned(), pid.as_raw_nonzero().to_string()))
         .collect();
     let port = ports::for_store(part);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
-        let (program, account, settings) = (folder.join("postgres"), place.account.clone(), settings.clone());
-        let arguments = arguments(data, port);
-        part.start(Start { program, arguments, settings, account, port, ..Start::default() })?;
-        until(PATIENCE, || part.alive().is_none() || says_ready(part, data));
+        part.start(Start {
+            program: folder.join("postgres"),
+            arguments: postgres_arguments(data, port),
+            settings: settings.clone(),
+            account: paths.account.clone(),
+            port,
+            ..Start::default()
+        })?;
+        until(TIMEOUT, || part.alive().is_none() || is_accepting(part, data));
         if part.alive().is_some() {
             return Ok(port);
         }
-        // After SIGKILL the old server's backends take a moment to notice, and until then the data are theirs.
+        // After SIGKILL of the old server, its backends take a moment to notice, and until then they use the data.
         let failure = part.failure("does not start");
         if !failure.contains("shared memory block") || Instant::now() > deadline {
             return Err(failure);
@@ -87,36 +93,37 @@ fn start(place: &Place, part: &Part<'_>, data: &Path) -> Result<u16> {
 }
 
 /// Makes the data unless they exist, and returns the folder of the programs that can serve them.
-fn make_data(place: &Place, data: &Path) -> Result<PathBuf> {
+fn make_data(paths: &Paths, data: &Path) -> Result<PathBuf> {
     if let Ok(version) = fs::read_to_string(data.join("PG_VERSION")) {
-        take_over(place, data)?;
+        take_over(paths, data)?;
         return postgres_folder_of(version.trim()).map_err(|error| {
             format!("{error}\nThe data in {} need it; `make reset` removes them.", data.display())
         });
     }
-    // Made beside and then renamed, so that an interruption leaves no half.
+    // The data are made under another name and then renamed, so that an interruption leaves none or all of them.
     let new = data.with_extension("new");
     let failed = |error: std::io::Error| format!("{}: {error}", new.display());
     if new.exists() {
         fs::remove_dir_all(&new).map_err(failed)?;
     }
     fs::create_dir(&new).map_err(failed)?;
-    crate::postgres::give(&new, place.account.as_ref()).map_err(failed)?;
+    give(&new, paths.account.as_ref()).map_err(failed)?;
     let folder = postgres_folder()?;
     say(format!("postgres  new data in {}", data.display()));
-    initialize(&folder, &new, place.account.as_ref(), true)?;
+    output(&mut initdb(&folder, &new, paths.account.as_ref()))?;
     fs::rename(&new, data).map_err(failed)?;
     Ok(folder)
 }
 
-/// In a copied checkout the data may belong to whoever copied them, and be open to others, which Postgres refuses.
-fn take_over(place: &Place, data: &Path) -> Result<()> {
+/// Gives the data to the user that Postgres runs as. In a copied checkout they may belong to the user who copied them,
+/// and be open to others, both of which Postgres refuses.
+fn take_over(paths: &Paths, data: &Path) -> Result<()> {
     let metadata = data.metadata().map_err(|error| error.to_string())?;
-    if let Some(account) = &place.account
+    if let Some(account) = &paths.account
         && metadata.uid() != account.uid
     {
         let owner = format!("{}:{}", account.uid, account.gid);
-        answer(Command::new("chown").args(["-R", &owner]).arg(data))?;
+        output(Command::new("chown").args(["-R", &owner]).arg(data))?;
     }
     if metadata.permissions().mode() & 0o077 != 0 {
         fs::set_permissions(data, fs::Permissions::from_mode(0o700)).map_err(|error| error.to_string())?;
@@ -124,24 +131,26 @@ fn take_over(place: &Place, data: &Path) -> Result<()> {
     Ok(())
 }
 
-/// True once the server has written into its pid file that it takes connections, as `pg_ctl` asks too.
-fn says_ready(part: &Part<'_>, data: &Path) -> bool {
+/// Returns whether the server accepts connections. It writes that into its pid file, where `pg_ctl` looks too.
+fn is_accepting(part: &Part<'_>, data: &Path) -> bool {
     let Some(record) = part.alive() else { return false };
     let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let mut lines = text.lines();
     lines.next() == Some(&record.pid.to_string()) && lines.any(|line| line.trim() == "ready")
 }
 
-/// Postgres will not start while its pid file names a process that is there. It may be a server of ours whose record
-/// was lost: that one is stopped. Or it is dead, but its parent has not noticed, as is the way of some containers.
-/// Or it is somebody else's, because the number was used again, or because the whole checkout was copied. Such a
-/// number is returned, for the new server to disregard.
-fn disregarded(data: &Path) -> Result<Option<Pid>> {
+/// The process ID in Postgres' pid file, if the new server must ignore it.
+///
+/// Postgres does not start while its pid file names an existing process. That process may be one of:
+/// - a server on these data whose record was lost: this function stops it;
+/// - a dead server whose parent has not reaped it, as happens in some containers;
+/// - an unrelated process, because the ID was used again or the whole checkout was copied.
+fn stale_pid(data: &Path) -> Result<Option<Pid>> {
     let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let mut lines = text.lines();
     let pid = lines.next().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw);
     let Some((pid, born)) = pid.and_then(|pid| Some((pid, birth(pid)?))) else { return Ok(pid) };
-    // A server works in its data folder. Where that cannot be seen, what the file says is believed.
+    // A server's working folder is its data. Where the system does not show it, the file's own line is believed.
     let works_in = fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).ok();
     let folder = works_in.or_else(|| lines.next().map(PathBuf::from));
     if name(pid).as_deref() != Some("postgres") || folder.as_deref() != Some(data) {
@@ -149,8 +158,8 @@ fn disregarded(data: &Path) -> Result<Option<Pid>> {
     }
     say("postgres  stops a server on these data that was started before");
     signal_if_born(pid, &born, Signal::INT);
-    if until(PATIENCE, || birth(pid).as_ref() != Some(&born)) {
+    if until(TIMEOUT, || birth(pid).as_ref() != Some(&born)) {
         return Ok(Some(pid));
     }
-    Err(format!("postgres with pid {} holds {} and does not stop", pid.as_raw_nonzero(), data.display()))
+    Err(format!("postgres with pid {} uses {} and does not stop", pid.as_raw_nonzero(), data.display()))
 }

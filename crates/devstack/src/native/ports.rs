@@ -1,10 +1,10 @@
-//! Which ports the parts get: the one asked for, else the one they had, else the usual one, else the next free one.
+//! Which port a part gets: the one that is set, else the one that it had, else the usual one, else the next free one.
 
-use super::background::Part;
-use super::{DATA_SVC, Result, USER_SVC};
+use super::background::{DATA_SVC, Part, USER_SVC};
+use super::terminal::Result;
 use crate::process::{free_port, is_free};
 
-/// The environment variable that sets a service's port, and its usual port; metrics are 1000 higher.
+/// The environment variable that sets a service's port, and its usual port. The port for metrics is 1000 higher.
 fn usual(service: &str) -> (&'static str, u16) {
     match service {
         USER_SVC => ("USER_SVC_PORT", 8080),
@@ -13,7 +13,7 @@ fn usual(service: &str) -> (&'static str, u16) {
     }
 }
 
-/// A store's port: nobody needs to know it by heart, so any that is free.
+/// A store's port. No person needs to remember it, so any free one will do.
 pub(super) fn for_store(part: &Part<'_>) -> u16 {
     part.previous().map(|record| record.port).filter(|port| is_free(*port)).unwrap_or_else(free_port)
 }
@@ -31,9 +31,9 @@ pub(super) fn for_service(
         |port: u16| alive.as_ref().is_some_and(|record| [record.port, record.metrics_port].contains(&port));
     let port = match setting(variable) {
         Some(text) => {
-            let port = text.parse().map_err(|_| format!("{variable} is no port: {text}"))?;
+            let port = text.parse().map_err(|_| format!("{variable} is not a port: {text}"))?;
             if !is_ours(port) && !is_free(port) {
-                return Err(format!("{variable}: somebody else listens on 127.0.0.1:{port}"));
+                return Err(format!("{variable}: another program listens on 127.0.0.1:{port}"));
             }
             port
         }
@@ -43,7 +43,8 @@ pub(super) fn for_service(
     Ok((port, metrics))
 }
 
-/// Steps by two, so that both services keep apart.
+/// Chooses the previous port, else the first free one from `usual` on. It steps by two, so that the two services, whose
+/// usual ports are neighbours, never want the same one.
 fn choose(previous: Option<u16>, usual: u16, is_ours: impl Fn(u16) -> bool) -> Result<u16> {
     let mut candidates = previous.into_iter().chain((usual..usual + 200).step_by(2));
     candidates

@@ -1,4 +1,4 @@
-//! What the tests of `devstack up` start in place of user-svc and data-svc: it listens on PORT and says 200 to all.
+//! What the tests of `devstack up` start in place of user-svc and data-svc: it listens on PORT and answers 200 to all.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -8,7 +8,7 @@ fn main() -> std::io::Result<()> {
     let listener = TcpListener::bind(format!("127.0.0.1:{port}"))?;
     eprintln!("listening on http://127.0.0.1:{port}, metrics on http://127.0.0.1:0");
     for mut stream in listener.incoming().flatten() {
-        // A client that leaves early is no reason to end.
+        // A client that disconnects early must not end this program.
         let _ = stream.read(&mut [0; 4096]);
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     }

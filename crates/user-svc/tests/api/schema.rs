@@ -29,7 +29,7 @@ fn printed(stack: &Stack) -> String {
 
 #[test]
 fn schema_rs_is_what_the_migrated_database_holds() {
-    let committed = include_str!("../../../common/src/schema.rs");
+    let committed = include_str!("../../../common/src/database/schema.rs");
     let (_, committed) = committed.split_once("\n\n").expect("a head and the table");
     assert_eq!(committed, printed(&Stack::shared()));
 }

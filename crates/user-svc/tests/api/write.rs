@@ -1,12 +1,13 @@
 //! `PUT` and `DELETE /user/{name}`
 
 use devstack::http;
+use devstack::testing::register_with;
 use serde_json::{Value, json};
 
-use crate::{JSON, post, service};
+use crate::{JSON, service};
 
 fn register(name: &str) -> String {
-    let response = post(json!({"name": name, "info": "first"}).to_string());
+    let response = register_with(service(), name, "first");
     assert_eq!(response.status, 201);
     response.header("etag").expect("an ETag").to_owned()
 }

@@ -3,9 +3,10 @@
 
 use std::thread::scope;
 
+use devstack::testing::{metric, register, wait_until};
 use devstack::{Service, ServiceBuilder, Stack, http};
 
-use crate::{Session, metric, register, unavailable, wait_for_locked, wait_until};
+use crate::{Session, unavailable, wait_for_locked};
 
 /// A service with as much patience as a test needs, but for locks.
 fn patient(stack: &Stack, lock_timeout: &str) -> ServiceBuilder {
@@ -28,7 +29,7 @@ fn register_together(stack: &Stack, service: &Service, names: &[&'static str]) -
             .zip(names)
             .map(|(number, name)| {
                 let request = scope.spawn(move || register(service, name));
-                wait_until("it waits", || metric(service, "database_queries_waiting ") == number);
+                wait_until("it waits", || metric(service, "database_queries_waiting") == number);
                 request
             })
             .collect();
@@ -79,7 +80,7 @@ fn a_name_that_another_session_holds_is_503_and_those_that_wait_with_it_are_201(
         wait_for_locked(&stack, 1);
         let service = &service;
         let waiting = ["ann", "held", "bob"].map(|name| scope.spawn(move || register(service, name)));
-        wait_until("three wait", || metric(service, "database_queries_waiting ") == 3);
+        wait_until("three wait", || metric(service, "database_queries_waiting") == 3);
         assert_eq!(unavailable(&first.join().expect("answered")), "unavailable");
         let answers = waiting.map(|request| request.join().expect("answered"));
         assert_eq!(statuses(&answers), [201, 503, 201]);

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use devstack::testing::register;
 use devstack::{Redis, Service, Stack};
-
-use crate::register;
 
 /// One time-out of 50 ms with Redis, five times as slack, and the rest for Postgres on a busy machine.
 const BOUND: Duration = Duration::from_secs(1);

@@ -2,8 +2,9 @@
 //! is unknown and must be called so.
 
 use devstack::Stack;
+use devstack::testing::{metric, register, wait_until};
 
-use crate::{is_registered, metric, problem, register, unavailable, wait_until};
+use crate::{is_registered, problem, unavailable};
 
 /// A trigger on users that does `body`; with `deferred` during COMMIT, else during INSERT.
 fn trigger(stack: &Stack, deferred: bool, body: &str) {
@@ -120,10 +121,10 @@ fn a_deadline_that_passes_before_commit_is_unavailable_and_nothing_happens_later
     let service = builder.env("DATABASE_STATEMENT_TIMEOUT", "9s").start();
     let lock = crate::Session::holding(&stack, "LOCK TABLE users");
     assert_eq!(unavailable(&register(&service, "john")), "unavailable");
-    assert_eq!(metric(&service, "database_connections_in_use "), 1, "it waits for the lock still");
+    assert_eq!(metric(&service, "database_connections_in_use"), 1, "it waits for the lock still");
     drop(lock);
     // The INSERT goes through now, but what the client was told must stay true.
-    wait_until("it has ended", || metric(&service, "database_connections_in_use ") == 0);
+    wait_until("it has ended", || metric(&service, "database_connections_in_use") == 0);
     assert!(!is_registered(&stack, "john"));
     assert_eq!(register(&service, "john").status, 201);
 }

@@ -13,22 +13,13 @@ mod stop;
 mod tls;
 
 use std::io::Result;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{JoinHandle, sleep, spawn};
-use std::time::{Duration, Instant};
+use std::thread::{JoinHandle, spawn};
 
 use devstack::http::{self, Response};
+use devstack::testing::wait_until;
 use devstack::{Service, Stack};
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
-
-/// Five times the deadline of a query, and the bound of everything here that has no bound of its own.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Registers `name`. Panics if no answer comes within 10 s, which is five times the deadline.
-fn register(service: &Service, name: &str) -> Response {
-    try_register(service, name).unwrap_or_else(|error| panic!("{name}: {error}\n{}", service.log()))
-}
 
 fn try_register(service: &Service, name: &str) -> Result<Response> {
     http::try_send("POST", &service.url_of("/register"), &[JSON], body(name))
@@ -57,15 +48,6 @@ fn is_registered(stack: &Stack, name: &str) -> bool {
     stack.sql(&format!("SELECT count(*) FROM users WHERE name = '{name}'")) == "1"
 }
 
-/// Looks until `condition` holds. Panics after five times the deadline: it must have been met by then.
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-        sleep(Duration::from_millis(5));
-    }
-}
-
 /// Waits until so many of the stack's sessions wait for a lock: their statements are on their way, and their batches taken.
 fn wait_for_locked(stack: &Stack, count: usize) {
     wait_until("they wait for a lock", || {
@@ -74,22 +56,6 @@ fn wait_for_locked(stack: &Stack, count: usize) {
              WHERE datname = current_database() AND wait_event_type = 'Lock'",
         ) == count.to_string()
     });
-}
-
-/// Tells the other threads to stop, also when this one panics: the test must end.
-struct StopAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
-/// The value of a metric without labels.
-fn metric(service: &Service, name: &str) -> u64 {
-    let text = http::get(&format!("{}/metrics", service.metrics_url())).text();
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    value.unwrap_or_else(|| panic!("{name} is not in\n{text}"))
 }
 
 /// Another session that holds what `statement` has locked, until it is dropped.

@@ -3,9 +3,10 @@
 use std::thread::scope;
 use std::time::{Duration, Instant};
 
+use devstack::testing::{metric, register, wait_until};
 use devstack::{Service, Stack, http};
 
-use crate::{JSON, Session, is_registered, metric, register, unavailable, wait_for_locked, wait_until};
+use crate::{JSON, Session, is_registered, unavailable, wait_for_locked};
 
 /// Replaces the info of `name`.
 fn replace(service: &Service, name: &str) -> http::Response {
@@ -34,13 +35,13 @@ fn more_replaces_than_may_wait_for_their_turn_are_refused_at_once() {
         let first = scope.spawn(|| replace(service, "held"));
         wait_for_locked(&stack, 1);
         let second = scope.spawn(|| replace(service, "free"));
-        wait_until("one waits", || metric(service, "database_queries_waiting ") == 1);
+        wait_until("one waits", || metric(service, "database_queries_waiting") == 1);
         assert_eq!(unavailable(&replace(service, "free")), "overloaded");
         assert_eq!(register(service, "new").status, 201, "who creates needs no turn");
         drop(row);
         assert_eq!([first, second].map(|it| it.join().expect("answered").status), [200; 2]);
     });
-    assert_eq!(metric(service, "database_queries_waiting "), 0);
+    assert_eq!(metric(service, "database_queries_waiting"), 0);
 }
 
 #[test]
@@ -75,7 +76,7 @@ fn a_full_queue_refuses_at_once_and_what_waits_is_served() {
         wait_for_locked(&stack, 1);
         let waiting: Vec<_> =
             ["second", "third"].map(|name| scope.spawn(move || register(service, name))).into();
-        wait_until("two wait", || metric(service, "database_queries_waiting ") == 2);
+        wait_until("two wait", || metric(service, "database_queries_waiting") == 2);
 
         let start = Instant::now();
         for number in 0..20 {
@@ -92,7 +93,7 @@ fn a_full_queue_refuses_at_once_and_what_waits_is_served() {
             assert_eq!(request.join().expect("answered").status, 201);
         }
     });
-    assert_eq!(metric(&service, "database_refused_total "), 20);
+    assert_eq!(metric(&service, "database_refused_total"), 20);
     assert_eq!(stack.sql("SELECT count(*) FROM users"), "3");
 
     // One line a second with a count, and none for each request.
@@ -125,7 +126,7 @@ fn a_locked_table_is_503_and_then_works_again() {
         }
     });
     // The server has given up as well, though the lock is still held: no connection is stuck in it.
-    wait_until("nobody waits", || metric(&service, "database_connections_in_use ") == 0);
+    wait_until("nobody waits", || metric(&service, "database_connections_in_use") == 0);
     drop(lock);
     assert_eq!(register(&service, "after").status, 201);
     assert_eq!(stack.sql("SELECT count(*) FROM users"), "1", "what was refused has not happened");

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
+use devstack::testing::{StopAtEnd, metric, register, wait_until};
 use devstack::{Service, Stack, http};
 
-use crate::{StopAtEnd, is_registered, metric, register, terminate, try_register, unavailable, wait_until};
+use crate::{is_registered, terminate, try_register, unavailable};
 
 /// What clients were told while they registered one name after the other.
 #[derive(Default)]
@@ -159,7 +160,7 @@ fn postgres_frozen_is_answered_with_503_within_the_deadline_and_thawed_is_used_a
     service.wait_for_readiness(200);
     assert_eq!(register(&service, "after").status, 201);
     // What had begun ends now, one way or the other.
-    wait_until("no work is left", || metric(&service, "database_connections_in_use ") == 0);
+    wait_until("no work is left", || metric(&service, "database_connections_in_use") == 0);
     for (name, slug) in &told {
         match slug.as_str() {
             "outcome-unknown" => {}

@@ -4,8 +4,9 @@ use std::sync::Barrier;
 use std::thread::scope;
 
 use devstack::Stack;
+use devstack::testing::register;
 
-use crate::{problem, register};
+use crate::problem;
 
 #[test]
 fn of_fifty_clients_who_race_for_a_name_one_gets_it_and_the_others_409() {

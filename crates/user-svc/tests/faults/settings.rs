@@ -6,9 +6,10 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use devstack::http;
+use devstack::testing::register;
 use devstack::{Redis, ServiceBuilder, Stack};
 
-use crate::{JSON, register};
+use crate::JSON;
 
 /// A folder of the test's own, removed when dropped.
 struct Folder(PathBuf);

@@ -5,9 +5,10 @@ use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use devstack::http::{self, Connection, Response};
+use devstack::testing::register;
 use devstack::{Service, Stack};
 
-use crate::{body, problem, register};
+use crate::{body, problem};
 
 /// Five times what a head or a body may take.
 const BOUND: Duration = Duration::from_secs(25);

@@ -3,9 +3,10 @@
 use std::thread::scope;
 
 use devstack::http;
+use devstack::testing::register;
 use devstack::{Stack, Stores};
 
-use crate::{is_registered, problem, register, unavailable};
+use crate::{is_registered, problem, unavailable};
 
 /// Few connections each, so that twenty services fit into Postgres' 200.
 const CONNECTIONS: (&str, &str) = ("DATABASE_CONNECTIONS", "1");

@@ -6,9 +6,10 @@ use std::thread::scope;
 use std::time::{Duration, Instant};
 
 use devstack::http::{self, Connection};
+use devstack::testing::{StopAtEnd, metric, register, wait_until};
 use devstack::{Signal, Stack};
 
-use crate::{Session, StopAtEnd, body, metric, problem, register, wait_for_locked, wait_until};
+use crate::{Session, body, problem, wait_for_locked};
 
 /// The default grace period.
 const GRACE: Duration = Duration::from_secs(10);
@@ -73,7 +74,7 @@ fn sigterm_without_drain_delay_still_answers_what_was_begun() {
     connections.push(begin(1));
     wait_for_locked(&stack, 2);
     connections.extend((2..8).map(begin));
-    wait_until("six wait to share a transaction", || metric(&service, "database_queries_waiting ") == 6);
+    wait_until("six wait to share a transaction", || metric(&service, "database_queries_waiting") == 6);
     service.terminate();
     service.wait_for_log("stopping");
     drop(lock);
@@ -98,7 +99,7 @@ fn no_worker_ends_while_another_ones_request_waits_for_what_it_does() {
     connections[0].send(request("first"));
     wait_for_locked(&stack, 1);
     connections[1].send(request("second"));
-    wait_until("the second waits", || metric(&service, "database_queries_waiting ") == 1);
+    wait_until("the second waits", || metric(&service, "database_queries_waiting") == 1);
     // The worker that serves both has no connection left.
     let [first, mut second] = connections;
     first.reset();
@@ -181,7 +182,7 @@ fn sigterm_with_postgres_frozen_in_the_middle_of_a_request_ends_it_with_0_in_tim
     proxy.stall();
     let mut client = Connection::open(service.address());
     client.send(request("stalled"));
-    let busy = || metric(&service, "database_connections_in_use ") > 0;
+    let busy = || metric(&service, "database_connections_in_use") > 0;
     wait_until("it has begun", busy);
     let start = Instant::now();
     service.terminate();

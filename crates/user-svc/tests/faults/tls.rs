@@ -3,16 +3,17 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use devstack::testing::register;
 use devstack::{Certificates, Postgres, Redis, Service, ServiceBuilder, Stack, Stores, http};
 
-use crate::{problem, register};
+use crate::problem;
 
 /// One Postgres that refuses all but TLS, for all tests here.
 fn stack() -> (&'static Certificates, Stack) {
     static RUNNING: OnceLock<(Certificates, Arc<Stores>)> = OnceLock::new();
     let (certificates, stores) = RUNNING.get_or_init(|| {
         let certificates = Certificates::new();
-        let stores = Stores::of(Postgres::start_tls(&certificates, true), Redis::start());
+        let stores = Stores::of(Postgres::start_tls(&certificates), Redis::start());
         (certificates, stores)
     });
     (certificates, Stack::on(stores.clone()))

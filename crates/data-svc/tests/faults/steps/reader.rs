@@ -4,10 +4,11 @@ use std::thread::scope;
 
 use devstack::http;
 use devstack::proxy::Held;
+use devstack::testing::{get, get_with, kind};
 
 use super::Message::{Postgres, Redis};
 use super::{Fleet, Message, NOBODY, Reads, Side, Step, Victim, name_of};
-use crate::{BYPASS, NO_CACHE, get, get_with, kind, wait_for_a_hit};
+use crate::{BYPASS, NO_CACHE, wait_for_a_hit};
 
 /// A way to read, by the messages that it sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,9 +2,10 @@
 
 use std::thread::scope;
 
+use devstack::testing::kind;
+
 use super::Message::{Commit, Postgres, Redis};
 use super::{Fleet, Message, NOBODY, Reads, Side, Step, Victim, Write, name_of};
-use crate::kind;
 
 /// What becomes of the held message after the writer's death.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

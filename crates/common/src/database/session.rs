@@ -1,0 +1,190 @@
+//! A worker thread's connection, checked out once and kept until it fails, and the transactions on it.
+
+use std::time::{Duration, Instant};
+
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
+use diesel::r2d2::{ConnectionManager, CustomizeConnection, PooledConnection};
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::{PgConnection, QueryResult};
+
+use crate::config::DatabaseSettings;
+use crate::error::Error;
+
+/// The server ends a transaction of ours that does nothing for so long: its process is gone or frozen. Longer than the
+/// longest pause within a transaction, which is a step with Redis and the near wait.
+const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
+
+/// Where connections come from.
+pub type Pool = r2d2::Pool<ConnectionManager<PgConnection>>;
+
+/// The result of a query, and when the query was sent: it has seen every transaction that was committed by then.
+#[derive(Debug)]
+pub struct Seen<T> {
+    /// The result.
+    pub value: T,
+    /// When the query was sent.
+    pub as_of: Instant,
+}
+
+/// How a transaction ended.
+pub struct Written<T, B> {
+    /// What the change returned, if it is committed.
+    pub result: Result<T, Error>,
+    /// What was done before COMMIT, if the transaction got that far.
+    pub before_commit: Option<B>,
+}
+
+/// A worker thread's connection.
+pub struct Session {
+    pool: Pool,
+    connection: Option<PooledConnection<ConnectionManager<PgConnection>>>,
+}
+
+impl Session {
+    /// A session that takes its connections from `pool`.
+    pub fn new(pool: Pool) -> Self {
+        Self { pool, connection: None }
+    }
+
+    /// Runs `query`, again on another connection if the first turns out to be dead.
+    pub fn read<T>(
+        &mut self,
+        deadline: Instant,
+        query: impl Fn(&mut PgConnection) -> QueryResult<T>,
+    ) -> Result<Seen<T>, Error> {
+        self.retry_if_lost(deadline, |connection| {
+            let as_of = Instant::now();
+            query(connection).map(|value| Seen { value, as_of })
+        })
+    }
+
+    /// Runs a transaction: `change`, again if the connection is lost under it, then `before_commit`, then COMMIT,
+    /// unless `may_commit` returns false: then no caller waits any more.
+    pub fn write<T, B>(
+        &mut self,
+        deadline: Instant,
+        may_commit: &dyn Fn() -> bool,
+        change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>>,
+        before_commit: impl FnOnce(&T) -> Result<B, Error>,
+    ) -> Written<T, B> {
+        let refused = |error| Written { result: Err(error), before_commit: None };
+        let value = match self.retry_if_lost(deadline, |connection| begin(connection, &change)) {
+            Ok(Ok(value)) => value,
+            Ok(Err(error)) | Err(error) => return refused(error),
+        };
+        let before_commit = match before_commit(&value) {
+            Ok(before_commit) => before_commit,
+            Err(error) => {
+                // If the rollback fails, nothing is committed either.
+                let _ = self.end(AnsiTransactionManager::rollback_transaction);
+                return refused(error);
+            }
+        };
+        if !may_commit() {
+            let _ = self.end(AnsiTransactionManager::rollback_transaction);
+            return Written { result: Err(Error::waited_too_long()), before_commit: Some(before_commit) };
+        }
+        let result = match self.end(AnsiTransactionManager::commit_transaction) {
+            Ok(()) => Ok(value),
+            Err(error) if is_lost(&error) => Err(Error::OutcomeUnknown(error.to_string())),
+            Err(error) => Err(error.into()),
+        };
+        Written { result, before_commit: Some(before_commit) }
+    }
+
+    /// Does `work`, and once more on another connection if the first was lost.
+    fn retry_if_lost<T>(
+        &mut self,
+        deadline: Instant,
+        work: impl Fn(&mut PgConnection) -> QueryResult<T>,
+    ) -> Result<T, Error> {
+        let mut result = work(self.connection(deadline)?);
+        if result.as_ref().is_err_and(is_lost) {
+            self.discard();
+            result = work(self.connection(deadline)?);
+        }
+        self.discard_if_lost(&result);
+        Ok(result?)
+    }
+
+    /// Ends the open transaction.
+    fn end(&mut self, end: impl FnOnce(&mut PgConnection) -> QueryResult<()>) -> QueryResult<()> {
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let result = end(connection);
+        self.discard_if_lost(&result);
+        result
+    }
+
+    fn connection(&mut self, deadline: Instant) -> Result<&mut PgConnection, Error> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => {
+                let timeout = deadline.saturating_duration_since(Instant::now());
+                self.pool.get_timeout(timeout).map_err(|error| Error::Unavailable(error.to_string()))?
+            }
+        };
+        Ok(self.connection.insert(connection))
+    }
+
+    fn discard_if_lost<T>(&mut self, result: &QueryResult<T>) {
+        if result.as_ref().is_err_and(is_lost) {
+            self.discard();
+        }
+    }
+
+    /// Gives the connection back as broken, so that the pool drops it and opens another.
+    pub fn discard(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            AnsiTransactionManager::transaction_manager_status_mut(&mut *connection).set_in_error();
+        }
+    }
+}
+
+/// BEGIN, then `change`; after an error or a refusal the transaction is rolled back.
+fn begin<T>(
+    connection: &mut PgConnection,
+    change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>>,
+) -> QueryResult<Result<T, Error>> {
+    AnsiTransactionManager::begin_transaction(connection)?;
+    let result = change(connection);
+    if !matches!(result, Ok(Ok(_))) {
+        // The first error says more than the error of a rollback on a dead connection.
+        let _ = AnsiTransactionManager::rollback_transaction(connection);
+    }
+    result
+}
+
+/// Whether the connection can no longer be used: closed, or to a server that has become a read-only standby.
+fn is_lost(error: &DieselError) -> bool {
+    use DatabaseErrorKind::{ClosedConnection, ReadOnlyTransaction, UnableToSendCommand};
+    matches!(
+        error,
+        DieselError::DatabaseError(ClosedConnection | ReadOnlyTransaction | UnableToSendCommand, _)
+            | DieselError::BrokenTransactionManager
+    )
+}
+
+/// Sets up a new connection.
+#[derive(Debug)]
+pub struct Setup(String);
+
+impl Setup {
+    /// Sets the server's own limits, from `settings`, and lets it plan each statement once. All our statements go by the
+    /// primary key, so no other plan is ever better. By default, with few keys in a batch, the server would plan anew
+    /// each time, which takes a fifth of its time; and a plan made while the table was empty might read all rows.
+    pub fn of(settings: &DatabaseSettings) -> Self {
+        Self(format!(
+            "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
+             SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off",
+            settings.statement_timeout.as_millis(),
+            settings.lock_timeout.as_millis(),
+            IDLE_IN_TRANSACTION.as_millis(),
+        ))
+    }
+}
+
+impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for Setup {
+    fn on_acquire(&self, connection: &mut PgConnection) -> Result<(), diesel::r2d2::Error> {
+        connection.batch_execute(&self.0).map_err(diesel::r2d2::Error::QueryError)
+    }
+}

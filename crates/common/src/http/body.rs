@@ -1,0 +1,105 @@
+//! A JSON body as a handler takes it: read whole and valid, or not there at all.
+
+use std::borrow::Cow;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use actix_web::dev::Payload;
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use actix_web::rt::time::timeout;
+use actix_web::web::BytesMut;
+use actix_web::{FromRequest, HttpRequest};
+use futures_util::StreamExt;
+use serde_json::value::RawValue;
+
+use crate::error::{Error, Invalid, MemberError};
+
+/// The largest body: every valid name and info fit, however they are escaped.
+pub const BODY_MAX_BYTES: usize = 128 * 1024;
+/// How long a body may take to arrive: 128 KiB in 5 s is a slow mobile connection.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A JSON object in the body, read whole and valid.
+#[derive(Debug)]
+pub struct Body<T>(pub T);
+
+/// What a request body can be read as.
+pub trait FromBody: Sized {
+    /// Reads the JSON object `text`.
+    ///
+    /// # Errors
+    /// [`Error::MalformedBody`], or [`Error::InvalidMembers`] with every wrong member.
+    fn from_body(text: &str) -> Result<Self, Error>;
+}
+
+impl<T: FromBody + 'static> FromRequest for Body<T> {
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, Error>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let accepted = check_headers(request.headers());
+        let payload = payload.take();
+        Box::pin(async move {
+            accepted?;
+            let bytes = timeout(BODY_TIMEOUT, collect(payload)).await.map_err(|_| Error::BodyTimeout)??;
+            let text = std::str::from_utf8(&bytes)
+                .map_err(|_| Error::MalformedBody("The body is not valid UTF-8.".into()))?;
+            // serde reads an array as a struct whose members it holds in order; but an array is no object.
+            if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
+                return Err(Error::MalformedBody("The body must be a JSON object.".into()));
+            }
+            T::from_body(text).map(Self)
+        })
+    }
+}
+
+fn check_headers(headers: &HeaderMap) -> Result<(), Error> {
+    let essence = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = essence.map(|value| value.split(';').next().unwrap_or_default().trim());
+    if !essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
+        return Err(Error::UnsupportedMediaType("The Content-Type must be application/json."));
+    }
+    if headers.contains_key(CONTENT_ENCODING) {
+        return Err(Error::UnsupportedMediaType("A Content-Encoding is not supported."));
+    }
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > BODY_MAX_BYTES as u64) {
+        return Err(Error::BodyTooLarge);
+    }
+    Ok(())
+}
+
+async fn collect(mut payload: Payload) -> Result<BytesMut, Error> {
+    let mut bytes = BytesMut::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|_| Error::MalformedBody("The body did not arrive whole.".into()))?;
+        if bytes.len() + chunk.len() > BODY_MAX_BYTES {
+            return Err(Error::BodyTooLarge);
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+/// Reads the member `raw` of the body through `parse`. If it is wrong, adds why to `errors`, under `pointer`.
+pub fn member<T>(
+    errors: &mut Vec<MemberError>,
+    pointer: &'static str,
+    raw: Option<&RawValue>,
+    parse: impl Fn(String) -> Result<T, Invalid>,
+) -> Option<T> {
+    let mut wrong = |detail: &'static str| {
+        errors.push(MemberError { detail: detail.into(), pointer: Cow::Borrowed(pointer) });
+        None
+    };
+    let Some(raw) = raw else { return wrong("must be there, and a string") };
+    if !raw.get().starts_with('"') {
+        return wrong("must be a string");
+    }
+    // The quotes are there and the escapes are well-formed, so only half of a surrogate pair can fail.
+    let Ok(text) = serde_json::from_str(raw.get()) else {
+        return wrong("must not hold a lone surrogate");
+    };
+    parse(text).map_or_else(|Invalid(detail)| wrong(detail), Some)
+}

@@ -1,0 +1,21 @@
+//! A request's way in and out. Nothing here knows a user or a store.
+//!
+//! [`Service`] listens; `middleware.rs` gives each request an id, a log line and its place in the metrics; [`Body`] reads
+//! what was sent; [`Problem`] is what a client sees of an [`Error`](crate::error::Error).
+
+mod body;
+mod docs;
+mod drain;
+pub mod health;
+mod idle;
+mod middleware;
+mod problem;
+mod route;
+mod server;
+
+pub use self::body::{Body, FromBody, member};
+pub use self::health::Readiness;
+pub use self::middleware::FastPath;
+pub use self::problem::{KINDS, Kind, Problem};
+pub use self::route::{readable, resource};
+pub use self::server::Service;

@@ -1,0 +1,165 @@
+//! What a client sees of an error: problem details (RFC 9457), and the HTTP status of each kind.
+
+use std::borrow::Cow;
+
+use actix_web::http::StatusCode;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::error::{Error, MemberError};
+
+/// The body of every error answer: problem details (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Problem<'a> {
+    /// A path that the service answers with an explanation.
+    #[serde(rename = "type")]
+    #[schema(example = "/problems/unknown-user")]
+    pub type_: String,
+    /// The kind of problem; the same each time.
+    pub title: &'static str,
+    /// The HTTP status once more.
+    pub status: u16,
+    /// What is wrong with this request.
+    pub detail: Cow<'a, str>,
+    /// The path that was asked for.
+    pub instance: &'a str,
+    /// The members that are wrong.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(nullable = false)]
+    pub errors: &'a [MemberError],
+}
+
+/// A kind of problem: what `/problems/<slug>` explains.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// The last segment of its `type`.
+    pub slug: &'static str,
+    /// Its status.
+    pub status: StatusCode,
+    /// Its title.
+    pub title: &'static str,
+    /// What to know about it; also the `detail` where there is no closer one.
+    pub explanation: &'static str,
+}
+
+macro_rules! kinds {
+    ($($name:ident = $status:ident $slug:literal $title:literal: $explanation:literal;)*) => {
+        $(const $name: Kind = Kind { slug: $slug, status: StatusCode::$status, title: $title, explanation: $explanation };)*
+        /// Every kind of problem.
+        pub const KINDS: &[Kind] = &[$($name),*];
+    };
+}
+
+kinds! {
+    INVALID_MEMBERS = BAD_REQUEST "invalid-members" "Members of the body are missing or wrong":
+        "The list `errors` names each wrong member and what is wrong with it.";
+    MALFORMED_BODY = BAD_REQUEST "malformed-body" "The body is not a JSON object":
+        "The body must be one JSON object (RFC 8259) in UTF-8, each member given once.";
+    INVALID_NAME = BAD_REQUEST "invalid-name" "No user can have this name":
+        "A name is 1 to 128 bytes of UTF-8 after NFC, without control, format, private-use or unassigned characters, without white space at its ends, and not `.` or `..`. In a path it is percent-encoded.";
+    BAD_REQUEST = BAD_REQUEST "bad-request" "The request is malformed":
+        "The service could not make sense of the request.";
+    UNKNOWN_USER = NOT_FOUND "unknown-user" "There is no such user":
+        "No user has this name. Names are compared exactly; case matters.";
+    NO_SUCH_PATH = NOT_FOUND "no-such-path" "There is nothing at this path":
+        "The paths of this service are listed in /openapi.json and shown at /docs/.";
+    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED "method-not-allowed" "The path does not have this method":
+        "The header Allow lists the methods that the path has.";
+    BODY_TIMEOUT = REQUEST_TIMEOUT "body-timeout" "The body took too long to arrive":
+        "A request's body must arrive within 5 seconds. Send it again.";
+    NAME_TAKEN = CONFLICT "name-taken" "The name is taken":
+        "A user with this name is registered already. The request changed nothing.";
+    PRECONDITION_FAILED = PRECONDITION_FAILED "precondition-failed" "The user is not as If-Match wants it":
+        "Somebody has changed the user since its ETag was read. The request changed nothing. Read the user again, and decide anew.";
+    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE "body-too-large" "The body is too large":
+        "A body may have 128 KiB at most.";
+    UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" "The body's media type is not supported":
+        "Send `Content-Type: application/json`, without a Content-Encoding.";
+    UNAVAILABLE = SERVICE_UNAVAILABLE "unavailable" "The service cannot answer now":
+        "A store that the request needs is away or too slow. The request changed nothing. Try again after the seconds in Retry-After.";
+    NOT_READY = SERVICE_UNAVAILABLE "not-ready" "The service is not ready":
+        "It is starting or stopping, or its database is away.";
+    OVERLOADED = SERVICE_UNAVAILABLE "overloaded" "Too many requests are waiting":
+        "The request was refused before any work was done. Try again after the seconds in Retry-After.";
+    OUTCOME_UNKNOWN = SERVICE_UNAVAILABLE "outcome-unknown" "The outcome of the write is unknown":
+        "The database was lost, or too slow, while the write was on its way: it may have happened, or not. A retry is safe: what did happen is then answered with 409 (register), 404 (delete) or 412 (If-Match), or done once more.";
+    INTERNAL = INTERNAL_SERVER_ERROR "internal" "The service made a mistake":
+        "It was logged under the request's X-Request-Id.";
+}
+
+impl Error {
+    /// The kind of problem that a client sees.
+    #[must_use]
+    pub const fn kind(&self) -> &'static Kind {
+        match self {
+            Self::InvalidMembers(_) => &INVALID_MEMBERS,
+            Self::MalformedBody(_) => &MALFORMED_BODY,
+            Self::InvalidName(_) => &INVALID_NAME,
+            Self::NotFound => &UNKNOWN_USER,
+            Self::AlreadyExists => &NAME_TAKEN,
+            Self::PreconditionFailed => &PRECONDITION_FAILED,
+            Self::BodyTimeout => &BODY_TIMEOUT,
+            Self::BodyTooLarge => &BODY_TOO_LARGE,
+            Self::UnsupportedMediaType(_) => &UNSUPPORTED_MEDIA_TYPE,
+            Self::Unavailable(_) => &UNAVAILABLE,
+            Self::NotReady(_) => &NOT_READY,
+            Self::Overloaded => &OVERLOADED,
+            Self::OutcomeUnknown(_) => &OUTCOME_UNKNOWN,
+            Self::Internal(_) => &INTERNAL,
+        }
+    }
+
+    /// The problem details of this error for a request to the path `instance`.
+    #[must_use]
+    pub fn problem<'a>(&'a self, instance: &'a str) -> Problem<'a> {
+        let mut problem = self.kind().problem(instance);
+        match self {
+            Self::InvalidMembers(errors) => problem.errors = errors,
+            Self::MalformedBody(detail) => problem.detail = detail.into(),
+            Self::InvalidName(what) => problem.detail = format!("The name {what}.").into(),
+            Self::NotReady(detail) | Self::UnsupportedMediaType(detail) => problem.detail = (*detail).into(),
+            _ => {}
+        }
+        problem
+    }
+}
+
+impl Kind {
+    /// The kind for an error that actix-web answered by itself, known by its status alone.
+    #[must_use]
+    pub fn of_status(status: StatusCode) -> Option<&'static Self> {
+        match status {
+            StatusCode::BAD_REQUEST => Some(&BAD_REQUEST),
+            StatusCode::NOT_FOUND => Some(&NO_SUCH_PATH),
+            StatusCode::METHOD_NOT_ALLOWED => Some(&METHOD_NOT_ALLOWED),
+            StatusCode::REQUEST_TIMEOUT => Some(&BODY_TIMEOUT),
+            StatusCode::PAYLOAD_TOO_LARGE => Some(&BODY_TOO_LARGE),
+            _ if status.is_server_error() => Some(&INTERNAL),
+            _ => None,
+        }
+    }
+
+    /// The problem details of this kind for a request to the path `instance`.
+    #[must_use]
+    pub fn problem<'a>(&self, instance: &'a str) -> Problem<'a> {
+        Problem {
+            type_: format!("/problems/{}", self.slug),
+            title: self.title,
+            status: self.status.as_u16(),
+            detail: self.explanation.into(),
+            instance,
+            errors: &[],
+        }
+    }
+}
+
+/// Only the status: the middleware writes the body, which needs the request.
+impl actix_web::ResponseError for Error {
+    fn status_code(&self) -> StatusCode {
+        self.kind().status
+    }
+
+    fn error_response(&self) -> actix_web::HttpResponse {
+        actix_web::HttpResponse::new(self.status_code())
+    }
+}

@@ -1,0 +1,202 @@
+//! The heart: cache-aside, written once, and coherent.
+//!
+//! An entity says, as [`CacheAside`], what its key is, how it is loaded and how it is encoded. [`Repository`] does the
+//! rest: it reads in `read.rs` and writes in `write.rs`. It knows nothing of users or HTTP. docs/cache-protocol.md
+//! says why the protocol is right, with a diagram of each flow; this is the protocol itself.
+//!
+//! PostgreSQL is the truth. Redis holds copies, and so does the near cache. The promise: once a write is acknowledged,
+//! no read that starts later returns what was before it. Three things keep it:
+//!
+//! - a **lease** (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013): a reader that finds nothing puts a
+//!   random token at the key before it loads, and its copy is stored only if the token is still there;
+//! - a **barrier**: a writer puts another mark over whatever is at the key, after it has the row's lock and before
+//!   COMMIT, and removes it before it acknowledges. While the barrier stands, readers use PostgreSQL and store
+//!   nothing. If the writer dies, the barrier outlives its transaction;
+//! - a **wait**: near copies may be used for 50 ms (`near::PROOF_LIFE`) after a proof that nothing was missed. A writer
+//!   that changes what replicas may hold waits as long between publishing the key and COMMIT.
+
+mod creations;
+mod read;
+mod singleflight;
+mod write;
+
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use diesel::{PgConnection, QueryResult};
+use prometheus::{IntCounter, IntCounterVec};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+pub use self::creations::Creations;
+use self::read::{FillTarget, LoadResult};
+use self::singleflight::SingleFlight;
+pub use self::write::{Changed, Effect};
+use crate::cache::{Cache, CacheError, Near, Representation};
+use crate::config::CacheSettings;
+use crate::database::{Batcher, Database};
+
+/// How many reads may wait for Redis at least, however short the line for PostgreSQL is: a short line must not refuse
+/// hits, which take Redis a few microseconds each.
+const READS_WAITING_MIN: usize = 128;
+
+/// What can be kept in a [`Repository`].
+pub trait CacheAside: Send + Sync + 'static {
+    /// What a record is found by.
+    type Key: Clone + Eq + Hash + Send + Sync + 'static;
+    /// A row.
+    type Record;
+
+    /// The Redis key of `key`: a prefix, and the key within braces (a cluster hash tag).
+    fn cache_key(key: &Self::Key) -> String;
+
+    /// Loads those of `keys` that exist, in any order. Only from the primary, and outside of any older snapshot.
+    ///
+    /// # Errors
+    /// The database's.
+    fn load(connection: &mut PgConnection, keys: &[&Self::Key]) -> QueryResult<Vec<Self::Record>>;
+
+    /// The key of `record`.
+    fn key(record: &Self::Record) -> &Self::Key;
+
+    /// The finished answer for `record`, which is sent as it is on every hit.
+    fn encode(record: &Self::Record) -> Representation;
+}
+
+/// How the cache took part in a read, in the words of `Cache-Status` (RFC 9211).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheStatus {
+    /// From Redis, where the entry lives for this long.
+    Hit(Duration),
+    /// From this process' memory; the entry in Redis lives for this long.
+    NearHit(Duration),
+    /// Loaded.
+    Miss {
+        /// Whether the copy was stored: the lease still held.
+        stored: bool,
+    },
+    /// Loaded by another request that came at the same time.
+    Collapsed,
+    /// Loaded, since the client asked for a fresh read.
+    Fresh {
+        /// Whether the copy was stored: no write came in between.
+        stored: bool,
+    },
+    /// Loaded and not stored, since another request is loading or writing.
+    Bypass,
+    /// Loaded; Redis did not reply in time.
+    Timeout,
+    /// Loaded; Redis failed.
+    Error,
+    /// Loaded; Redis was not asked.
+    BreakerOpen,
+}
+
+impl CacheStatus {
+    /// The value of the metric's label `result`.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Hit(_) => "hit",
+            Self::NearHit(_) => "near_hit",
+            Self::Miss { .. } => "miss",
+            Self::Collapsed => "collapsed",
+            Self::Fresh { .. } => "forced",
+            Self::Bypass => "bypass",
+            Self::Timeout => "timeout",
+            Self::Error => "error",
+            Self::BreakerOpen => "breaker_open",
+        }
+    }
+}
+
+impl From<CacheError> for CacheStatus {
+    fn from(error: CacheError) -> Self {
+        match error {
+            CacheError::Timeout => Self::Timeout,
+            CacheError::Failed(_) => Self::Error,
+            CacheError::BreakerOpen => Self::BreakerOpen,
+        }
+    }
+}
+
+/// What a read may return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// A copy, if there is one.
+    Any,
+    /// The row itself.
+    Fresh,
+}
+
+/// The result of a read, and where it came from.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The answer; none if there is no such record.
+    pub answer: Option<Representation>,
+    /// Where it came from.
+    pub status: CacheStatus,
+}
+
+/// Finds and changes records of `T`; clones share everything.
+pub struct Repository<T: CacheAside>(Arc<Inner<T>>);
+
+struct Inner<T: CacheAside> {
+    database: Database,
+    loads: Batcher<T::Key, Option<FillTarget>, LoadResult>,
+    cache: Cache,
+    near: Arc<Near>,
+    /// Reads through Redis that requests share.
+    reads: SingleFlight<Found>,
+    /// Early refreshes, of which one a key is enough.
+    refreshes: SingleFlight<Found>,
+    /// A permit for each read that waits for Redis.
+    reads_waiting: Semaphore,
+    settings: CacheSettings,
+    requests: IntCounterVec,
+    /// The counter of `requests` that is used most.
+    near_hits: IntCounter,
+    runtime: Handle,
+}
+
+// Derived, it would require `T: Clone`.
+impl<T: CacheAside> Clone for Repository<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T: CacheAside> Repository<T> {
+    /// A repository over `database`, `cache` and `near`; `requests` counts reads by [`CacheStatus::label`]. Must be
+    /// called within a runtime.
+    #[must_use]
+    pub fn new(
+        database: Database,
+        cache: Cache,
+        near: Arc<Near>,
+        settings: &CacheSettings,
+        requests: IntCounterVec,
+    ) -> Self {
+        let inner = Inner {
+            loads: Batcher::new(database.clone()),
+            reads_waiting: Semaphore::new(database.queue().max(READS_WAITING_MIN)),
+            database,
+            cache,
+            near,
+            reads: SingleFlight::default(),
+            refreshes: SingleFlight::default(),
+            settings: settings.clone(),
+            near_hits: requests.with_label_values(&[CacheStatus::NearHit(Duration::ZERO).label()]),
+            requests,
+            runtime: Handle::current(),
+        };
+        Self(Arc::new(inner))
+    }
+
+    /// The deadline of a request that has just arrived.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.0.database.deadline()
+    }
+}

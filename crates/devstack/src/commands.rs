@@ -1,0 +1,63 @@
+//! The commands that start and ask Postgres and Redis, for tests and `make up` alike.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::programs::{Account, clean, run_as};
+
+/// The command that runs a statement by psql, without the developer's own settings of psql.
+pub(crate) fn psql(folder: &Path, url: &str, statement: &str) -> Command {
+    let beside = folder.join("psql");
+    let mut command = clean(if beside.exists() { beside } else { PathBuf::from("psql") });
+    command.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", url, "-c", statement]);
+    command
+}
+
+/// The command that makes a database cluster in `data`, which must be empty or missing: UTF-8, superuser `postgres`
+/// without a password. It waits until the files are on disk, unless `--no-sync` is added.
+pub(crate) fn initdb(folder: &Path, data: &Path, account: Option<&Account>) -> Command {
+    // Old versions of macOS have no C.UTF-8.
+    let locale = if cfg!(target_os = "macos") { "--locale=C" } else { "--locale=C.UTF-8" };
+    let mut command = clean(folder.join("initdb"));
+    command.args(["-E", "UTF8", locale, "-A", "trust", "-U", "postgres", "-D"]).arg(data);
+    run_as(command.current_dir(data.parent().unwrap_or(Path::new("/"))), account);
+    command
+}
+
+/// The arguments of `postgres` on these data and this port: TCP on 127.0.0.1 alone, no Unix socket (its path may be too
+/// long), and 200 connections, enough for several replicas of both services.
+pub(crate) fn postgres_arguments(data: &Path, port: u16) -> Vec<String> {
+    let mut arguments = vec!["-D".to_owned(), data.display().to_string()];
+    let port = format!("port={port}");
+    for setting in [&port, "listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200"] {
+        arguments.extend(["-c".to_owned(), setting.to_owned()]);
+    }
+    arguments
+}
+
+/// The arguments of `redis-server` on this port: 127.0.0.1 alone, nothing on disk, and at most 256 MB of memory, beyond
+/// which it evicts.
+pub(crate) fn redis_arguments(folder: &Path, port: u16) -> Vec<String> {
+    let port = port.to_string();
+    let folder = folder.display().to_string();
+    let network = ["--bind", "127.0.0.1", "--port", &port, "--daemonize", "no"];
+    let storage = ["--save", "", "--appendonly", "no", "--dir", &folder];
+    let memory = ["--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru"];
+    [&network[..], &storage, &memory].concat().into_iter().map(str::to_owned).collect()
+}
+
+/// Returns whether a Redis without a password on this port answers PING within a second.
+pub(crate) fn redis_is_ready(port: u16) -> bool {
+    let timeout = Duration::from_secs(1);
+    let mut answer = [0; 5];
+    let asked =
+        TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), timeout).and_then(|mut stream| {
+            stream.set_read_timeout(Some(timeout))?;
+            stream.write_all(b"PING\r\n")?;
+            stream.read_exact(&mut answer)
+        });
+    asked.is_ok() && &answer == b"+PONG"
+}

@@ -41,9 +41,9 @@ fn writes_are_visible_when_redis_restarts() {
     passes(Near { promise: Promise::Visible, faults: Faults::RedisRestarts, ..PROTOCOL });
 }
 
-/// What "a register need not wait" costs: it trusts that the delete before it has waited. It has, but a delete whose
-/// barrier was lost must wait again, after its COMMIT, and then the name is free: who registers it in that time is
-/// acknowledged while a replica may still hold, for d at most, the user who was deleted.
+/// The price of "a register need not wait": it relies on the wait of the delete before it. That delete has waited. But if
+/// its barrier was lost, it must wait again after its COMMIT, and the name is free by then. A register in that time is
+/// acknowledged while a replica may still return the deleted user, until its proof ends.
 #[test]
 fn a_register_over_a_delete_whose_barrier_was_lost_breaks_visible() {
     let (promise, faults) = (Promise::Visible, Faults::BarriersLost);
@@ -68,28 +68,28 @@ fn reads_are_linearizable_with_three_writes() {
 
 #[test]
 #[ignore = "a larger bound: see main.rs"]
-fn writes_are_visible_with_two_fetches_when_barriers_are_lost_and_nothing_is_deleted() {
+fn writes_are_visible_with_two_fetches_lost_barriers_and_no_deletes() {
     let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::NoDeletes);
     passes(Near { promise, faults, writes, ..LARGER });
 }
 
 #[test]
 #[ignore = "a larger bound: see main.rs"]
-fn writes_are_visible_with_two_fetches_when_barriers_are_lost_and_registers_wait() {
+fn writes_are_visible_with_two_fetches_lost_barriers_and_waiting_registers() {
     let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::RegistersWait);
     passes(Near { promise, faults, writes, ..LARGER });
 }
 
 #[test]
 #[ignore = "a larger bound: see main.rs"]
-fn writes_are_visible_with_three_writes_when_barriers_are_lost_and_registers_wait() {
+fn writes_are_visible_with_three_writes_lost_barriers_and_waiting_registers() {
     let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::RegistersWait);
     passes(Near { promise, faults, writes, fetches: 1, commits: 3, ..LARGER });
 }
 
 #[test]
 #[ignore = "a larger bound: see main.rs"]
-fn writes_are_visible_with_two_writers_when_redis_restarts_and_registers_wait() {
+fn writes_are_visible_with_two_writers_redis_restarts_and_waiting_registers() {
     let (promise, faults, writes) = (Promise::Visible, Faults::RedisRestarts, Writes::RegistersWait);
     passes(Near { promise, faults, writes, ..LARGER });
 }
@@ -106,7 +106,7 @@ fn no_wait_breaks_visible() {
 }
 
 #[test]
-fn no_wait_of_a_writer_who_cannot_reach_redis_breaks_visible() {
+fn no_wait_of_a_writer_that_cannot_reach_redis_breaks_visible() {
     let (promise, without) = (Promise::Visible, Some(Rule::WaitWithoutRedis));
     breaks(Near { promise, faults: Faults::RedisRestarts, without, ..PROTOCOL }, "visible");
 }
@@ -122,8 +122,8 @@ fn a_wait_counted_from_begin_breaks_visible() {
 }
 
 #[test]
-fn a_wait_skipped_when_publish_reached_nobody_breaks_visible() {
-    breaks_visible_without(Rule::WaitForNobody);
+fn a_wait_skipped_when_publish_reached_no_subscriber_breaks_visible() {
+    breaks_visible_without(Rule::WaitWithoutSubscribers);
 }
 
 #[test]
@@ -138,8 +138,8 @@ fn no_second_publish_and_wait_after_a_lost_barrier_breaks_visible() {
 }
 
 #[test]
-fn a_lease_counted_from_the_arrival_of_the_pong_breaks_visible() {
-    breaks_visible_without(Rule::LeaseFromSending);
+fn a_proof_counted_from_the_arrival_of_the_pong_breaks_visible() {
+    breaks_visible_without(Rule::ProofFromSending);
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_ping_sent_before_subscribe_breaks_visible() {
 }
 
 #[test]
-fn a_lease_longer_than_the_wait_breaks_visible() {
+fn a_proof_that_outlives_the_wait_breaks_visible() {
     breaks_visible_without(Rule::OneLength);
 }
 
@@ -168,13 +168,13 @@ fn a_check_apart_from_its_put_breaks_visible() {
 }
 
 #[test]
-fn an_entry_removed_before_the_count_moves_breaks_visible() {
+fn a_copy_removed_before_the_count_moves_breaks_visible() {
     breaks_visible_without(Rule::RemoveWithCount);
 }
 
 #[test]
-fn a_count_noted_after_the_get_breaks_visible() {
-    breaks_visible_without(Rule::NoteBeforeGet);
+fn a_stamp_taken_after_the_get_breaks_visible() {
+    breaks_visible_without(Rule::StampBeforeGet);
 }
 
 #[test]
@@ -183,12 +183,12 @@ fn a_fill_that_outlives_a_break_breaks_visible() {
 }
 
 #[test]
-fn a_note_taken_while_out_of_use_breaks_visible() {
-    breaks_visible_without(Rule::NoteInUse);
+fn a_stamp_taken_while_out_of_use_breaks_visible() {
+    breaks_visible_without(Rule::StampInUse);
 }
 
 #[test]
-fn entries_kept_across_a_break_break_visible() {
+fn copies_kept_across_a_break_break_visible() {
     breaks_visible_without(Rule::BreakForgets);
 }
 
@@ -198,8 +198,8 @@ fn a_fill_from_a_bypass_breaks_visible() {
 }
 
 #[test]
-fn an_entry_taken_before_the_time_of_the_ping_is_read_breaks_visible() {
-    breaks_visible_without(Rule::TimeBeforeEntry);
+fn a_copy_taken_before_the_proof_is_read_breaks_visible() {
+    breaks_visible_without(Rule::ProofBeforeCopy);
 }
 
 #[test]

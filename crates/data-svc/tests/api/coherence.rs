@@ -299,7 +299,8 @@ fn names_written_while_redis_was_away_are_purged_when_it_answers() {
 
 #[test]
 fn names_written_while_redis_refused_writes_are_purged_when_it_takes_them() {
-    let (stack, redis) = (Stack::shared(), Redis::start());
+    let stack = Stack::shared();
+    let redis = Redis::start();
     let user_svc = stack.user_svc().env("REDIS_URL", redis.url(0)).start();
     let data_svc = stack.data_svc().env("REDIS_URL", redis.url(0)).start();
     user_svc.wait_for_log("Redis is there");

@@ -346,7 +346,8 @@ fn a_redis_that_has_become_a_replica_is_not_used_and_does_not_flood_the_log() {
 
 #[test]
 fn with_a_wrong_password_redis_is_not_used_and_the_log_says_why_without_it() {
-    let (stack, redis) = (Stack::shared(), Redis::start_with_password("right"));
+    let stack = Stack::shared();
+    let redis = Redis::start_with_password("right");
     with_john(&stack);
     let url = redis.url(0).replacen(":right@", ":hunter2@", 1);
     let service = without_near(stack.data_svc()).env("REDIS_URL", url).start();

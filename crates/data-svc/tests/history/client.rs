@@ -74,7 +74,8 @@ impl Client {
     /// Reads one answer. Returns it, and whether the connection stays open.
     fn receive(&mut self, stream: &mut BufReader<TcpStream>) -> Result<(Answer, bool)> {
         let mut answer = Answer::default();
-        let (mut length, mut keeps) = (0, true);
+        let mut length = 0;
+        let mut keeps = true;
         let status = self.line(stream)?.get(9..12).and_then(|digits| digits.parse().ok());
         answer.status = status.ok_or(ErrorKind::InvalidData)?;
         loop {

@@ -208,8 +208,8 @@ impl Fault {
                 redis.restart();
                 String::new()
             }
-            CutRedis | DelayRedis | ResetRedis => hurt(self, &redis_proxies[victim], name),
-            CutPostgres | DelayPostgres | ResetPostgres => hurt(self, &postgres_proxies[victim], name),
+            CutRedis | DelayRedis | ResetRedis => disturb(self, &redis_proxies[victim], name),
+            CutPostgres | DelayPostgres | ResetPostgres => disturb(self, &postgres_proxies[victim], name),
             TerminateCommits => terminate(cluster, "state = 'active' AND query = 'COMMIT'"),
             TerminateAnything => terminate(cluster, "random() < 0.02"),
             FreezePostgres => {
@@ -239,7 +239,7 @@ fn kill(replica: &Replica) -> String {
     format!("of {}", replica.name)
 }
 
-fn hurt(fault: Fault, proxy: &devstack::Proxy, name: &str) -> String {
+fn disturb(fault: Fault, proxy: &devstack::Proxy, name: &str) -> String {
     match fault {
         CutRedis | CutPostgres => {
             proxy.cut();

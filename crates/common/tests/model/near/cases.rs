@@ -26,14 +26,26 @@ fn reads_are_linearizable_with_two_writers() {
 
 #[test]
 fn writes_are_visible_when_barriers_are_lost_and_nothing_is_deleted() {
-    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::NoDeletes);
-    passes(Near { promise, faults, writes, writers: 2, commits: 2, ..PROTOCOL });
+    passes(Near {
+        promise: Promise::Visible,
+        faults: Faults::BarriersLost,
+        writes: Writes::NoDeletes,
+        writers: 2,
+        commits: 2,
+        ..PROTOCOL
+    });
 }
 
 #[test]
 fn writes_are_visible_when_barriers_are_lost_and_registers_wait() {
-    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::RegistersWait);
-    passes(Near { promise, faults, writes, writers: 2, commits: 2, ..PROTOCOL });
+    passes(Near {
+        promise: Promise::Visible,
+        faults: Faults::BarriersLost,
+        writes: Writes::RegistersWait,
+        writers: 2,
+        commits: 2,
+        ..PROTOCOL
+    });
 }
 
 #[test]
@@ -46,8 +58,10 @@ fn writes_are_visible_when_redis_restarts() {
 /// acknowledged while a replica may still return the deleted user, until its proof ends.
 #[test]
 fn a_register_over_a_delete_whose_barrier_was_lost_breaks_visible() {
-    let (promise, faults) = (Promise::Visible, Faults::BarriersLost);
-    breaks(Near { promise, faults, writers: 2, commits: 2, ..PROTOCOL }, "visible");
+    breaks(
+        Near { promise: Promise::Visible, faults: Faults::BarriersLost, writers: 2, commits: 2, ..PROTOCOL },
+        "visible",
+    );
 }
 
 // Larger bounds.
@@ -69,29 +83,47 @@ fn reads_are_linearizable_with_three_writes() {
 #[test]
 #[ignore = "a larger bound: see main.rs"]
 fn writes_are_visible_with_two_fetches_lost_barriers_and_no_deletes() {
-    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::NoDeletes);
-    passes(Near { promise, faults, writes, ..LARGER });
+    passes(Near {
+        promise: Promise::Visible,
+        faults: Faults::BarriersLost,
+        writes: Writes::NoDeletes,
+        ..LARGER
+    });
 }
 
 #[test]
 #[ignore = "a larger bound: see main.rs"]
 fn writes_are_visible_with_two_fetches_lost_barriers_and_waiting_registers() {
-    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::RegistersWait);
-    passes(Near { promise, faults, writes, ..LARGER });
+    passes(Near {
+        promise: Promise::Visible,
+        faults: Faults::BarriersLost,
+        writes: Writes::RegistersWait,
+        ..LARGER
+    });
 }
 
 #[test]
 #[ignore = "a larger bound: see main.rs"]
 fn writes_are_visible_with_three_writes_lost_barriers_and_waiting_registers() {
-    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::RegistersWait);
-    passes(Near { promise, faults, writes, fetches: 1, commits: 3, ..LARGER });
+    passes(Near {
+        promise: Promise::Visible,
+        faults: Faults::BarriersLost,
+        writes: Writes::RegistersWait,
+        fetches: 1,
+        commits: 3,
+        ..LARGER
+    });
 }
 
 #[test]
 #[ignore = "a larger bound: see main.rs"]
 fn writes_are_visible_with_two_writers_redis_restarts_and_waiting_registers() {
-    let (promise, faults, writes) = (Promise::Visible, Faults::RedisRestarts, Writes::RegistersWait);
-    passes(Near { promise, faults, writes, ..LARGER });
+    passes(Near {
+        promise: Promise::Visible,
+        faults: Faults::RedisRestarts,
+        writes: Writes::RegistersWait,
+        ..LARGER
+    });
 }
 
 // The rules, one by one.
@@ -107,8 +139,15 @@ fn no_wait_breaks_visible() {
 
 #[test]
 fn no_wait_of_a_writer_that_cannot_reach_redis_breaks_visible() {
-    let (promise, without) = (Promise::Visible, Some(Rule::WaitWithoutRedis));
-    breaks(Near { promise, faults: Faults::RedisRestarts, without, ..PROTOCOL }, "visible");
+    breaks(
+        Near {
+            promise: Promise::Visible,
+            faults: Faults::RedisRestarts,
+            without: Some(Rule::WaitWithoutRedis),
+            ..PROTOCOL
+        },
+        "visible",
+    );
 }
 
 #[test]
@@ -133,8 +172,15 @@ fn a_publish_before_the_barrier_breaks_visible() {
 
 #[test]
 fn no_second_publish_and_wait_after_a_lost_barrier_breaks_visible() {
-    let (promise, without) = (Promise::Visible, Some(Rule::SecondRound));
-    breaks(Near { promise, faults: Faults::BarriersLost, without, ..PROTOCOL }, "visible");
+    breaks(
+        Near {
+            promise: Promise::Visible,
+            faults: Faults::BarriersLost,
+            without: Some(Rule::SecondRound),
+            ..PROTOCOL
+        },
+        "visible",
+    );
 }
 
 #[test]

@@ -1,12 +1,14 @@
-//! The parts of an OpenAPI description that both services share: the problems.
+//! The parts of an OpenAPI description that both services share: problems, the headers of every answer, the address.
 
 use std::collections::BTreeMap;
 
 use actix_web::http::StatusCode;
 use utoipa::ToSchema;
 use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
-    ContentBuilder, Header, HeaderBuilder, Object, Ref, RefOr, Response, ResponseBuilder, Type,
+    ContentBuilder, Header, HeaderBuilder, Object, OpenApi, Ref, RefOr, Response, ResponseBuilder,
+    ServerBuilder, Type,
 };
 
 use super::problem::{Group, Kind, Problem};
@@ -97,6 +99,45 @@ pub fn text_header(description: &str) -> Header {
 
 fn header(value: Type, description: &str) -> Header {
     HeaderBuilder::new().schema(Some(Object::with_type(value))).description(Some(description)).build()
+}
+
+/// Adds to the description of a service what both services share.
+#[must_use]
+pub fn complete(mut api: OpenApi) -> OpenApi {
+    // Relative to the address of the description, so that requests from the page work behind a path prefix too.
+    api.servers = Some(vec![ServerBuilder::new().url("./").description(Some("this service")).build()]);
+    if let Some(license) = &mut api.info.license {
+        // Swagger UI turns the identifier into a link to spdx.org, which has no page for a choice of two licences.
+        license.identifier = None;
+    }
+    let operations = TagBuilder::new()
+        .name("operations")
+        .description(Some("Watch this service: health for monitors and load balancers, and its version."));
+    api.tags.get_or_insert_default().push(operations.build());
+    for response in responses(&mut api) {
+        let headers = [
+            (
+                "X-Request-Id",
+                "Identifies the request in the log; as sent by the client, if it sent a valid one",
+            ),
+            ("X-Content-Type-Options", "Always nosniff: no browser guesses the type of the body"),
+        ];
+        for (name, description) in headers {
+            response.headers.insert(name.to_owned(), text_header(description).into());
+        }
+    }
+    api
+}
+
+/// The responses of all operations.
+fn responses(api: &mut OpenApi) -> impl Iterator<Item = &mut Response> {
+    let paths = api.paths.paths.values_mut();
+    let operations = paths.flat_map(|path| [&mut path.get, &mut path.post, &mut path.put, &mut path.delete]);
+    let responses = operations.flatten().flat_map(|operation| operation.responses.responses.values_mut());
+    responses.filter_map(|response| match response {
+        RefOr::T(response) => Some(response),
+        RefOr::Ref(_) => None,
+    })
 }
 
 #[cfg(test)]

@@ -11,8 +11,9 @@ use common::error::Error;
 use common::http::{FastPath, Group, Problem, ResponseMap, health, readable, text_header};
 use common::repository::{CacheStatus, Found, Freshness};
 use common::users::{PathName, UserName, Users, entity_tag, matches_any, not_from_cache};
-use utoipa::openapi::RefOr;
-use utoipa::{IntoResponses, OpenApi, ToSchema};
+use utoipa::openapi::external_docs::ExternalDocsBuilder;
+use utoipa::openapi::{OpenApi, RefOr};
+use utoipa::{IntoResponses, OpenApi as _, ToSchema};
 
 const USER: &str = "/user/{name}";
 const USER_PREFIX: &str = "/user/";
@@ -22,15 +23,24 @@ pub fn routes(config: &mut ServiceConfig) {
     config.service(readable(USER, get_user));
 }
 
-/// The API, described.
-#[derive(OpenApi)]
+#[derive(utoipa::OpenApi)]
 #[openapi(
     info(title = "data-svc", description = "Returns users: from the cache if it holds them, else from PostgreSQL."),
     tags((name = "users", description = "Read users, by their names.")),
     paths(get_user, health::livez, health::readyz, health::version),
     components(schemas(FoundUser, Problem))
 )]
-pub struct Api;
+struct Api;
+
+/// The API, described for clients that reach `user-svc` at `user_url`.
+#[must_use]
+pub fn api(user_url: &str) -> OpenApi {
+    let mut api = Api::openapi();
+    let docs = ExternalDocsBuilder::new().url(format!("{user_url}/docs/"));
+    api.external_docs =
+        Some(docs.description(Some("The other service: user-svc, which writes users")).build());
+    api
+}
 
 /// The problems of [`get_user`].
 struct GetProblems;

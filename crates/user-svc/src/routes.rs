@@ -9,7 +9,10 @@ use common::repository::Effect;
 use common::users::{self, IfMatch, NewInfo, NewUser, PathName, Registrations, UserName, Users, entity_tag};
 use diesel::PgConnection;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use utoipa::{IntoResponses, OpenApi};
+use utoipa::openapi::external_docs::ExternalDocsBuilder;
+use utoipa::openapi::link::{Link, LinkBuilder};
+use utoipa::openapi::{ExternalDocs, OpenApi, RefOr, Response};
+use utoipa::{IntoResponses, OpenApi as _};
 
 /// Adds the routes.
 pub fn routes(config: &mut ServiceConfig) {
@@ -17,15 +20,14 @@ pub fn routes(config: &mut ServiceConfig) {
     config.service(resource("/user/{name}").route(web::put().to(replace)).route(web::delete().to(delete)));
 }
 
-/// The API, described.
-#[derive(OpenApi)]
+#[derive(utoipa::OpenApi)]
 #[openapi(
     info(title = "user-svc", description = "Registers, replaces and deletes users."),
     tags((name = "users", description = "Write users: register, replace, delete.")),
     paths(register, replace, delete, health::livez, health::readyz, health::version),
     components(schemas(Problem))
 )]
-pub struct Api;
+struct Api;
 
 /// The problems of [`register`].
 struct RegisterProblems;
@@ -68,6 +70,41 @@ impl Links {
     fn user(&self, name: &str) -> String {
         format!("{}/user/{}", self.data_url, utf8_percent_encode(name, SEGMENT))
     }
+
+    /// The link from a registered user to the operation of `data-svc` that returns it.
+    fn get_user(&self) -> Link {
+        LinkBuilder::new()
+            .operation_ref(format!("{}/openapi.json#/paths/~1user~1%7Bname%7D/get", self.data_url))
+            .parameter("name", "$response.body#/name")
+            .description("Returns the user, from data-svc")
+            .build()
+    }
+
+    /// The page of `data-svc`.
+    fn docs(&self) -> ExternalDocs {
+        let docs = ExternalDocsBuilder::new().url(format!("{}/docs/", self.data_url));
+        docs.description(Some("The other service: data-svc, which reads users")).build()
+    }
+}
+
+/// The API, described for clients that follow `links`.
+#[must_use]
+pub fn api(links: &Links) -> OpenApi {
+    let mut api = Api::openapi();
+    api.external_docs = Some(links.docs());
+    if let Some(registered) = registered(&mut api) {
+        registered.links.insert("get_user".into(), links.get_user().into());
+    }
+    api
+}
+
+/// The answer to a registration, within the description.
+fn registered(api: &mut OpenApi) -> Option<&mut Response> {
+    let register = api.paths.paths.get_mut("/register")?.post.as_mut()?;
+    match register.responses.responses.get_mut("201")? {
+        RefOr::T(response) => Some(response),
+        RefOr::Ref(_) => None,
+    }
 }
 
 /// Register a user.
@@ -77,6 +114,17 @@ impl Links {
     (status = 201, body = NewUser, description = "Registered", headers(
         ("Location" = String, description = "The address of the user at data-svc"),
         ("ETag" = String, description = "The version of the user, as GET returns it"),
+    ), links(
+        ("replace" = (
+            operation_id = "replace",
+            parameters(("name" = "$response.body#/name"), ("If-Match" = "$response.header.ETag")),
+            description = "Replaces the info, unless the user has changed since",
+        )),
+        ("delete" = (
+            operation_id = "delete",
+            parameters(("name" = "$response.body#/name"), ("If-Match" = "$response.header.ETag")),
+            description = "Deletes the user, unless it has changed since",
+        )),
     )),
     RegisterProblems,
 ))]

@@ -1,6 +1,7 @@
 //! What `data-svc` promises over HTTP, and what both services promise alike: docs/http.md, row by row.
 
 mod coherence;
+mod description;
 mod every_service;
 mod get_user;
 mod names;

@@ -1,6 +1,6 @@
 """The same API on the classic stack: Flask, gunicorn, psycopg2, redis-py.
 
-DATABASE_URL and REDIS_URL tell where.
+Settings: DATABASE_URL and REDIS_URL.
 """
 
 import os
@@ -19,7 +19,7 @@ cache = redis.Redis.from_url(os.environ["REDIS_URL"])
 
 
 def run(statement, *parameters):
-    """Runs one statement in a transaction of its own; returns the cursor's row, if it has one."""
+    """Runs one statement in a transaction of its own, and returns its row, if there is one."""
     connection = postgres.getconn()
     try:
         connection.autocommit = True

@@ -1,7 +1,7 @@
-//! The same API as a strong engineer would write it by hand in an afternoon: axum, prepared statements through a pool,
+//! The same API, as a strong engineer would write it by hand in an afternoon: axum, prepared statements through a pool,
 //! one multiplexed Redis connection, finished answers in the cache. No coherence, no metrics, no time-outs.
 //!
-//! `PORT`, `DATABASE_URL` and `REDIS_URL` tell where.
+//! Settings: `PORT`, `DATABASE_URL` and `REDIS_URL`.
 
 use std::env;
 
@@ -22,8 +22,9 @@ use tokio_postgres::NoTls;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// As many as user-svc and data-svc have together.
+/// Connections to PostgreSQL: as many as user-svc and data-svc have together.
 const CONNECTIONS: usize = 20;
+/// The services' default.
 const TTL_SECONDS: u64 = 300;
 
 #[derive(Clone)]
@@ -32,7 +33,7 @@ struct Stores {
     redis: ConnectionManager,
 }
 
-/// What went wrong; all of it is a 500.
+/// The store that failed. Either is a 500.
 enum Failure {
     Postgres,
     Redis,
@@ -109,7 +110,7 @@ async fn get_user(State(mut stores): State<Stores>, Path(name): Path<String>) ->
     let client = stores.postgres.get().await?;
     let select = client.prepare_cached("SELECT info FROM users WHERE name = $1").await?;
     let row = client.query_opt(&select, &[&name]).await?;
-    // Others may have it while Redis is told.
+    // Other requests may use the connection while Redis stores the copy.
     drop(client);
     let Some(row) = row else { return Ok(StatusCode::NOT_FOUND.into_response()) };
     let user = FoundUser { name: &name, info: row.try_get(0)?, cache_hit: true };

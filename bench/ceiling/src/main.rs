@@ -1,8 +1,8 @@
-//! What a route of actix-web can do at best: `/user/{name}` sends a prepared answer with the head of a near hit of
+//! The fastest route that actix-web can offer: `/user/{name}` sends a prepared answer with the head of a near hit of
 //! data-svc, and `/bare` sends a static body. Nothing is looked up, counted or logged. (data-svc itself answers near hits
-//! before they are routed.)
+//! before routing.)
 //!
-//! `PORT` is where to listen, `BODY` the prepared body.
+//! Settings: `PORT`, and `BODY`, the prepared body.
 
 use std::env;
 use std::io;
@@ -19,7 +19,8 @@ use actix_web::{App, HttpResponse, HttpServer};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The head of a near hit, but for what actix-web adds by itself (content-length, date). The id is as long as a real one.
+/// The head of a near hit, without the fields that actix-web adds (content-length, date). The id is as long as a real
+/// one.
 const HEAD: [(HeaderName, &str); 6] = [
     (CACHE_STATUS, "data-svc; hit; ttl=300; detail=near"),
     (CACHE_CONTROL, "private, no-cache"),
@@ -52,7 +53,7 @@ async fn main() -> io::Result<()> {
             .service(web::resource("/bare").get(bare))
             .service(web::resource("/readyz").get(bare))
     });
-    // As data-svc.
+    // The values of data-svc.
     let keep_alive = KeepAlive::Timeout(Duration::from_secs(75));
     let server = server.workers(available_parallelism().map_or(1, usize::from)).keep_alive(keep_alive);
     server.bind(("127.0.0.1", port))?.run().await

@@ -1,8 +1,8 @@
-//! Just enough of HTTP/1.1 to know where an answer ends.
+//! Just enough of HTTP/1.1 to find where an answer ends.
 
 use memchr::memmem;
 
-/// An answer that has arrived as a whole.
+/// An answer that has arrived completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer<'a> {
     /// The status.
@@ -11,21 +11,21 @@ pub struct Answer<'a> {
     pub body: &'a [u8],
 }
 
-/// That the bytes cannot be understood: no HTTP, or a body without a length.
+/// The bytes are no HTTP, or a body without a length.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Strange;
 
-/// Reads the answer at the start of `bytes`; `None` until all of it is there.
+/// Parses the answer at the start of `bytes`. `None` while some of it is missing.
 ///
 /// # Errors
 /// [`Strange`].
 pub fn parse(bytes: &[u8]) -> Result<Option<Answer<'_>>, Strange> {
     let Some(end) = memmem::find(bytes, b"\r\n\r\n") else { return Ok(None) };
-    let status = bytes.get(9..12).ok_or(Strange)?;
-    let status = status
+    let digits = bytes.get(9..12).ok_or(Strange)?;
+    let status = digits
         .iter()
-        .try_fold(0, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u16::from(digit - b'0')));
-    let status = status.ok_or(Strange)?;
+        .try_fold(0, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u16::from(digit - b'0')))
+        .ok_or(Strange)?;
     let body = end + 4;
     let length = length(&bytes[..end]).ok_or(Strange)?;
     Ok(bytes.get(body..body + length).map(|body| Answer { status, body }))
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_known_once_its_last_byte_is_there() {
+    fn an_answer_is_parsed_once_its_last_byte_is_there() {
         let whole = b"HTTP/1.1 201 Created\r\nETag: x\r\nContent-Length: 5\r\n\r\nhello";
         assert_eq!(parse(whole), Ok(Some(Answer { status: 201, body: b"hello" })));
         for cut in 0..whole.len() {

@@ -1,5 +1,5 @@
-//! The table's requests a second as a picture. Each workload has a scale of its own, or most bars would be too short
-//! to see.
+//! The requests a second as a bar chart. Each workload has a scale of its own; with a common one most bars would be too
+//! short to see.
 
 use std::fmt::Write as _;
 
@@ -10,14 +10,14 @@ use crate::targets::Kind;
 use crate::workload::Workload;
 
 const WIDTH: usize = 760;
-/// Where bars begin.
+/// The left end of bars; names are left of it.
 const LEFT: usize = 150;
-/// The longest bar.
+/// The length of the longest bar; its number is right of it.
 const LONGEST: f64 = 500.0;
 const BAR: usize = 18;
 const TARGETS: [Kind; 4] = [Kind::Ours, Kind::Axum, Kind::Flask, Kind::Ceiling];
 
-/// The picture of the rows with so many clients, as SVG.
+/// The chart of the rows with this number of clients, as SVG.
 pub fn svg(results: &Results, clients: usize) -> String {
     let mut body = String::new();
     let mut top = 50;
@@ -44,9 +44,13 @@ pub fn svg(results: &Results, clients: usize) -> String {
 
 fn bar(row: &Row, most: f64, top: usize) -> String {
     let length = (row.figures.requests_per_second / most * LONGEST).max(1.0);
-    let (baseline, height, name) = (top + BAR - 5, BAR - 3, row.target.name());
-    let (before, after) = (LEFT - 8, LEFT as f64 + length + 6.0);
-    let (color, number) = (color(row.target), thousands(row.figures.requests_per_second));
+    let baseline = top + BAR - 5;
+    let height = BAR - 3;
+    let before = LEFT - 8;
+    let after = LEFT as f64 + length + 6.0;
+    let name = row.target.name();
+    let color = color(row.target);
+    let number = thousands(row.figures.requests_per_second);
     format!(
         "<text x=\"{before}\" y=\"{baseline}\" text-anchor=\"end\">{name}</text>\
          <rect x=\"{LEFT}\" y=\"{top}\" width=\"{length:.1}\" height=\"{height}\" fill=\"{color}\"/>\

@@ -1,38 +1,50 @@
-//! What was wanted, and whether it is met: all of it ratios within one run, or bounds.
+//! The goals, and whether a run met them. They are ratios within one run, or bounds.
 
-use crate::ceilings::INSERT;
+use crate::overload::{Overload, Queue};
+use crate::queries::Herd;
 use crate::results::Results;
 use crate::row::{Figures, Row};
-use crate::selects::Herd;
+use crate::stores_alone::INSERT;
 use crate::targets::Kind;
 use crate::workload::Workload;
 
-/// One goal.
+/// One goal, and its outcome in a run.
 #[derive(Clone, Debug)]
 pub struct Goal {
-    /// What is looked at.
+    /// The quantity.
     pub what: String,
-    /// What is wanted of it.
+    /// Its bound, in words.
     pub wanted: String,
-    /// What it is.
+    /// Its value in the run.
     pub measured: String,
-    /// Whether that is good enough.
+    /// Whether the value is within the bound.
     pub met: bool,
 }
 
 impl Goal {
     fn at_least(what: impl Into<String>, bound: f64, of: &str, measured: f64) -> Goal {
-        let (wanted, text) = (format!("at least {bound} {of}"), format!("{measured:.2}"));
-        Goal { what: what.into(), wanted, measured: text, met: measured >= bound }
+        Goal {
+            what: what.into(),
+            wanted: format!("at least {bound} {of}"),
+            measured: format!("{measured:.2}"),
+            met: measured >= bound,
+        }
     }
 
     fn at_most(what: impl Into<String>, bound: f64, of: &str, measured: f64) -> Goal {
-        let (wanted, text) = (format!("at most {bound} {of}"), format!("{measured:.2}"));
-        Goal { what: what.into(), wanted, measured: text, met: measured <= bound }
+        Goal {
+            what: what.into(),
+            wanted: format!("at most {bound} {of}"),
+            measured: format!("{measured:.2}"),
+            met: measured <= bound,
+        }
     }
 }
 
-/// So many times the answers of the axum peer.
+/// The goals for requests a second, as a part of the ceiling's.
+pub const OF_THE_CEILING: [(Workload, f64); 3] =
+    [(Workload::Hot, 0.9), (Workload::Warm, 0.9), (Workload::Big, 0.85)];
+/// The goals for requests a second, as a multiple of the axum peer's.
 pub const TIMES_AXUM: [(Workload, f64); 5] = [
     (Workload::Zipf, 1.6),
     (Workload::Mixed, 1.6),
@@ -40,10 +52,10 @@ pub const TIMES_AXUM: [(Workload, f64); 5] = [
     (Workload::NotFound, 2.5),
     (Workload::Register, 3.0),
 ];
-/// A near cache's bound by default, in MiB.
+/// The default bound of the near cache, in MiB.
 const NEAR_MIB: f64 = 64.0;
 
-/// All goals, computed.
+/// All goals of a run.
 pub fn goals(results: &Results) -> Vec<Goal> {
     let mut goals = Vec::new();
     for clients in results.clients() {
@@ -57,20 +69,19 @@ pub fn goals(results: &Results) -> Vec<Goal> {
 }
 
 fn throughput(results: &Results, clients: usize) -> Vec<Goal> {
-    use Workload::{Big, Hot, Warm};
     let mut goals = Vec::new();
     let mut ratio = |workload: Workload, to: Kind, bound: f64, of: &str| {
         let Some((ours, other)) = pair(results, workload, to, clients) else { return };
         let what = format!("{} requests/s, {clients} clients", workload.name());
         goals.push(Goal::at_least(what, bound, of, ours.requests_per_second / other.requests_per_second));
     };
-    for (workload, bound) in [(Hot, 0.9), (Warm, 0.9), (Big, 0.85)] {
+    for (workload, bound) in OF_THE_CEILING {
         ratio(workload, Kind::Ceiling, bound, "of the ceiling");
     }
     for (workload, bound) in TIMES_AXUM {
         ratio(workload, Kind::Axum, bound, "times axum");
     }
-    for workload in [Hot, Warm] {
+    for workload in [Workload::Hot, Workload::Warm] {
         let Some((ours, ceiling)) = pair(results, workload, Kind::Ceiling, clients) else { continue };
         let what = format!("{} CPU, {clients} clients", workload.name());
         goals.push(Goal::at_most(what, 1.3, "times the ceiling's", ours.service_us / ceiling.service_us));
@@ -79,17 +90,17 @@ fn throughput(results: &Results, clients: usize) -> Vec<Goal> {
     goals
 }
 
-/// Ours and another's figures.
+/// The figures of ours and of another target.
 pub fn pair(results: &Results, workload: Workload, to: Kind, clients: usize) -> Option<(&Figures, &Figures)> {
     let row = |kind| Some(&results.row(workload, kind, clients)?.figures);
     Some((row(Kind::Ours)?, row(to)?))
 }
 
-/// The best that pgbench did, with however many connections.
+/// Compares with pgbench's best rate over all numbers of connections.
 fn against_pgbench(results: &Results, clients: usize) -> Option<Goal> {
     let ours = results.row(Workload::Register, Kind::Ours, clients)?.figures.requests_per_second;
-    let inserts = results.ceilings.iter().filter(|ceiling| ceiling.what == INSERT);
-    let best = inserts.map(|ceiling| ceiling.per_second).fold(0.0, f64::max);
+    let inserts = results.stores_alone.iter().filter(|alone| alone.what == INSERT);
+    let best = inserts.map(|alone| alone.per_second).fold(0.0, f64::max);
     let what = format!("register requests/s, {clients} clients");
     Some(Goal::at_least(what, 2.0, "times pgbench's best", ours / best))
 }
@@ -136,10 +147,9 @@ fn selects(results: &Results) -> Vec<Goal> {
 fn overload(results: &Results) -> Vec<Goal> {
     let mut goals = Vec::new();
     for it in results.overloads.iter().filter(|it| it.target == Kind::Ours) {
-        let same =
-            |other: &&crate::overload::Overload| (other.workload, other.target) == (it.workload, it.target);
+        let same = |other: &&Overload| (other.workload, other.target) == (it.workload, it.target);
         let peak = results.overloads.iter().filter(same).map(|other| other.goodput).fold(0.0, f64::max);
-        let queue = if it.short_queue { ", short queue" } else { "" };
+        let queue = if it.queue == Queue::Short { ", short queue" } else { "" };
         let what = format!("{} with {} clients{queue}", it.workload.name(), it.clients);
         goals.push(Goal::at_least(format!("{what}: goodput"), 0.9, "of the peak", it.goodput / peak));
         if it.refused > 0.0 {

@@ -1,4 +1,4 @@
-//! How cost grows with the number of users, the size of an info, and the number of clients.
+//! How the cost of a request grows with the number of users, the size of an info, and the number of clients.
 
 use std::time::Duration;
 
@@ -14,20 +14,20 @@ use crate::workload::Workload;
 /// One figure of a series.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Growth {
-    /// What grows, such as `rows`.
+    /// The quantity that grows.
     pub axis: Axis,
-    /// How far it has grown.
+    /// Its value.
     pub value: u64,
-    /// What was asked for.
+    /// The requests.
     pub workload: Workload,
-    /// Who answered.
+    /// The program that answered them.
     pub target: Kind,
     /// The figures.
     #[serde(flatten)]
     pub figures: Figures,
 }
 
-/// What grows.
+/// The quantity that grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Axis {
@@ -41,7 +41,7 @@ pub enum Axis {
 
 const RIVALS: [Kind; 2] = [Kind::Ours, Kind::Axum];
 
-/// All series. Those of rows need servers of their own.
+/// The series of clients and infos. Those of table sizes need stores of their own: see [`rows`].
 pub fn growth(stores: &Stores, plan: &Plan) -> Vec<Growth> {
     let mut growth = clients(stores, plan);
     growth.extend(infos(stores, plan));
@@ -53,15 +53,20 @@ fn clients(stores: &Stores, plan: &Plan) -> Vec<Growth> {
     for workload in [Workload::Hot, Workload::Miss, Workload::Register] {
         for clients in [8, 32, 128, 512] {
             for row in measure(stores, workload, &RIVALS, &Plan { clients, ..*plan }) {
-                let (axis, value, target) = (Axis::Clients, clients as u64, row.target);
-                growth.push(Growth { axis, value, workload, target, figures: row.figures });
+                growth.push(Growth {
+                    axis: Axis::Clients,
+                    value: clients as u64,
+                    workload,
+                    target: row.target,
+                    figures: row.figures,
+                });
             }
         }
     }
     growth
 }
 
-/// A hit of one name, with an info of each size.
+/// Hits of one name, with an info of each size.
 fn infos(stores: &Stores, plan: &Plan) -> Vec<Growth> {
     let sizes = [(INFO_BYTES, Series::Seeded, 0), (KIB, Series::Big, 1), (BIG_INFO_BYTES, Series::Big, 0)];
     let mut growth = Vec::new();
@@ -74,19 +79,24 @@ fn infos(stores: &Stores, plan: &Plan) -> Vec<Growth> {
                 let load = Load::of(requests, Numbers::One(number), plan.clients);
                 run(stores, &running, &load, Workload::Hot.warm_up(), plan.time).0
             });
-            let (axis, value, workload) = (Axis::Info, bytes as u64, Workload::Hot);
-            growth.push(Growth { axis, value, workload, target, figures });
+            growth.push(Growth {
+                axis: Axis::Info,
+                value: bytes as u64,
+                workload: Workload::Hot,
+                target,
+                figures,
+            });
         }
     }
     growth
 }
 
-/// Misses and warm hits on a table of this size, on servers that live only as long.
+/// Misses and warm hits on a table of this size, in stores that are started for it.
 pub fn rows(users: u32, plan: &Plan) -> Vec<Growth> {
     let stores = Stores::start(users);
     let mut growth = Vec::new();
     for target in RIVALS {
-        // A small table is read to its end within the time of any warm-up.
+        // No warm-up: it would read all of a small table.
         let miss = rounds(plan, || {
             let running = Target::start(target, &stores, INFO_BYTES);
             let requests = Requests::get(running.data, Series::Seeded, INFO_BYTES);

@@ -1,7 +1,8 @@
-//! Instructions that a hit, a miss and a register take, counted by callgrind: a guard that a noisy machine cannot fool.
+//! The instructions of a hit, a miss and a register, counted by callgrind: a regression test that a noisy machine
+//! cannot fool.
 //!
-//! The service runs twice for as long, with many requests and with few. What differs is the cost of the requests
-//! alone, without that of the start and of what goes on in the background.
+//! The service runs twice, equally long, with many requests and with few. The difference is the cost of the requests
+//! alone, without that of the start and of background work.
 
 use std::fs;
 use std::path::Path;
@@ -17,19 +18,21 @@ use crate::stores::{INFO_BYTES, Stores};
 use crate::targets::{Kind, Server, release, with_stores};
 use crate::workload::new_names;
 
+/// Requests of the two runs. 2,000 more of them make a difference of millions of instructions, far more than the runs
+/// differ otherwise, and valgrind is done within seconds.
 const FEW: u32 = 500;
 const MANY: u32 = 2_500;
-/// So much more than expected is too much.
+/// How much more than expected fails a run: compilers and dependencies move the counts by a few percent.
 const TOLERANCE: f64 = 1.1;
-/// What is expected, as it was when it was last looked at.
+/// The expected counts; `scripts/bench instructions --expect` writes them.
 const EXPECTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../instructions.json");
 
-/// Instructions of a request.
+/// Instructions of one request.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Instructions {
     /// A near hit in data-svc.
     pub hit: f64,
-    /// A read of what is in no cache, in data-svc.
+    /// A read of a user in no cache, in data-svc.
     pub miss: f64,
     /// A register in user-svc.
     pub register: f64,
@@ -53,19 +56,19 @@ impl Instructions {
         }
     }
 
-    /// What the repository says that they should be.
+    /// The expected counts.
     pub fn expected() -> Instructions {
         let text = fs::read_to_string(EXPECTED).unwrap_or_else(|error| panic!("{EXPECTED}: {error}"));
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{EXPECTED}: {error}"))
     }
 
-    /// Writes them to the repository, to be expected from now on.
+    /// Makes these counts the expected ones.
     pub fn expect(&self) {
         let text = serde_json::to_string_pretty(self).expect("numbers are JSON");
         fs::write(EXPECTED, text + "\n").unwrap_or_else(|error| panic!("{EXPECTED}: {error}"));
     }
 
-    /// What is more than 10 % above `expected`, in words.
+    /// A sentence for each count that exceeds the expected one by more than 10 %.
     pub fn excess(&self, expected: &Instructions) -> Vec<String> {
         let all = [
             ("a hit", self.hit, expected.hit),
@@ -85,7 +88,7 @@ fn count(stores: &Stores, service: &str, send: impl Fn(&Server, u32)) -> f64 {
     (many as f64 - few as f64) / f64::from(MANY - FEW)
 }
 
-/// All instructions of a service that is ready for so long at least, and how long it was.
+/// All instructions of a service that runs for at least `time` after it is ready, and how long it ran.
 fn total(stores: &Stores, service: &str, time: Duration, send: impl FnOnce(&Server)) -> (u64, Duration) {
     stores.settle();
     let file = std::env::temp_dir().join(format!("bench-{}.callgrind", std::process::id()));
@@ -103,7 +106,8 @@ fn total(stores: &Stores, service: &str, time: Duration, send: impl FnOnce(&Serv
     let ended = server.guard.wait(Duration::from_secs(60));
     assert!(ended.is_some(), "{service} does not end under valgrind:\n{}", server.guard.log().text());
     let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    drop(fs::remove_file(&file));
+    // A leftover file in the temporary folder does no harm.
+    let _ = fs::remove_file(&file);
     let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
     (totals.and_then(|number| number.trim().parse().ok()).expect("callgrind writes totals"), time)
 }

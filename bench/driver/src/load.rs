@@ -1,6 +1,6 @@
 //! The load generator: a closed loop, as wrk's. Each client sends a request, waits for its answer and sends the next.
-//! It is our own since wrk can neither talk to two services nor tell one status' latency from another's;
-//! `bench generator` shows how it compares.
+//! It is our own, since wrk can neither load two services at once nor measure latencies by status.
+//! `scripts/bench generator` compares the two.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -19,31 +19,33 @@ use rustix::time::Timespec;
 use crate::answer;
 use crate::names::Requests;
 
-/// One answer of so many is compared with what it must be; all have their status looked at.
+/// One body in a hundred is compared with the expected one, since parsing all of them would slow the load. The status
+/// of every answer is checked.
 const CHECK_EVERY: u64 = 100;
-/// How long to wait for an answer before looking whether to stop, or who has waited long enough.
+/// How long a thread waits for answers before it looks whether to stop, and which pauses are over.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
-/// How long a client waits that got a 503 (our services ask for a second).
+/// How long a client pauses after a 503, a tenth of our services' `Retry-After`. A client that retries at once mostly
+/// measures its own retries.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Two saturate two cores along with what they load; one would be the bound that is measured.
+/// Two saturate two cores together with the target. With one, a row would measure the generator.
 const THREADS: usize = 2;
-/// Large enough for any answer.
+/// Larger than any answer: 16 KiB of info and a head.
 const BUFFER: usize = 32 * 1024;
 
-/// Which numbers are asked for.
+/// The numbers whose users are requested.
 #[derive(Clone, Debug)]
 pub enum Numbers {
     /// Always this one.
     One(u32),
-    /// Any below this, each as likely.
+    /// Any below this, all equally likely.
     Below(u32),
-    /// Drawn before, such as by [`zipf`].
+    /// Any of a prepared sample, such as [`zipf`]'s.
     Drawn(Arc<[u32]>),
-    /// Each once, until they are used up.
+    /// Each once, until all are used.
     Once(Once),
 }
 
-/// Numbers from a range, each handed out once, in an order that jumps about.
+/// Numbers from a range, each returned once, in an order that jumps around.
 #[derive(Clone, Debug)]
 pub struct Once {
     first: u32,
@@ -55,22 +57,22 @@ pub struct Once {
 impl Once {
     /// The numbers from `first` on.
     pub fn new(first: u32, count: u32) -> Once {
-        // Larger than any count, and prime: so it has no factor in common with one.
+        // A prime larger than any count has no factor in common with it, so that the steps visit every number.
         const PRIME: u32 = 2_147_483_647;
         Once { first, count, step: PRIME % count.max(1), used: Arc::default() }
     }
 
-    /// The same, in their order.
+    /// The same in ascending order.
     pub fn ordered(first: u32, count: u32) -> Once {
         Once { step: 1, ..Once::new(first, count) }
     }
 
-    /// The same number so many times.
+    /// The same number `times` times.
     pub fn same(number: u32, times: u32) -> Once {
         Once { step: 0, ..Once::new(number, times) }
     }
 
-    /// Takes so many of numbers that are handed out in their order.
+    /// Takes the next `count` numbers. Only for an ascending order.
     pub fn portion(&self, count: u32) -> Once {
         Once::ordered(self.first + self.used.fetch_add(count, Ordering::Relaxed), count)
     }
@@ -82,7 +84,7 @@ impl Once {
     }
 }
 
-/// A million draws from `0..count`, where the k-th number's share goes as 1/k.
+/// A million draws from `0..count`, where the k-th number's share is proportional to 1/k.
 pub fn zipf(count: u32) -> Arc<[u32]> {
     let mut sum = 0.0;
     let mut cumulated = Vec::new();
@@ -101,20 +103,20 @@ pub fn zipf(count: u32) -> Arc<[u32]> {
 /// One kind of request within a load.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// What is sent, and where.
+    /// The requests.
     pub requests: Requests,
-    /// For whom.
+    /// The numbers of their users.
     pub numbers: Numbers,
-    /// Of all requests, this share.
+    /// The share of all requests.
     pub share: f64,
 }
 
-/// What is sent, and by how many clients at once. A client has a connection for each part, and one request under way.
+/// The requests of several clients. A client has a connection for each part, and one request under way.
 #[derive(Clone, Debug)]
 pub struct Load {
     /// The kinds of requests.
     pub parts: Vec<Part>,
-    /// How many clients.
+    /// Clients at once.
     pub clients: usize,
 }
 
@@ -124,7 +126,7 @@ impl Load {
         Load { parts: vec![Part { requests, numbers, share: 1.0 }], clients }
     }
 
-    /// Sends each number's request and returns when all are answered. Panics if an answer is wrong.
+    /// Sends each number's request, and returns when all are answered. Panics if an answer is wrong.
     pub fn once(requests: Requests, numbers: Once, clients: usize) {
         let running = Load::of(requests, Numbers::Once(numbers), clients).start();
         running.measure();
@@ -132,7 +134,7 @@ impl Load {
         assert_eq!((tally.errors, tally.wrong), (0, 0), "wrong answers");
     }
 
-    /// Connects, and begins to send. What comes back is forgotten until [`Running::measure`].
+    /// Connects and begins to send. Answers do not count before [`Running::measure`].
     pub fn start(&self) -> Running {
         let phase = Arc::new(AtomicU8::new(WARM_UP));
         let shares = (0..THREADS).map(|thread| (self.clients + thread) / THREADS);
@@ -158,12 +160,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// From now on answers count.
+    /// Counts answers from now on.
     pub fn measure(&self) {
         self.phase.store(MEASURE, Ordering::Relaxed);
     }
 
-    /// Waits this long, or until the numbers are used up.
+    /// Waits this long, or until all numbers are used.
     pub fn wait(&self, time: Duration) {
         let end = Instant::now() + time;
         while !self.threads.iter().all(thread::JoinHandle::is_finished) && Instant::now() < end {
@@ -171,7 +173,7 @@ impl Running {
         }
     }
 
-    /// Stops, and tells what was counted.
+    /// Stops, and returns the counted answers.
     pub fn stop(self) -> Tally {
         self.phase.store(STOP, Ordering::Relaxed);
         let tallies =
@@ -186,16 +188,16 @@ impl Running {
     }
 }
 
-/// What came back while answers counted.
+/// The counted answers.
 #[derive(Debug)]
 pub struct Tally {
     /// Latencies of right answers, in microseconds.
     pub right: Histogram<u32>,
     /// Latencies of answers with 503, in microseconds.
     pub refused: Histogram<u32>,
-    /// Answers with another status than asked for, 503 included; lost connections; bytes that are no HTTP.
+    /// Answers with another status than expected, 503 included; lost connections; bytes that are no HTTP.
     pub errors: u64,
-    /// Answers whose body was compared with what it must be.
+    /// Answers whose body was compared with the expected one.
     pub checked: u64,
     /// Those of them that were wrong.
     pub wrong: u64,
@@ -205,8 +207,7 @@ pub struct Tally {
 impl Tally {
     fn new() -> Tally {
         let histogram = || Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are valid");
-        let (right, refused) = (histogram(), histogram());
-        Tally { right, refused, errors: 0, checked: 0, wrong: 0, answers: 0 }
+        Tally { right: histogram(), refused: histogram(), errors: 0, checked: 0, wrong: 0, answers: 0 }
     }
 
     fn plus(mut self, other: Tally) -> Tally {
@@ -221,7 +222,7 @@ impl Tally {
 
 struct Client {
     sockets: Vec<TcpStream>,
-    /// The part that its request under way belongs to, if there is one.
+    /// The part of the request under way, if there is one.
     part: Option<usize>,
     number: u32,
     sent: Instant,
@@ -234,11 +235,13 @@ struct Generator {
     epoll: OwnedFd,
     parts: Vec<Part>,
     clients: Vec<Client>,
-    /// Clients with a request under way, or one to send.
+    /// Clients with a request under way or still to send; the others have used all numbers.
     busy: usize,
-    /// Clients that wait until then, the first first.
+    /// The end of each client's pause; the first to end is in front.
     paused: VecDeque<(Instant, usize)>,
     random: Rng,
+    /// Whether answers count now.
+    counting: bool,
     tally: Tally,
 }
 
@@ -251,14 +254,15 @@ impl Generator {
             busy: 0,
             paused: VecDeque::new(),
             random: Rng::new(),
+            counting: false,
             tally: Tally::new(),
         };
         for client in 0..clients {
             let parts = 0..generator.parts.len();
             let sockets = parts.map(|part| generator.connect(client, part)).collect();
             let buffer = vec![0; BUFFER].into_boxed_slice();
-            let (part, number, sent) = (None, 0, Instant::now());
-            generator.clients.push(Client { sockets, part, number, sent, buffer, filled: 0 });
+            let client = Client { sockets, part: None, number: 0, sent: Instant::now(), buffer, filled: 0 };
+            generator.clients.push(client);
         }
         generator
     }
@@ -281,17 +285,17 @@ impl Generator {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => panic!("epoll: {error}"),
             }
-            let counts = phase.load(Ordering::Relaxed) == MEASURE;
+            self.counting = phase.load(Ordering::Relaxed) == MEASURE;
             for event in events.drain(..) {
                 let data = event.data.u64() as usize;
-                self.receive(data / self.parts.len(), data % self.parts.len(), counts);
+                self.receive(data / self.parts.len(), data % self.parts.len());
             }
             self.wake();
         }
         self.tally
     }
 
-    /// Lets those go on whose pause is over.
+    /// Sends the next requests of the clients whose pause is over.
     fn wake(&mut self) {
         while let Some((_, client)) = self.paused.pop_front_if(|(end, _)| *end <= Instant::now()) {
             self.send(client);
@@ -307,7 +311,10 @@ impl Generator {
             return;
         };
         let client = &mut self.clients[index];
-        (client.part, client.number, client.filled, client.sent) = (Some(part), number, 0, Instant::now());
+        client.part = Some(part);
+        client.number = number;
+        client.filled = 0;
+        client.sent = Instant::now();
         let bytes = self.parts[part].requests.bytes(number);
         if client.sockets[part].write_all(bytes).is_err() {
             self.lost(index, part);
@@ -328,8 +335,8 @@ impl Generator {
         }
     }
 
-    /// Reads what has come for a client, and goes on to its next request if that is a whole answer.
-    fn receive(&mut self, index: usize, part: usize, counts: bool) {
+    /// Reads the received bytes of a client, and sends its next request if the answer is complete.
+    fn receive(&mut self, index: usize, part: usize) {
         let client = &mut self.clients[index];
         let read = client.sockets[part].read(&mut client.buffer[client.filled..]);
         match read {
@@ -343,7 +350,7 @@ impl Generator {
             Ok(None) => return,
             Err(answer::Strange) => return self.lost(index, part),
         };
-        if counts {
+        if self.counting {
             self.tally.count(&self.parts[part].requests, client.number, client.sent, &answer);
         }
         if answer.status == 503 {
@@ -354,7 +361,7 @@ impl Generator {
         }
     }
 
-    /// A connection is gone: opens another one, and goes on there.
+    /// Replaces a lost connection, and sends the client's next request there.
     fn lost(&mut self, index: usize, part: usize) {
         self.tally.errors += 1;
         self.clients[index].sockets[part] = self.connect(index, part);
@@ -398,16 +405,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_number_is_handed_out_once_and_not_in_order() {
+    fn each_number_is_returned_once_and_not_in_order() {
         let once = Once::new(1_000, 10_000);
-        let mut handed: Vec<u32> = std::iter::from_fn(|| once.next()).collect();
-        assert!(!handed.is_sorted());
-        handed.sort_unstable();
-        assert_eq!(handed, (1_000..11_000).collect::<Vec<_>>());
+        let mut returned: Vec<u32> = std::iter::from_fn(|| once.next()).collect();
+        assert!(!returned.is_sorted());
+        returned.sort_unstable();
+        assert_eq!(returned, (1_000..11_000).collect::<Vec<_>>());
     }
 
     #[test]
-    fn the_first_of_a_thousand_is_drawn_as_often_as_zipf_says() {
+    fn the_first_of_a_thousand_is_drawn_as_often_as_zipfs_law_says() {
         let drawn = zipf(1_000);
         let first = drawn.iter().filter(|number| **number == 0).count() as f64 / drawn.len() as f64;
         assert!((first - 1.0 / 7.485).abs() < 0.002, "{first}");

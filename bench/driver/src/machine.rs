@@ -1,4 +1,4 @@
-//! The machine that measures, as it says of itself.
+//! A description of the machine that measures.
 
 use std::fs;
 use std::process::Command;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::stores::Stores;
 use crate::usage::Ticks;
 
-/// What figures depend on.
+/// The circumstances that figures depend on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Machine {
     /// The processor's model.
@@ -20,21 +20,21 @@ pub struct Machine {
     pub memory_gib: f64,
     /// The operating system's kernel.
     pub kernel: String,
-    /// The servers' versions.
+    /// The stores' versions.
     pub stores: String,
     /// The commit that was measured.
     pub revision: String,
-    /// The day.
+    /// The day, in UTC.
     pub date: String,
-    /// The share of its busy time that other machines took while rows were measured, in percent.
+    /// The share of its busy time that the hypervisor gave to other machines while rows were measured, in percent.
     pub stolen_percent: f64,
 }
 
 impl Machine {
-    /// This one, after rows that were measured from `start` on.
+    /// This machine, after rows that were measured from `start` on.
     pub fn here(stores: &Stores, start: Ticks) -> Machine {
-        let postgres = said(Command::new(stores.programs().join("postgres")).arg("--version"));
-        let redis = said(Command::new("redis-server").arg("--version"));
+        let postgres = output(Command::new(stores.programs().join("postgres")).arg("--version"));
+        let redis = output(Command::new("redis-server").arg("--version"));
         let redis =
             redis.split_whitespace().find_map(|word| word.strip_prefix("v=")).unwrap_or("?").to_owned();
         Machine {
@@ -42,17 +42,17 @@ impl Machine {
             cores: available_parallelism().map_or(0, usize::from),
             memory_gib: field("/proc/meminfo", "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0.0)
                 / f64::from(1 << 20),
-            // What a distribution appends says nothing of speed.
-            kernel: said(Command::new("uname").arg("-sr")).split('-').next().unwrap_or_default().to_owned(),
+            // Without the distribution's suffix, which has nothing to do with speed.
+            kernel: output(Command::new("uname").arg("-sr")).split('-').next().unwrap_or_default().to_owned(),
             stores: format!("{postgres}, Redis {redis}"),
-            revision: said(Command::new("git").args([
+            revision: output(Command::new("git").args([
                 "-C",
                 env!("CARGO_MANIFEST_DIR"),
                 "describe",
                 "--always",
                 "--dirty",
             ])),
-            date: said(Command::new("date").args(["-u", "+%Y-%m-%d"])),
+            date: output(Command::new("date").args(["-u", "+%Y-%m-%d"])),
             stolen_percent: start.stolen_percent_since(),
         }
     }
@@ -64,7 +64,7 @@ fn field(file: &str, name: &str) -> String {
     line.unwrap_or("?").trim().to_owned()
 }
 
-fn said(command: &mut Command) -> String {
+fn output(command: &mut Command) -> String {
     let output = command.output().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     output.unwrap_or_else(|_| "?".to_owned())
 }

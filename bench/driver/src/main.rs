@@ -1,13 +1,14 @@
-//! The benchmark's driver. It starts everything itself, on servers of its own, and stops it again.
+//! The benchmark's driver. It starts stores, services and peers by itself, on free ports, and stops them.
 //!
-//! A **target** is a running program that answers ([`targets`]); a **workload** is what is asked of it
-//! ([`workload`]), by the load generator ([`load`]); together they make a **row** ([`row`]). Beside the rows stand
-//! other measures, a module each. [`mod@results`] holds them all, [`goals`] judges them, [`report`] and [`chart`] show
-//! them.
+//! A **target** is a running program that answers ([`targets`]). A **workload** is what clients request of it
+//! ([`workload`]); the load generator sends it ([`load`]). A workload on a target is a **row** ([`row`]). The extras
+//! are all other measures, a module each. [`mod@results`] holds everything that a run measured, [`goals`] judges it,
+//! [`report`], [`chart`] and [`mod@docs`] show it.
 
 mod answer;
-mod ceilings;
 mod chart;
+mod comparison;
+mod docs;
 mod goals;
 mod growth;
 mod instructions;
@@ -15,12 +16,13 @@ mod load;
 mod machine;
 mod names;
 mod overload;
+mod queries;
 mod report;
 mod results;
 mod row;
-mod selects;
 mod start;
 mod stores;
+mod stores_alone;
 mod table;
 mod targets;
 mod usage;
@@ -41,7 +43,10 @@ use crate::targets::Kind;
 use crate::usage::Ticks;
 use crate::workload::Workload;
 
+/// Enough that a miss is read from an index of some depth, and that no row uses them up.
 const USERS: u32 = 1_000_000;
+/// In growth, one size below and one above [`USERS`], both by orders of magnitude.
+const TABLE_SIZES: [u32; 3] = [10_000, USERS, 10_000_000];
 const TARGETS: [Kind; 5] = [Kind::Ours, Kind::Axum, Kind::Flask, Kind::Ceiling, Kind::Bare];
 
 #[derive(Debug, Parser)]
@@ -53,17 +58,17 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The main rows at 64 clients, and what stands beside them
+    /// Measure the main rows at 64 clients, and the extras
     Main(Length),
-    /// Everything, at 32 and 128 clients; writes docs/benchmarks.md
+    /// Measure everything, at 32 and 128 clients; write bench/results/full.md and docs/benchmarks.md
     Full(Length),
-    /// Write docs/benchmarks.md from the last full run
+    /// Write bench/results/full.md and docs/benchmarks.md from the last full run
     Report,
-    /// Some rows, to try something out
+    /// Measure some rows, to try something out
     Rows(Rows),
-    /// What stands beside the rows
-    Beside(Length),
-    /// Ten times the clients
+    /// Measure the extras: the stores alone, statements, herds, starts, overload, instructions
+    Extras(Length),
+    /// Measure ten times the clients
     Overload(Length),
     /// Count instructions and compare them with bench/instructions.json
     Instructions {
@@ -77,10 +82,10 @@ enum Command {
 
 #[derive(Clone, Copy, Debug, Args)]
 struct Length {
-    /// How long answers count, in each round
+    /// How many seconds answers count, in each round
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
-    /// How often, each target in turn
+    /// How many rounds, in each of which all targets take turns
     #[arg(long, default_value_t = 3)]
     rounds: usize,
 }
@@ -96,7 +101,7 @@ struct Rows {
     /// Workloads, such as hot,miss
     #[arg(value_delimiter = ',', required = true)]
     workloads: Vec<Workload>,
-    /// Who answers
+    /// Targets, such as ours,axum
     #[arg(long, value_delimiter = ',', default_value = "ours,axum,ceiling")]
     targets: Vec<Kind>,
     /// Clients at once
@@ -111,48 +116,57 @@ fn main() -> ExitCode {
         Command::Main(length) => return judge(&everything("main", &[64], length)),
         Command::Full(length) => {
             let results = everything("full", &[32, 128], length);
-            report::write_docs(&results);
+            docs::write(&results);
             return judge(&results);
         }
-        Command::Report => report::write_docs(&Results::load("full")),
+        Command::Report => docs::write(&Results::load("full")),
         Command::Rows(rows) => try_out(&rows),
-        Command::Beside(length) => {
+        Command::Extras(length) => {
             let results = results(&Stores::start(USERS), Ticks::now(), &length.plan(64), Vec::new(), &[64]);
-            println!("{}", report::beside(&results));
+            println!("{}", report::extras(&results));
         }
         Command::Overload(length) => {
             let overloads = overload::overloads(&Stores::start(USERS), &length.plan(128));
             println!("{}", report::overloads(&overloads));
         }
-        Command::Instructions { expect } => return count_instructions(expect),
+        Command::Instructions { expect } => {
+            let counted = count_instructions();
+            if !expect {
+                return exit_code(&counted.excess(&Instructions::expected()));
+            }
+            counted.expect();
+        }
         Command::Generator(length) => wrk::compare(&Stores::start(1), &length.plan(64)),
     }
     ExitCode::SUCCESS
 }
 
-/// A whole run. A full one, with several numbers of clients, has the growth tables as well.
+/// A whole run. A full one, with several numbers of clients, measures growth as well.
 fn everything(name: &str, clients: &[usize], length: Length) -> Results {
     let stores = Stores::start(USERS);
     let start = Ticks::now();
     println!("{}", table::HEAD);
-    let table = |&clients: &usize| table(&stores, &Workload::ALL, &TARGETS, &length.plan(clients));
-    let rows = clients.iter().flat_map(table).collect();
+    let mut rows = Vec::new();
+    for &clients in clients {
+        rows.extend(table(&stores, &Workload::ALL, &TARGETS, &length.plan(clients)));
+    }
     let most = clients.last().copied().unwrap_or_default();
     let mut results = results(&stores, start, &length.plan(most), rows, clients);
     if clients.len() > 1 {
         let plan = length.plan(64);
         results.growth = growth::growth(&stores, &plan);
+        // The series of table sizes starts stores of its own.
         drop(stores);
-        results
-            .growth
-            .extend([10_000, 1_000_000, 10_000_000].iter().flat_map(|&users| growth::rows(users, &plan)));
+        for users in TABLE_SIZES {
+            results.growth.extend(growth::rows(users, &plan));
+        }
     }
-    println!("\n{}\n{}", report::beside(&results), report::verdicts(&results));
+    println!("\n{}\n{}", report::extras(&results), report::verdicts(&results));
     println!("Written to {}", results.save(name).display());
     results
 }
 
-/// Measures workloads on targets, and prints each row as it comes.
+/// Measures workloads on targets, and prints each row as soon as it is measured.
 fn table(stores: &Stores, workloads: &[Workload], targets: &[Kind], plan: &Plan) -> Vec<Row> {
     let mut rows = Vec::new();
     for workload in workloads {
@@ -164,7 +178,7 @@ fn table(stores: &Stores, workloads: &[Workload], targets: &[Kind], plan: &Plan)
     rows
 }
 
-/// Rows, and all that stands beside them.
+/// `rows`, with all extras measured.
 fn results(stores: &Stores, start: Ticks, plan: &Plan, rows: Vec<Row>, clients: &[usize]) -> Results {
     Results {
         machine: Machine::here(stores, start),
@@ -172,9 +186,9 @@ fn results(stores: &Stores, start: Ticks, plan: &Plan, rows: Vec<Row>, clients: 
         rounds: plan.rounds,
         users: plan.users,
         rows,
-        ceilings: ceilings::measure(stores, plan),
-        statements: clients.iter().flat_map(|&it| selects::statements(stores, plan.users, it)).collect(),
-        herds: selects::herds(stores),
+        stores_alone: stores_alone::measure(stores, plan),
+        statements: clients.iter().flat_map(|&it| queries::statements(stores, plan.users, it)).collect(),
+        herds: queries::herds(stores),
         starts: start::starts(stores),
         overloads: overload::overloads(stores, plan),
         instructions: Instructions::count(stores),
@@ -182,25 +196,25 @@ fn results(stores: &Stores, start: Ticks, plan: &Plan, rows: Vec<Row>, clients: 
     }
 }
 
-/// Fails if answers were wrong or a request takes more instructions than it did. That a goal is not met is no
+/// Fails if answers were wrong or a request takes more instructions than expected. A goal that is not met is no
 /// failure: machines differ.
 fn judge(results: &Results) -> ExitCode {
     let mut failures = results.instructions.excess(&Instructions::expected());
     failures.extend(report::failures(results).iter().map(|row| format!("errors: {}", table::line(row))));
-    failures.iter().for_each(|failure| eprintln!("{failure}"));
-    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    exit_code(&failures)
 }
 
-fn count_instructions(expect: bool) -> ExitCode {
+fn count_instructions() -> Instructions {
     let counted = Instructions::count(&Stores::start(10_000));
     println!("a hit: {:.0}, a miss: {:.0}, a register: {:.0}", counted.hit, counted.miss, counted.register);
-    if expect {
-        counted.expect();
-        return ExitCode::SUCCESS;
+    counted
+}
+
+fn exit_code(failures: &[String]) -> ExitCode {
+    for failure in failures {
+        eprintln!("{failure}");
     }
-    let excess = counted.excess(&Instructions::expected());
-    excess.iter().for_each(|line| eprintln!("{line}"));
-    if excess.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn try_out(rows: &Rows) {

@@ -1,21 +1,21 @@
-//! The users that exist, and requests for them: all alike but for a number, so that a request is made by writing nine
-//! digits into prepared bytes.
+//! The users in the table, and requests for them. They differ only in a number, so that a request is made by writing
+//! nine digits into prepared bytes.
 
 use std::net::SocketAddr;
 
 /// Digits of the number in a name such as `n000001234`.
 const DIGITS: usize = 9;
-/// What stands for the digits until they are known.
+/// The placeholder for the digits.
 const BLANK: &str = "#########";
 
-/// The first letter of a name tells what it is for.
+/// The kinds of names, by their first letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Series {
-    /// `n`: there from the start.
+    /// `n`: in the table from the start.
     Seeded,
-    /// `b`: there from the start, with infos of 16 KiB and 1 KiB.
+    /// `b`: in the table from the start, with infos of 16 KiB and 1 KiB.
     Big,
-    /// `u`: never there.
+    /// `u`: never in the table.
     Unknown,
     /// `r`: registered while the benchmark runs.
     Registered,
@@ -41,21 +41,23 @@ impl Series {
     }
 }
 
-/// The info of a user: the name, and `x` up to this many bytes.
+/// The info of a user: the name, padded with `x` to this many bytes.
 pub fn info(name: &str, bytes: usize) -> String {
     format!("{name}{}", "x".repeat(bytes.saturating_sub(name.len())))
 }
 
-/// The statement that adds users `numbers` of a series with infos of this size.
+/// The statement that inserts users `numbers` of a series with infos of this size.
 pub fn seed(series: Series, numbers: std::ops::Range<u32>, info_bytes: usize) -> String {
-    let (first, last, letter) = (numbers.start, i64::from(numbers.end) - 1, series.letter());
+    let first = numbers.start;
+    let last = i64::from(numbers.end) - 1;
+    let letter = series.letter();
     format!(
         "INSERT INTO users (name, info) SELECT name, rpad(name, {info_bytes}, 'x') FROM \
          (SELECT '{letter}' || lpad(i::text, {DIGITS}, '0') AS name FROM generate_series({first}, {last}) i) names"
     )
 }
 
-/// A text with the places where a number goes.
+/// A text with placeholders for a number.
 #[derive(Clone, Debug)]
 struct Template {
     bytes: Vec<u8>,
@@ -81,7 +83,7 @@ impl Template {
     }
 }
 
-/// Requests of one kind: where they go, what they say, and what must come back.
+/// Requests of one kind: the service, the bytes, and the expected answer.
 #[derive(Clone, Debug)]
 pub struct Requests {
     /// The service.
@@ -95,14 +97,14 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// `GET /user/{name}` of users that are there, or are not.
+    /// `GET /user/{name}` of a series; unknown names expect 404.
     pub fn get(to: SocketAddr, series: Series, info_bytes: usize) -> Requests {
         let head = format!("GET /user/{} HTTP/1.1\r\nHost: {to}\r\n\r\n", series.blank());
         let status = if series == Series::Unknown { 404 } else { 200 };
         Requests { to, status, series, info_bytes, checked: status == 200, template: Template::new(&head) }
     }
 
-    /// `GET` of any path, whose answer's body is not looked at.
+    /// `GET` of any path, whose answer's body is not checked.
     pub fn path(to: SocketAddr, path: &str) -> Requests {
         let template = Template::new(&format!("GET {path} HTTP/1.1\r\nHost: {to}\r\n\r\n"));
         Requests { to, status: 200, series: Series::Seeded, info_bytes: 0, checked: false, template }
@@ -121,7 +123,7 @@ impl Requests {
         Requests { to, status: 201, series, info_bytes, checked: true, template }
     }
 
-    /// The same, but answers' bodies are not looked at: the ceiling says the same to everybody.
+    /// The same without checks of bodies: the ceiling returns the same body for all names.
     pub fn unchecked(self) -> Requests {
         Requests { checked: false, ..self }
     }
@@ -131,7 +133,7 @@ impl Requests {
         self.template.fill(number)
     }
 
-    /// Whether `body` is what a right answer to the request for this number has. `None` if nobody wants to know.
+    /// Returns whether `body` is the right one for this number's request. `None` if bodies are not checked.
     pub fn is_right(&self, number: u32, body: &[u8]) -> Option<bool> {
         if !self.checked {
             return None;
@@ -147,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_names_the_user_and_a_right_answer_is_told_from_a_wrong_one() {
+    fn a_request_names_the_user_and_a_wrong_answer_is_noticed() {
         let mut requests = Requests::register(([127, 0, 0, 1], 1).into(), 12);
         let text = String::from_utf8(requests.bytes(42).to_vec()).expect("text");
         let body = r#"{"name":"r000000042","info":"r000000042xx"}"#;

@@ -1,4 +1,4 @@
-//! More clients than can be served: what is still served, how fast, and how fast the rest is refused.
+//! More clients than a service can serve: how many requests it still serves, how fast, and how fast it refuses others.
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -8,22 +8,22 @@ use crate::stores::{INFO_BYTES, Stores};
 use crate::targets::{Kind, Target};
 use crate::workload::Workload;
 
-/// So many times the clients.
+/// How many times the plan's clients send at once.
 const FACTOR: usize = 10;
-/// A queue that so many clients fill. The default one holds them all.
+/// A queue that ten times the clients fill. The default one is long enough for all of them.
 const SHORT_QUEUE: &str = "128";
 
 /// One load.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Overload {
-    /// What was asked for.
+    /// The requests.
     pub workload: Workload,
-    /// Who answered.
+    /// The program that answered them.
     pub target: Kind,
     /// Clients at once.
     pub clients: usize,
-    /// Whether the service's queue was short, or as it comes.
-    pub short_queue: bool,
+    /// The length of the service's queue.
+    pub queue: Queue,
     /// Right answers a second.
     pub goodput: f64,
     /// The latency that one right answer in a hundred exceeds, in milliseconds.
@@ -38,18 +38,40 @@ pub struct Overload {
     pub errors: u64,
 }
 
-/// Loads ours and the axum peer with the plan's clients and ten times as many, each in turn, over the plan's rounds.
+/// How many requests may wait for PostgreSQL in a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Queue {
+    /// The default of `DATABASE_QUEUE`.
+    Default,
+    /// 128.
+    Short,
+}
+
+impl Queue {
+    /// An addition to the target's name in tables.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Queue::Default => "",
+            Queue::Short => ", queue of 128",
+        }
+    }
+}
+
+/// Loads ours and the axum peer with the plan's clients and ten times as many, in turn, over the plan's rounds.
 pub fn overloads(stores: &Stores, plan: &Plan) -> Vec<Overload> {
     let mut loads = Vec::new();
     for workload in [Workload::Miss, Workload::Register] {
-        for (kind, short_queue) in [(Kind::Ours, false), (Kind::Ours, true), (Kind::Axum, false)] {
-            loads.extend([1, FACTOR].map(|factor| (workload, kind, short_queue, plan.clients * factor)));
+        for (kind, queue) in
+            [(Kind::Ours, Queue::Default), (Kind::Ours, Queue::Short), (Kind::Axum, Queue::Default)]
+        {
+            loads.extend([1, FACTOR].map(|factor| (workload, kind, queue, plan.clients * factor)));
         }
     }
     let mut rounds = vec![Vec::new(); loads.len()];
     for _ in 0..plan.rounds {
-        for (&(workload, kind, short_queue, clients), figures) in loads.iter().zip(&mut rounds) {
-            figures.push(overload(stores, workload, (kind, short_queue), &Plan { clients, ..*plan }));
+        for (&(workload, kind, queue, clients), figures) in loads.iter().zip(&mut rounds) {
+            figures.push(overload(stores, workload, kind, queue, &Plan { clients, ..*plan }));
         }
     }
     rounds.iter().map(|figures| median_of(figures)).collect()
@@ -69,10 +91,10 @@ fn median_of(rounds: &[Overload]) -> Overload {
     }
 }
 
-fn overload(stores: &Stores, workload: Workload, (kind, short_queue): (Kind, bool), plan: &Plan) -> Overload {
-    let target = match short_queue {
-        true => Target::ours_with(stores, "DATABASE_QUEUE", SHORT_QUEUE),
-        false => Target::start(kind, stores, INFO_BYTES),
+fn overload(stores: &Stores, workload: Workload, kind: Kind, queue: Queue, plan: &Plan) -> Overload {
+    let target = match queue {
+        Queue::Short => Target::ours_with(stores, "DATABASE_QUEUE", SHORT_QUEUE),
+        Queue::Default => Target::start(kind, stores, INFO_BYTES),
     };
     let load = workload.load(&target, plan.users, plan.clients);
     let (figures, tally) = run(stores, &target, &load, workload.warm_up(), plan.time);
@@ -81,7 +103,7 @@ fn overload(stores: &Stores, workload: Workload, (kind, short_queue): (Kind, boo
         workload,
         target: kind,
         clients: plan.clients,
-        short_queue,
+        queue,
         goodput: figures.requests_per_second,
         p99_ms: ms(&tally.right, 0.99),
         refused: tally.refused.len() as f64 / plan.time.as_secs_f64(),

@@ -1,17 +1,53 @@
-//! Results as Markdown: for the terminal, and between the markers of docs/benchmarks.md.
+//! Results as Markdown tables, for the terminal and for the documents.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::path::{Path, PathBuf};
 
-use crate::chart;
 use crate::goals::{TIMES_AXUM, goals, pair};
 use crate::growth::{Axis, Growth};
 use crate::overload::Overload;
+use crate::queries::{HERD, HERDS};
 use crate::results::Results;
-use crate::row::Row;
+use crate::row::{Figures, Row};
 use crate::table::{HEAD, line, thousands};
 use crate::targets::Kind;
+use crate::workload::Workload;
+
+/// The rows in short, a line for each workload: requests a second of ours, axum and the ceiling, in parentheses the
+/// ratio of ours to theirs, and the p99 of ours and axum.
+pub fn summary(results: &Results) -> String {
+    let mut titles = String::from("| |");
+    let mut rule = String::from("|---|");
+    for clients in results.clients() {
+        let _ = write!(titles, " {clients} clients: ours | axum | ceiling | p99 ms |");
+        rule.push_str("--:|--:|--:|--:|");
+    }
+    let mut text = format!("{titles}\n{rule}\n");
+    for workload in Workload::ALL {
+        let _ = write!(text, "| {} |", workload.name());
+        for clients in results.clients() {
+            text.push_str(&cells(results, workload, clients));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn cells(results: &Results, workload: Workload, clients: usize) -> String {
+    let Some((ours, axum)) = pair(results, workload, Kind::Axum, clients) else { return "||||".to_owned() };
+    let with_ratio = |it: &Figures| {
+        let ratio = ours.requests_per_second / it.requests_per_second;
+        format!("{} ({ratio:.2})", thousands(it.requests_per_second))
+    };
+    let ceiling = results.row(workload, Kind::Ceiling, clients).map(|row| with_ratio(&row.figures));
+    format!(
+        " {} | {} | {} | {:.2}, {:.2} |",
+        thousands(ours.requests_per_second),
+        with_ratio(axum),
+        ceiling.unwrap_or_default(),
+        ours.p99_us / 1e3,
+        axum.p99_us / 1e3,
+    )
+}
 
 /// The table of all rows.
 pub fn rows(results: &Results) -> String {
@@ -19,18 +55,25 @@ pub fn rows(results: &Results) -> String {
     format!("{HEAD}\n{}\n", lines.join("\n"))
 }
 
+/// How many goals are met, as a sentence.
+pub fn score(results: &Results) -> String {
+    let goals = goals(results);
+    let met = goals.iter().filter(|goal| goal.met).count();
+    format!("This run met {met} of the project's {} goals", goals.len())
+}
+
 /// Every goal, and whether it is met.
 pub fn verdicts(results: &Results) -> String {
     let mut text = String::from("| what | goal | measured | |\n|---|---|--:|---|\n");
     for goal in goals(results) {
-        let met = if goal.met { "met" } else { "**not met**" };
+        let met = if goal.met { "met" } else { "not met" };
         let _ = writeln!(text, "| {} | {} | {} | {met} |", goal.what, goal.wanted.trim(), goal.measured);
     }
     text
 }
 
-/// The processor time that goes into each answer, and how much of it a goal leaves.
-fn budget(results: &Results) -> String {
+/// The processor time of each answer, and the time that there would be for one at the rate of the goal.
+pub fn budget(results: &Results) -> String {
     let mut text = String::from(
         "| workload | clients | services | Postgres | Redis | generator | together | idle | the goal allows |\n\
          |---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
@@ -54,11 +97,12 @@ fn budget(results: &Results) -> String {
     text
 }
 
-/// What stands beside the table.
-pub fn beside(results: &Results) -> String {
+/// The extras, a table each.
+pub fn extras(results: &Results) -> String {
     [
-        ceilings(results),
+        stores_alone(results),
         statements(results),
+        herds(results),
         starts(results),
         overloads(&results.overloads),
         instructions(results),
@@ -66,25 +110,39 @@ pub fn beside(results: &Results) -> String {
     .join("\n")
 }
 
-fn ceilings(results: &Results) -> String {
+/// The stores without a service.
+pub fn stores_alone(results: &Results) -> String {
     let mut text = String::from("| store alone | connections | a second |\n|---|--:|--:|\n");
-    for it in &results.ceilings {
+    for it in &results.stores_alone {
         let _ = writeln!(text, "| {} | {} | {} |", it.what, it.connections, thousands(it.per_second));
     }
     text
 }
 
-fn statements(results: &Results) -> String {
+/// The statements behind loads.
+pub fn statements(results: &Results) -> String {
     let mut text = String::from(
         "| statements | target | clients | statements | rows | per row |\n|---|---|--:|--:|--:|--:|\n",
     );
     for it in &results.statements {
-        let (what, who, per_row) = (it.workload.name(), it.target.name(), it.per_row());
-        let (statements, rows) = (thousands(it.statements as f64), thousands(it.rows as f64));
-        let _ = writeln!(text, "| {what} | {who} | {} | {statements} | {rows} | {per_row:.3} |", it.clients);
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {:.3} |",
+            it.workload.name(),
+            it.target.name(),
+            it.clients,
+            thousands(it.statements as f64),
+            thousands(it.rows as f64),
+            it.per_row(),
+        );
     }
-    text.push_str(
-        "\n| herd of 500 after one cold name | replicas | SELECTs, each of five times |\n|---|--:|---|\n",
+    text
+}
+
+/// The SELECTs behind herds.
+pub fn herds(results: &Results) -> String {
+    let mut text = format!(
+        "| herd of {HERD} for one cold name | replicas | SELECTs for each of {HERDS} names |\n|---|--:|---|\n"
     );
     for it in &results.herds {
         let selects: Vec<String> = it.selects.iter().map(u64::to_string).collect();
@@ -93,7 +151,8 @@ fn statements(results: &Results) -> String {
     text
 }
 
-fn starts(results: &Results) -> String {
+/// Starts and idle memory.
+pub fn starts(results: &Results) -> String {
     let mut text = String::from("| program | ready after ms | idle MiB |\n|---|--:|--:|\n");
     for it in &results.starts {
         let _ = writeln!(text, "| {} | {:.0} | {:.1} |", it.program, it.ready_ms, it.idle_mib);
@@ -101,25 +160,33 @@ fn starts(results: &Results) -> String {
     text
 }
 
-/// More clients than can be served.
+/// More clients than a service can serve.
 pub fn overloads(overloads: &[Overload]) -> String {
     let mut text = String::from(
-        "| overload | target | clients | right/s | their p99 ms | 503/s | their p50 ms | their p99 ms | other errors |\n\
+        "| overload | target | clients | right/s | p99 ms of right | 503/s | p50 ms of 503 | p99 ms of 503 | other errors |\n\
          |---|---|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for it in overloads {
-        let queue = if it.short_queue { ", queue of 128" } else { "" };
-        let (what, who) = (it.workload.name(), it.target.name());
-        let (right, refused) = (thousands(it.goodput), thousands(it.refused));
-        let times =
-            format!("{:.2} | {refused} | {:.2} | {:.2}", it.p99_ms, it.refused_p50_ms, it.refused_p99_ms);
-        let _ =
-            writeln!(text, "| {what} | {who}{queue} | {} | {right} | {times} | {} |", it.clients, it.errors);
+        let _ = writeln!(
+            text,
+            "| {} | {}{} | {} | {} | {:.2} | {} | {:.2} | {:.2} | {} |",
+            it.workload.name(),
+            it.target.name(),
+            it.queue.suffix(),
+            it.clients,
+            thousands(it.goodput),
+            it.p99_ms,
+            thousands(it.refused),
+            it.refused_p50_ms,
+            it.refused_p99_ms,
+            it.errors,
+        );
     }
     text
 }
 
-fn instructions(results: &Results) -> String {
+/// The instructions of a request.
+pub fn instructions(results: &Results) -> String {
     let it = &results.instructions;
     format!(
         "| request | instructions |\n|---|--:|\n| near hit in data-svc | {} |\n| miss in data-svc | {} |\n| register in user-svc | {} |\n",
@@ -129,7 +196,7 @@ fn instructions(results: &Results) -> String {
     )
 }
 
-/// How cost grows, a table for each axis.
+/// How cost grows, a table for each quantity.
 pub fn growth(results: &Results) -> String {
     let axes =
         [(Axis::Rows, "users in the table"), (Axis::Info, "bytes of info"), (Axis::Clients, "clients")];
@@ -162,70 +229,32 @@ fn growth_line(it: &Growth) -> String {
     )
 }
 
-fn machine(results: &Results) -> String {
+/// The machine, the commit and the length of the run, in a sentence each.
+pub fn machine(results: &Results) -> String {
     let it = &results.machine;
     format!(
-        "Measured on {} at commit `{}`: {} cores of {}, {:.0} GiB of memory, {}, {}. {} rounds of {} s, {} users. \
-         While the rows were measured, other machines took {:.1} % of its busy time.\n",
+        "Measured on {} at commit `{}` by `{}`: {} cores of {}, {:.0} GiB of memory, {}, {}; {} users. While the rows were \
+         measured, the hypervisor gave {:.1} % of the busy time to other machines.",
         it.date,
         it.revision,
+        command(results),
         it.cores,
         it.cpu,
         it.memory_gib,
         it.kernel,
         it.stores,
-        results.rounds,
-        results.seconds,
         thousands(results.users.into()),
         it.stolen_percent,
     )
 }
 
-/// Writes docs/benchmarks.md and its chart anew, but for what people wrote there.
-pub fn write_docs(results: &Results) {
-    let docs = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs"));
-    let most = results.clients().last().copied().unwrap_or_default();
-    write(docs.join("benchmarks.svg"), &chart::svg(results, most));
-    let path = docs.join("benchmarks.md");
-    let mut text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    for (name, new) in [
-        ("machine", machine(results)),
-        ("goals", verdicts(results)),
-        ("rows", rows(results)),
-        ("beside", beside(results)),
-        ("budget", budget(results)),
-        ("growth", growth(results)),
-    ] {
-        text = between(&text, name, &new);
-    }
-    write(path, &text);
-}
-
-fn write(path: PathBuf, text: &str) {
-    fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-}
-
-/// Puts `new` between the markers of this name.
-fn between(text: &str, name: &str, new: &str) -> String {
-    let (begin, end) = (format!("<!-- generated: {name} -->\n"), format!("<!-- end: {name} -->"));
-    let parts = text.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
-    let (before, after) = parts.unwrap_or_else(|| panic!("docs/benchmarks.md has no {begin:?} and {end:?}"));
-    format!("{before}{begin}{new}{end}{after}")
+/// The command of a full run.
+pub fn command(results: &Results) -> String {
+    format!("scripts/bench full --seconds {} --rounds {}", results.seconds, results.rounds)
 }
 
 /// Rows with wrong answers, and those of ours with errors.
 pub fn failures(results: &Results) -> Vec<&Row> {
     let failed = |row: &&Row| row.figures.wrong > 0 || row.target == Kind::Ours && row.figures.errors > 0;
     results.rows.iter().filter(failed).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::between;
-
-    #[test]
-    fn only_what_is_between_the_markers_is_replaced() {
-        let text = "a\n<!-- generated: x -->\nold\n<!-- end: x -->\nb";
-        assert_eq!(between(text, "x", "new\n"), "a\n<!-- generated: x -->\nnew\n<!-- end: x -->\nb");
-    }
 }

@@ -1,27 +1,28 @@
-//! All that one run measured, and the file it is kept in.
+//! Everything that one run measured, and its file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::ceilings::Ceiling;
 use crate::growth::Growth;
 use crate::instructions::Instructions;
 use crate::machine::Machine;
 use crate::overload::Overload;
+use crate::queries::{Herd, Statements};
 use crate::row::Row;
-use crate::selects::{Herd, Statements};
 use crate::start::Start;
+use crate::stores_alone::StoreAlone;
 use crate::targets::Kind;
 use crate::workload::Workload;
 
 /// One run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Results {
-    /// Where.
+    /// The machine and the commit.
     pub machine: Machine,
-    /// For how many seconds each row was measured in each round.
+    /// How many seconds answers counted, in each round.
     pub seconds: f64,
     /// How many rounds.
     pub rounds: usize,
@@ -29,30 +30,30 @@ pub struct Results {
     pub users: u32,
     /// The table.
     pub rows: Vec<Row>,
-    /// The stores without services.
-    pub ceilings: Vec<Ceiling>,
-    /// Statements of loads.
+    /// The stores without a service.
+    pub stores_alone: Vec<StoreAlone>,
+    /// The statements behind loads.
     pub statements: Vec<Statements>,
-    /// Many after one name.
+    /// Many clients that request one name.
     pub herds: Vec<Herd>,
     /// Starts and idle memory.
     pub starts: Vec<Start>,
-    /// More clients than can be served.
+    /// More clients than a service can serve.
     pub overloads: Vec<Overload>,
     /// Instructions of a request.
     pub instructions: Instructions,
-    /// How cost grows; empty but in a full run.
+    /// How cost grows. Only a full run measures it.
     pub growth: Vec<Growth>,
 }
 
 impl Results {
-    /// The row of a workload on a target.
+    /// The row of a workload on a target with this number of clients.
     pub fn row(&self, workload: Workload, target: Kind, clients: usize) -> Option<&Row> {
         let found = |row: &&Row| (row.workload, row.target, row.clients) == (workload, target, clients);
         self.rows.iter().find(found)
     }
 
-    /// The numbers of clients that rows were measured with.
+    /// The numbers of clients of all rows, ascending.
     pub fn clients(&self) -> Vec<usize> {
         let mut clients: Vec<usize> = self.rows.iter().map(|row| row.clients).collect();
         clients.sort_unstable();
@@ -60,7 +61,7 @@ impl Results {
         clients
     }
 
-    /// Writes them to bench/results, and tells where.
+    /// Writes them to bench/results, and returns the file's path.
     pub fn save(&self, name: &str) -> PathBuf {
         let path = file(name);
         fs::create_dir_all(path.parent().unwrap_or(&path)).expect("bench/ can be written to");
@@ -69,14 +70,23 @@ impl Results {
         path
     }
 
-    /// Those of an earlier run.
+    /// Reads the results of an earlier run.
     pub fn load(name: &str) -> Results {
-        let path = file(name);
-        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        read_json(&file(name))
     }
 }
 
+/// Reads a JSON file. Panics with its path.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> T {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The folder of results.
+pub fn folder() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../results"))
+}
+
 fn file(name: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../results")).join(format!("{name}.json"))
+    folder().join(format!("{name}.json"))
 }

@@ -1,4 +1,4 @@
-//! One row of the table: a workload on one target, measured over rounds.
+//! One row of the table: a workload on a target, measured over rounds.
 
 use std::time::{Duration, Instant};
 
@@ -15,20 +15,20 @@ use crate::workload::Workload;
 pub struct Plan {
     /// Clients at once.
     pub clients: usize,
-    /// How long answers count.
+    /// How long answers count, in each round.
     pub time: Duration,
-    /// How often, each target in turn.
+    /// How many rounds, in each of which all targets take turns.
     pub rounds: usize,
     /// How many users are seeded.
     pub users: u32,
 }
 
-/// What was measured.
+/// One row.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
-    /// What was asked for.
+    /// The requests.
     pub workload: Workload,
-    /// Who answered.
+    /// The program that answered them.
     pub target: Kind,
     /// Clients at once.
     pub clients: usize,
@@ -37,7 +37,7 @@ pub struct Row {
     pub figures: Figures,
 }
 
-/// What the load on one target came to.
+/// The figures of a load on one target.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figures {
     /// Right answers a second.
@@ -48,17 +48,17 @@ pub struct Figures {
     pub p99_us: f64,
     /// Processor time of the services for each answer, in microseconds.
     pub service_us: f64,
-    /// The same of Postgres.
+    /// The same of PostgreSQL.
     pub postgres_us: f64,
     /// The same of Redis.
     pub redis_us: f64,
     /// The same of the load generator.
     pub generator_us: f64,
-    /// The most memory that any of its services had, in MiB.
+    /// The peak memory of the larger of its services, in MiB.
     pub peak_mib: f64,
-    /// Answers that were not as asked for, in all rounds.
+    /// Answers with another status than expected and lost connections, in all rounds.
     pub errors: u64,
-    /// Answers whose body was looked at, in all rounds.
+    /// Answers whose body was compared with the expected one, in all rounds.
     pub checked: u64,
     /// Those of them that were wrong.
     pub wrong: u64,
@@ -120,7 +120,7 @@ fn once(stores: &Stores, workload: Workload, kind: Kind, plan: &Plan) -> Figures
     run(stores, &target, &load, workload.warm_up(), plan.time).0
 }
 
-/// Loads a target, and tells what it came to.
+/// Loads a target, and returns the figures and the counted answers.
 pub fn run(
     stores: &Stores,
     target: &Target,
@@ -131,14 +131,16 @@ pub fn run(
     let running = load.start();
     running.wait(warm_up);
     running.measure();
-    let (began, before) = (Instant::now(), Spent::now(stores, target));
+    let began = Instant::now();
+    let before = Spent::now(stores, target);
     running.wait(time);
-    let (time, spent) = (began.elapsed(), Spent::now(stores, target).since(&before));
+    let time = began.elapsed();
+    let spent = Spent::now(stores, target).since(&before);
     let tally = running.stop();
     (figures(target, time, &spent, &tally), tally)
 }
 
-/// Processor time of all who take part.
+/// Processor time of all programs that take part.
 struct Spent {
     service: Duration,
     postgres: Duration,

@@ -1,4 +1,4 @@
-//! How long a service takes to be ready, and what it holds when it has nothing to do.
+//! How long a service takes to be ready, and how much memory it uses while idle.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use crate::stores::Stores;
 use crate::targets::{Launch, axum, flask, ours};
 use crate::usage;
 
+/// Enough for a steady median; all programs together take about 45 s.
 const STARTS: usize = 10;
 
 /// A program's start.
@@ -17,7 +18,7 @@ const STARTS: usize = 10;
 pub struct Start {
     /// The program.
     pub program: String,
-    /// Milliseconds from exec to the first 200 of `/readyz`, with Postgres up: the median.
+    /// Milliseconds from exec to the first 200 of `/readyz`, with PostgreSQL up: the median.
     pub ready_ms: f64,
     /// Memory a second after that, in MiB: the median.
     pub idle_mib: f64,
@@ -34,13 +35,17 @@ pub fn starts(stores: &Stores) -> Vec<Start> {
 }
 
 fn start(program: &str, launch: impl Fn() -> Launch) -> Start {
-    let runs: Vec<(f64, f64)> = (0..STARTS)
-        .map(|_| {
-            let server = launch().start();
-            sleep(Duration::from_secs(1));
-            (server.ready_after.as_secs_f64() * 1e3, usage::resident_mib(server.guard.pid()))
-        })
-        .collect();
-    let ready_ms = median(runs.iter().map(|run| run.0));
-    Start { program: program.to_owned(), ready_ms, idle_mib: median(runs.iter().map(|run| run.1)) }
+    let mut ready_ms = Vec::new();
+    let mut idle_mib = Vec::new();
+    for _ in 0..STARTS {
+        let server = launch().start();
+        sleep(Duration::from_secs(1));
+        ready_ms.push(server.ready_after.as_secs_f64() * 1e3);
+        idle_mib.push(usage::resident_mib(server.guard.pid()));
+    }
+    Start {
+        program: program.to_owned(),
+        ready_ms: median(ready_ms.into_iter()),
+        idle_mib: median(idle_mib.into_iter()),
+    }
 }

@@ -1,4 +1,4 @@
-//! Postgres and Redis of the benchmark's own, the users in them, and what these servers can do at best.
+//! The benchmark's own PostgreSQL and Redis, and the users in them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,19 +8,19 @@ use devstack::{Postgres, Redis, ServiceBuilder};
 use crate::names::{Series, seed};
 use crate::usage;
 
-/// Infos of the seeded users, in bytes.
+/// The size of the seeded users' infos, in bytes.
 pub const INFO_BYTES: usize = 100;
-/// The largest info there may be.
+/// The largest info that the services accept.
 pub const BIG_INFO_BYTES: usize = 16 * 1024;
 
-/// As in production (fsync and synchronous_commit are on), but with memory enough for the users, so that the disk
-/// only has to take commits. Statements are counted only where [`Stores::count`] says so.
+/// As in production (fsync and synchronous_commit are on), with enough memory for all users, so that the disk only
+/// takes commits. Statements are counted only between [`Stores::count`] and [`Stores::do_not_count`].
 const POSTGRES: [(&str, &str); 3] = [
     ("shared_buffers", "512MB"),
     ("shared_preload_libraries", "pg_stat_statements"),
     ("pg_stat_statements.track", "none"),
 ];
-/// Memory enough, so that nothing is evicted.
+/// Enough memory that nothing is evicted.
 const REDIS: [&str; 2] = ["--maxmemory", "2gb"];
 /// The info of the big series' second user, in bytes.
 pub const KIB: usize = 1024;
@@ -34,7 +34,7 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// Starts both, and seeds so many users, and one with a big info.
+    /// Starts both, and seeds `users` users and two with larger infos.
     pub fn start(users: u32) -> Stores {
         let stores = Stores { postgres: Postgres::start_with(&POSTGRES), redis: Redis::start_with(&REDIS) };
         stores.postgres.create_database(TEMPLATE, None);
@@ -57,7 +57,7 @@ impl Stores {
         assert!(output.status.success(), "user-svc migrate: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Makes a database with the seeded users, if it is not there yet, and gives its URL.
+    /// Returns the URL of a database with the seeded users, and creates it first if necessary.
     pub fn database(&self, name: &str) -> String {
         let known = format!("SELECT 1 FROM pg_database WHERE datname = '{name}'");
         if self.postgres.sql("postgres", &known).is_empty() {
@@ -71,30 +71,30 @@ impl Stores {
         self.redis.url(number)
     }
 
-    /// Empties the cache, and lets Postgres write out what is old, so that it need not while something is measured.
+    /// Empties Redis and lets PostgreSQL write its dirty pages now, so that it does not while a row is measured.
     pub fn settle(&self) {
         self.redis.cli(0, &["FLUSHALL"]);
         self.postgres.sql("postgres", "CHECKPOINT");
     }
 
-    /// From now on, new connections to this database count their statements, from zero.
+    /// Counts the statements of new connections to this database from now on, from zero.
     pub fn count(&self, database: &str) {
         self.track(database, "top");
     }
 
-    /// New connections to this database do not count any more.
+    /// Stops counting the statements of new connections to this database.
     pub fn do_not_count(&self, database: &str) {
         self.track(database, "none");
     }
 
-    fn track(&self, database: &str, what: &str) {
+    fn track(&self, database: &str, statements: &str) {
         self.database(database);
-        self.postgres
-            .sql(database, &format!("ALTER DATABASE {database} SET pg_stat_statements.track = '{what}'"));
+        let track = format!("ALTER DATABASE {database} SET pg_stat_statements.track = '{statements}'");
+        self.postgres.sql(database, &track);
         self.postgres.sql(database, "SELECT pg_stat_statements_reset()");
     }
 
-    /// How many statements on users with this verb were counted, and how many rows they had.
+    /// The number of counted statements on users with this verb, and of the rows that they returned or wrote.
     pub fn counted(&self, database: &str, verb: &str) -> (u64, u64) {
         let counted = format!(
             "SELECT coalesce(sum(calls), 0), coalesce(sum(rows), 0) FROM pg_stat_statements \
@@ -106,12 +106,12 @@ impl Stores {
         (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
     }
 
-    /// Processor time of Postgres, all its processes, and of Redis.
+    /// Processor time of PostgreSQL with all its processes, and of Redis.
     pub fn cpu(&self) -> (Duration, Duration) {
         (usage::cpu(self.postgres.pid()), usage::cpu(self.redis.pid()))
     }
 
-    /// The port of Postgres.
+    /// The port of PostgreSQL.
     pub fn postgres_port(&self) -> u16 {
         self.postgres.port()
     }
@@ -121,7 +121,7 @@ impl Stores {
         self.redis.port()
     }
 
-    /// The folder with the programs of this Postgres, such as pgbench.
+    /// The folder with the programs of this PostgreSQL, such as pgbench.
     pub fn programs(&self) -> PathBuf {
         let server = format!("/proc/{}/exe", self.postgres.pid().as_raw_nonzero());
         let program = std::fs::read_link(server).expect("a process has its program");

@@ -1,4 +1,4 @@
-//! Rows as Markdown, for the terminal and for docs/benchmarks.md.
+//! Rows as Markdown, for the terminal and for bench/results/full.md.
 
 use crate::row::Row;
 

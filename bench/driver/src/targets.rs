@@ -1,4 +1,4 @@
-//! What is measured: our services, their peers, and the ceiling.
+//! The programs that are measured: our services, their peers, and the ceiling.
 
 use std::env;
 use std::net::SocketAddr;
@@ -15,10 +15,10 @@ use crate::names::{Series, info};
 use crate::stores::Stores;
 use crate::usage;
 
-/// How long a start may take, under valgrind as well.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a start may take. Under valgrind it takes many times longer than usual.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Who answers.
+/// The program that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -30,12 +30,12 @@ pub enum Kind {
     Flask,
     /// bench/ceiling.
     Ceiling,
-    /// bench/ceiling, its static body.
+    /// bench/ceiling with its static body.
     Bare,
 }
 
 impl Kind {
-    /// As in tables.
+    /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Ours => "ours",
@@ -54,17 +54,17 @@ impl Kind {
 /// A running target.
 #[derive(Debug)]
 pub struct Target {
-    /// Who it is.
+    /// The program.
     pub kind: Kind,
-    /// Where users are registered.
+    /// The address that registers users.
     pub user: SocketAddr,
-    /// Where they are read.
+    /// The address that reads them.
     pub data: SocketAddr,
     servers: Vec<Server>,
 }
 
 impl Target {
-    /// Starts it anew, with nothing in any cache; returns when it is ready. `info_bytes` is what the ceiling sends.
+    /// Starts `kind` anew with empty caches, and returns when it is ready. The ceiling sends infos of `info_bytes`.
     pub fn start(kind: Kind, stores: &Stores, info_bytes: usize) -> Target {
         let launches = match kind {
             Kind::Ours => vec![ours("user-svc", stores), ours("data-svc", stores)],
@@ -81,11 +81,12 @@ impl Target {
         Target::of(Kind::Ours, stores, launches.into())
     }
 
-    /// The first of them writes, the last one reads.
+    /// The first of `launches` writes, the last one reads.
     fn of(kind: Kind, stores: &Stores, launches: Vec<Launch>) -> Target {
         stores.settle();
         let servers: Vec<Server> = launches.into_iter().map(Launch::start).collect();
-        let (user, data) = (servers[0].address, servers[servers.len() - 1].address);
+        let user = servers[0].address;
+        let data = servers[servers.len() - 1].address;
         Target { kind, user, data, servers }
     }
 
@@ -94,16 +95,16 @@ impl Target {
         self.servers.iter().map(|server| usage::cpu(server.guard.pid())).sum()
     }
 
-    /// The most memory that any of its services had, in MiB.
+    /// The peak memory of the larger of its services, in MiB.
     pub fn peak_mib(&self) -> f64 {
         self.servers.iter().map(|server| usage::peak_mib(server.guard.pid())).fold(0.0, f64::max)
     }
 }
 
-/// A program that listens, and is killed when dropped.
+/// A program that listens. It is killed when dropped.
 #[derive(Debug)]
 pub struct Server {
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
     /// From exec to the first 200 of `/readyz`.
     pub ready_after: Duration,
@@ -111,7 +112,7 @@ pub struct Server {
     pub guard: Supervised,
 }
 
-/// A program about to start, and the port that it is told.
+/// A program about to start, and the port that it is given.
 #[derive(Debug)]
 pub struct Launch {
     command: Command,
@@ -140,14 +141,14 @@ impl Launch {
         self
     }
 
-    /// Starts it, and waits for its readiness. Panics with its log if it never comes.
+    /// Starts it and waits until it is ready. Panics with its log if it ends before or takes too long.
     pub fn start(self) -> Server {
         let address = SocketAddr::from(([127, 0, 0, 1], self.port));
         let url = format!("http://{address}/readyz");
         let began = Instant::now();
         let guard = Supervised::start(self.command);
         while !http::try_send("GET", &url, &[], "").is_ok_and(|answer| answer.status == 200) {
-            let alive = guard.status().is_none() && began.elapsed() < PATIENCE;
+            let alive = guard.status().is_none() && began.elapsed() < START_TIMEOUT;
             assert!(alive, "{url} is not ready:\n{}", guard.log().text());
             sleep(Duration::from_millis(1));
         }
@@ -155,7 +156,7 @@ impl Launch {
     }
 }
 
-/// One of our own programs: all are built into one folder.
+/// The path of one of our own programs: all are built into one folder.
 pub fn release(name: &str) -> PathBuf {
     let path = env::current_exe().expect("a program knows its own path").with_file_name(name);
     assert!(path.is_file(), "{} is missing: scripts/bench builds it", path.display());

@@ -1,4 +1,4 @@
-//! What processes have used, from `/proc`.
+//! Processor time and memory of processes, from `/proc`.
 
 use std::fs;
 use std::time::Duration;
@@ -6,31 +6,32 @@ use std::time::Duration;
 use rustix::param::clock_ticks_per_second;
 use rustix::process::Pid;
 
-/// The processor time of a process, its children, and children that are gone and waited for. Its resolution is 10 ms.
+/// The processor time of a process, its children, and its ended children that were waited for. The resolution is
+/// 10 ms.
 pub fn cpu(pid: Pid) -> Duration {
     own_cpu(pid, 4) + children(pid).into_iter().map(cpu).sum::<Duration>()
 }
 
-/// The processor time of this process, whose threads make the load.
+/// The processor time of this process, whose threads generate the load.
 pub fn generator_cpu() -> Duration {
     own_cpu(rustix::process::getpid(), 2)
 }
 
-/// Processor time of the whole machine, in clock ticks since it started (proc(5), `/proc/stat`).
+/// Processor time of the whole machine, in clock ticks since its start (proc(5), `/proc/stat`).
 #[derive(Clone, Copy, Debug)]
 pub struct Ticks {
-    /// Not idle, nor waiting for a disk.
+    /// All but idle time and waits for a disk.
     busy: u64,
-    /// Of it, what the hypervisor gave to other machines while this one had work.
+    /// The part of `busy` that the hypervisor gave to other machines.
     stolen: u64,
 }
 
 impl Ticks {
-    /// Until now.
+    /// Up to now.
     pub fn now() -> Ticks {
         let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
         let line = stat.lines().next().unwrap_or_default();
-        // user, nice, system, idle, iowait, irq, softirq, steal; what follows is in user and nice already.
+        // user, nice, system, idle, iowait, irq, softirq, steal; the later fields are contained in user and nice.
         let fields: Vec<u64> =
             line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
         let at = |field: usize| fields.get(field).copied().unwrap_or_default();
@@ -44,21 +45,21 @@ impl Ticks {
     }
 }
 
-/// The sum of the first so many of utime, stime, cutime and cstime (proc(5)).
+/// The sum of the first `count` of utime, stime, cutime and cstime (proc(5)).
 fn own_cpu(pid: Pid, count: usize) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-    // The name stands in parentheses and may hold any character, so count from the last one.
+    // The program's name stands in parentheses and may contain any character: count from the last parenthesis.
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
     let ticks: u64 = fields.skip(11).take(count).filter_map(|field| field.parse::<u64>().ok()).sum();
     Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64)
 }
 
-/// Memory in use now, of a process and its children, in MiB.
+/// The memory that a process and its children use now, in MiB.
 pub fn resident_mib(pid: Pid) -> f64 {
     memory_mib(pid, "VmRSS:")
 }
 
-/// The most memory that was in use, of a process and its children, in MiB.
+/// The sum of the peak memory of a process and of its children, in MiB.
 pub fn peak_mib(pid: Pid) -> f64 {
     memory_mib(pid, "VmHWM:")
 }

@@ -12,12 +12,12 @@ use crate::targets::{Kind, Target};
 
 const WARM_NAMES: u32 = 10_000;
 const ZIPF_NAMES: u32 = 100_000;
-/// Of all requests of the mixed workload, so many read.
+/// The share of reads in the mixed workload.
 const READS: f64 = 0.95;
 
 static ZIPF: LazyLock<Arc<[u32]>> = LazyLock::new(|| zipf(ZIPF_NAMES));
 
-/// What clients ask for.
+/// The requests that clients send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 #[value(rename_all = "lower")]
@@ -28,9 +28,9 @@ pub enum Workload {
     Warm,
     /// One cached name with an info of 16 KiB.
     Big,
-    /// 100,000 names by Zipf's law (s = 1), nothing cached at first.
+    /// 100,000 names by Zipf's law (s = 1), with empty caches at first.
     Zipf,
-    /// 95 % zipf, 5 % register, nothing cached at first.
+    /// 95 % zipf, 5 % register, with empty caches at first.
     Mixed,
     /// Each name once.
     Miss,
@@ -41,7 +41,7 @@ pub enum Workload {
 }
 
 impl Workload {
-    /// All, in the order of the table.
+    /// All of them, in the order of the table.
     pub const ALL: [Workload; 8] = [
         Workload::Hot,
         Workload::Warm,
@@ -53,7 +53,7 @@ impl Workload {
         Workload::Register,
     ];
 
-    /// As in tables.
+    /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Workload::Hot => "hot",
@@ -67,14 +67,15 @@ impl Workload {
         }
     }
 
-    /// Those of `targets` that this says something about: only where the cache answers, there is a ceiling.
+    /// The `targets` that this workload is meaningful for. The ceiling sends a cached answer, so it stands only beside
+    /// workloads that a cache answers.
     pub fn targets(self, targets: &[Kind]) -> Vec<Kind> {
-        let told = |kind| match kind {
+        let applies = |kind| match kind {
             Kind::Ceiling => matches!(self, Workload::Hot | Workload::Warm | Workload::Big),
             Kind::Bare => self == Workload::Hot,
             _ => true,
         };
-        targets.iter().copied().filter(|&kind| told(kind)).collect()
+        targets.iter().copied().filter(|&kind| applies(kind)).collect()
     }
 
     /// The size of the infos that are read.
@@ -82,7 +83,8 @@ impl Workload {
         if self == Workload::Big { BIG_INFO_BYTES } else { INFO_BYTES }
     }
 
-    /// How long to send before answers count. What starts with empty caches counts from the first request on.
+    /// How long requests are sent before answers count. Workloads that start with empty caches count from the first
+    /// request on.
     pub fn warm_up(self) -> Duration {
         match self {
             Workload::Zipf | Workload::Mixed => Duration::ZERO,
@@ -90,10 +92,10 @@ impl Workload {
         }
     }
 
-    /// Fills the caches with what must be in them.
+    /// Fills the caches for the workloads that expect it.
     pub fn prepare(self, target: &Target) {
         if self == Workload::Warm && target.kind != Kind::Ceiling {
-            // The first time fills Redis, the second a near cache.
+            // The first pass fills Redis, the second one the near cache.
             for _ in 0..2 {
                 let requests = Requests::get(target.data, Series::Seeded, INFO_BYTES);
                 Load::once(requests, Once::new(0, WARM_NAMES), 16);
@@ -101,7 +103,7 @@ impl Workload {
         }
     }
 
-    /// What is sent to `target`, which holds so many users.
+    /// The load on `target`, whose table has `users` users.
     pub fn load(self, target: &Target, users: u32, clients: usize) -> Load {
         let get = |series| Requests::get(target.data, series, self.info_bytes());
         let seeded = match target.kind {
@@ -129,7 +131,7 @@ impl Workload {
     }
 }
 
-/// Names that nobody has registered yet: all targets go on where the last one stopped.
+/// Names that are not registered yet: each target continues where the last one stopped.
 pub fn new_names() -> Once {
     static NAMES: LazyLock<Once> = LazyLock::new(|| Once::ordered(0, 900_000_000));
     NAMES.clone()

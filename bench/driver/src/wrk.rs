@@ -1,4 +1,4 @@
-//! How the load generator compares with wrk, on what asks most of both: the ceiling's one prepared answer.
+//! How the load generator compares with wrk on the fastest target: the ceiling's one prepared answer.
 
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::stores::{INFO_BYTES, Stores};
 use crate::table::thousands;
 use crate::targets::{Kind, Target};
 
-/// Measures in turn, and prints the medians.
+/// Measures both in turn, and prints the medians.
 pub fn compare(stores: &Stores, plan: &Plan) {
     let target = Target::start(Kind::Ceiling, stores, INFO_BYTES);
     let requests = Requests::get(target.data, Series::Seeded, INFO_BYTES).unchecked();
@@ -34,5 +34,7 @@ fn wrk(url: &str, plan: &Plan, threads: usize) -> f64 {
     let output = command.output().expect("wrk is installed (Debian: wrk)");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let figure = text.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
-    figure.and_then(|figure| figure.trim().parse().ok()).unwrap_or_else(|| panic!("wrk says\n{text}"))
+    figure
+        .and_then(|figure| figure.trim().parse().ok())
+        .unwrap_or_else(|| panic!("no Requests/sec in the output of wrk:\n{text}"))
 }

@@ -53,7 +53,7 @@ pub struct Logging(Arc<Lines>);
 
 impl Drop for Logging {
     fn drop(&mut self) {
-        let _ = self.0.wait_while(|state| state.writing || !state.waiting.is_empty());
+        let _all_is_written = self.0.wait_while(|state| state.writing || !state.waiting.is_empty());
     }
 }
 

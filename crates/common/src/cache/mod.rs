@@ -1,11 +1,11 @@
 //! Redis, step by step: the commands of a reader and of a writer.
 //!
-//! [`entry`] has the bytes at a key, `connection` the time-out and the breaker, [`near`] the copies in this process'
-//! own memory. Scripts are in the Lua files.
+//! `entry.rs` has the bytes at a key, `connection.rs` the time-out and the breaker, `near.rs` the copies in this process'
+//! own memory. Redis runs the scripts in the Lua files.
 
 mod connection;
-pub mod entry;
-pub mod near;
+pub(crate) mod entry;
+pub(crate) mod near;
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -12,8 +12,7 @@ mod migrations;
 mod monitor;
 mod pending;
 mod queue;
-#[expect(missing_docs, reason = "printed by the Diesel CLI")]
-pub mod schema;
+pub(crate) mod schema;
 mod session;
 mod url;
 

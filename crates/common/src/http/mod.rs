@@ -1,9 +1,10 @@
 //! A request's way in and out. Nothing here knows a user or a store.
 //!
-//! [`Service`] listens, [`middleware`] looks after each request, [`Body`] reads what was sent, and [`problem`] makes
-//! an [`Error`](crate::error::Error) an answer.
+//! [`Service`] listens; `middleware.rs` gives each request an id, a log line and its place in the metrics; [`Body`] reads
+//! what was sent; [`Problem`] is what a client sees of an [`Error`](crate::error::Error).
 
 mod body;
+mod description;
 mod docs;
 mod drain;
 pub mod health;
@@ -14,8 +15,9 @@ mod route;
 mod server;
 
 pub use self::body::{Body, FromBody, member};
+pub use self::description::{ResponseMap, text_header};
 pub use self::health::Readiness;
 pub use self::middleware::FastPath;
-pub use self::problem::{KINDS, Kind, Problem};
+pub use self::problem::{Group, KINDS, Kind, Problem};
 pub use self::route::{readable, resource};
 pub use self::server::Service;

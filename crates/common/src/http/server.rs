@@ -192,7 +192,7 @@ async fn refuse_connections(api: &ServerHandle, door: &TcpListener) {
     api.pause().await;
     // Time in which the thread that accepts does pause, and hands on what it has accepted.
     sleep(ANSWERED_INTERVAL).await;
-    // Also shut the listener down: while it is only paused, the kernel accepts connections that nobody will serve. (On
+    // Also shut the listener down: while it is only paused, the kernel accepts connections that are never served. (On
     // systems that cannot shut a listener down, they wait.)
     let _ = shutdown(door, Shutdown::Read);
 }

@@ -12,9 +12,8 @@
 //! - a **barrier**: a writer puts another mark over whatever is at the key, after it has the row's lock and before
 //!   COMMIT, and removes it before it acknowledges. While the barrier stands, readers use PostgreSQL and store
 //!   nothing. If the writer dies, the barrier outlives its transaction;
-//! - a **wait**: near copies may be used for [`near::PROOF_LIFE`](crate::cache::near::PROOF_LIFE) after a proof that
-//!   nothing was missed. A writer that changes what replicas may hold waits as long between publishing the key and
-//!   COMMIT.
+//! - a **wait**: near copies may be used for 50 ms (`near::PROOF_LIFE`) after a proof that nothing was missed. A writer
+//!   that changes what replicas may hold waits as long between publishing the key and COMMIT.
 
 mod creations;
 mod read;

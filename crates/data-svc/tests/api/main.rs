@@ -1,6 +1,7 @@
 //! The promises of `data-svc` over HTTP, and those of both services: docs/http.md, row by row.
 
 mod coherence;
+mod description;
 mod every_service;
 mod get_user;
 mod names;

@@ -1,4 +1,5 @@
-//! How many statements the database sees. Counted in runs of their own, so that counting costs no row of the table.
+//! How many statements PostgreSQL executes for a load. They are counted in runs of their own, so that counting slows
+//! no row of the table.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,20 +9,20 @@ use serde::{Deserialize, Serialize};
 use crate::load::{Load, Numbers, Once, Part};
 use crate::names::{Requests, Series};
 use crate::stores::{INFO_BYTES, Stores};
-use crate::targets::{Kind, Launch, Server, Target, axum, ours};
+use crate::targets::{Kind, Server, Target, axum, ours};
 use crate::workload::Workload;
 
-/// Clients that ask for one name at once.
-const HERD: u32 = 500;
-/// How many herds, each after another name.
-const HERDS: u32 = 5;
+/// Clients that request one name at once.
+pub const HERD: u32 = 500;
+/// How many herds, each for another name: a single one may be lucky.
+pub const HERDS: u32 = 5;
 
-/// What loading rows cost.
+/// The statements behind a load.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Statements {
-    /// What was asked for.
+    /// The requests.
     pub workload: Workload,
-    /// Who answered.
+    /// The program that answered them.
     pub target: Kind,
     /// Clients at once.
     pub clients: usize,
@@ -38,7 +39,7 @@ impl Statements {
     }
 }
 
-/// Counts what the miss and register workloads cost ours and the axum peer.
+/// Counts the statements of the miss and register workloads, for ours and the axum peer.
 pub fn statements(stores: &Stores, users: u32, clients: usize) -> Vec<Statements> {
     let mut counts = Vec::new();
     for (workload, verb) in [(Workload::Miss, "select"), (Workload::Register, "insert")] {
@@ -54,25 +55,25 @@ pub fn statements(stores: &Stores, users: u32, clients: usize) -> Vec<Statements
     counts
 }
 
-/// What a herd came to.
+/// The SELECTs behind herds: clients that all request the same cold name at once.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Herd {
-    /// Who answered.
+    /// The program that answered.
     pub target: Kind,
-    /// How many processes.
+    /// How many processes of it.
     pub replicas: usize,
-    /// SELECTs that the database saw for each name.
+    /// The number of SELECTs for each name.
     pub selects: Vec<u64>,
 }
 
 impl Herd {
-    /// The most that it saw for one name.
+    /// The largest number for one name.
     pub fn most(&self) -> u64 {
         self.selects.iter().copied().max().unwrap_or_default()
     }
 }
 
-/// Sends herds of clients after cold names.
+/// Sends herds to ours and to the axum peer, to one replica and to two.
 pub fn herds(stores: &Stores) -> Vec<Herd> {
     let mut herds = Vec::new();
     for target in [Kind::Ours, Kind::Axum] {
@@ -87,13 +88,14 @@ fn herd(stores: &Stores, kind: Kind, replicas: usize) -> Vec<u64> {
     stores.count(kind.name());
     stores.settle();
     let launch = || if kind == Kind::Ours { ours("data-svc", stores) } else { axum(stores) };
-    let servers: Vec<Server> = (0..replicas).map(|_| Launch::start(launch())).collect();
+    let servers: Vec<Server> = (0..replicas).map(|_| launch().start()).collect();
     let get = |to: SocketAddr| Requests::get(to, Series::Seeded, INFO_BYTES);
     for (server, first) in servers.iter().zip([1_000, 2_000]) {
-        // Connections to the stores are there when the herd comes.
+        // Opens the connections to the stores before the herd arrives.
         Load::once(get(server.address), Once::ordered(first, 1_000), 64);
     }
-    let selects = (0..HERDS).map(|name| {
+    let mut selects = Vec::new();
+    for name in 0..HERDS {
         let before = stores.counted(kind.name(), "select").0;
         let numbers = Numbers::Once(Once::same(name, HERD));
         let share = 1.0 / replicas as f64;
@@ -103,9 +105,8 @@ fn herd(stores: &Stores, kind: Kind, replicas: usize) -> Vec<u64> {
         running.measure();
         let tally = running.stop_after(Duration::from_secs(20));
         assert_eq!((tally.errors, tally.wrong), (0, 0), "a herd gets wrong answers");
-        stores.counted(kind.name(), "select").0 - before
-    });
-    let selects = selects.collect();
+        selects.push(stores.counted(kind.name(), "select").0 - before);
+    }
     stores.do_not_count(kind.name());
     selects
 }

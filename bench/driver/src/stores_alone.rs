@@ -1,4 +1,4 @@
-//! What the stores can do at best, by their own tools: no service in between.
+//! What the stores do at best, measured by their own tools without a service in between.
 
 use std::fs;
 use std::process::Command;
@@ -10,41 +10,43 @@ use crate::names::info;
 use crate::row::{Plan, median};
 use crate::stores::{INFO_BYTES, Stores};
 
-/// Connections of one of our services to Postgres, as they come.
-pub const POOL: usize = 10;
+/// The connections to PostgreSQL of one of our services, by default.
+const POOL: usize = 10;
 
 /// One figure.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Ceiling {
-    /// The tool and what it did.
+pub struct StoreAlone {
+    /// The tool and its operation.
     pub what: String,
-    /// How many connections it had.
+    /// How many connections the tool opened.
     pub connections: usize,
-    /// How often it did that in a second.
+    /// Operations a second.
     pub per_second: f64,
 }
 
-/// What pgbench calls a statement of one row, of the kinds that the services run.
+/// An INSERT of one row, as a service without batches would send it.
 pub const INSERT: &str = "pgbench, INSERT of one row";
 const SELECT: &str = "pgbench, SELECT of one row by name";
 
-/// Runs the tools with as many connections as a service has, and as the plan has clients, each over the plan's rounds.
-pub fn measure(stores: &Stores, plan: &Plan) -> Vec<Ceiling> {
-    let mut ceilings = Vec::new();
+/// Runs the tools over the plan's rounds, with as many connections as a service has and as the plan has clients.
+pub fn measure(stores: &Stores, plan: &Plan) -> Vec<StoreAlone> {
+    let mut figures = Vec::new();
     for connections in [POOL, plan.clients] {
         for (what, script) in [(INSERT, insert()), (SELECT, select(plan.users))] {
-            let runs = (0..plan.rounds).map(|_| pgbench(stores, &script, connections, plan.time));
-            let runs: Vec<f64> = runs.collect();
-            ceilings.push(Ceiling { what: what.into(), connections, per_second: median(runs.into_iter()) });
+            let per_second = over_rounds(plan, || pgbench(stores, &script, connections, plan.time));
+            figures.push(StoreAlone { what: what.into(), connections, per_second });
         }
     }
-    let runs: Vec<f64> = (0..plan.rounds).map(|_| redis_benchmark(stores, plan.clients)).collect();
-    let per_second = median(runs.into_iter());
-    ceilings.push(Ceiling { what: "redis-benchmark, GET".into(), connections: plan.clients, per_second });
-    ceilings
+    let per_second = over_rounds(plan, || redis_benchmark(stores, plan.clients));
+    figures.push(StoreAlone { what: "redis-benchmark, GET".into(), connections: plan.clients, per_second });
+    figures
 }
 
-/// A name made of the client's number and a random one, so that runs do not meet.
+fn over_rounds(plan: &Plan, once: impl Fn() -> f64) -> f64 {
+    median((0..plan.rounds).map(|_| once()))
+}
+
+/// Inserts names made of the client's number and a random one, so that no two runs insert the same name.
 fn insert() -> String {
     let rest = info("", INFO_BYTES - 10);
     format!(
@@ -64,7 +66,7 @@ fn select(users: u32) -> String {
 fn pgbench(stores: &Stores, script: &str, connections: usize, time: Duration) -> f64 {
     stores.database("pgbench");
     stores.settle();
-    // It connects within its time, which for many connections takes a while.
+    // pgbench connects within its time; many connections take a while.
     let seconds = time.as_secs() + 2;
     let file = std::env::temp_dir().join(format!("bench-{}.sql", std::process::id()));
     fs::write(&file, script).expect("the folder for temporary files can be written to");
@@ -73,7 +75,8 @@ fn pgbench(stores: &Stores, script: &str, connections: usize, time: Duration) ->
     command.args(["-p", &stores.postgres_port().to_string(), "-c", &connections.to_string()]);
     command.args(["-T", &seconds.to_string(), "-f"]).arg(&file).arg("pgbench");
     let text = output(&mut command);
-    drop(fs::remove_file(&file));
+    // A leftover file in the temporary folder does no harm.
+    let _ = fs::remove_file(&file);
     number_after(&text, "tps = ")
 }
 
@@ -103,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_figure_is_found_in_what_a_tool_prints() {
+    fn a_figure_is_found_in_the_output_of_a_tool() {
         assert_eq!(number_after("x\ntps = 1234.5 (without)", "tps = "), 1234.5);
     }
 }

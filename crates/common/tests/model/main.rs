@@ -1,8 +1,8 @@
 //! The cache protocol (`docs/cache-protocol.md`), checked in every state that small systems can reach.
 //!
 //! Three models, each of one user, with the checker `stateright`:
-//! - [`one_key`]: Postgres, Redis, readers and writers: leases, barriers, early refresh, forced reads; eviction, crashes,
-//!   unanswered calls, late packets, unknown COMMITs;
+//! - [`one_key`]: Postgres, Redis, readers and writers: leases, barriers, early refresh, forced reads; eviction,
+//!   crashes, unanswered calls, late packets, unknown COMMITs;
 //! - [`sharing`]: callers of one replica that share a load;
 //! - [`near`]: a replica's near cache, its invalidation channel, and the wait of writers.
 //!

@@ -5,8 +5,8 @@
 //!   and store all that another replica can, and needs no state: see [`one_key`](crate::one_key).
 //! - *Time is a clock of few ticks*, the same for all: a proof lives for [`PROOF_LIFE`] ticks. All ages beyond that are
 //!   alike.
-//! - *A PING is answered at once*, and so is a PUBLISH. Of two invalidations in a row in the replica's buffer, or of two
-//!   PONGs, the first is left out. A message that takes longer only proves less.
+//! - *A PING is answered at once*, and so is a PUBLISH. Of two invalidations in a row in the replica's buffer, or of
+//!   two PONGs, the first is left out. A message that takes longer only proves less.
 //! - *A near hit is one step*: a proof that is read earlier holds no longer, and a clock that is read later shows no
 //!   less.
 //! - *Loads are checked in [`one_key`](crate::one_key)*: here a load ends as soon as its fill would be refused.

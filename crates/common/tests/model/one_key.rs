@@ -5,8 +5,8 @@
 //!   less. So only loads have a state, and there may be any number of readers.
 //! - *A row from the primary is never too old*, since no read can have returned a newer one. So the SELECT answers the
 //!   reader, and the rest of the load is a fill that arrives soon, late, or never.
-//! - *Bytes that are gone never come back.* Tokens and fill ids are random. So "the key still holds my bytes" is a flag,
-//!   and every other load or writer that sets the key clears it.
+//! - *Bytes that are gone never come back.* Tokens and fill ids are random. So "the key still holds my bytes" is a
+//!   flag, and every other load or writer that sets the key clears it.
 
 mod cases;
 mod load;

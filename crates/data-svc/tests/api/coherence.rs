@@ -1,5 +1,5 @@
-//! data-svc returns what user-svc has written, at once: docs/cache-protocol.md, shown by single requests. The histories in
-//! tests/history check it for many.
+//! data-svc returns what user-svc has written, at once: docs/cache-protocol.md, shown by single requests. The histories
+//! in tests/history check it for many.
 
 use std::thread::scope;
 use std::time::{Duration, Instant};
@@ -48,7 +48,8 @@ impl Fleet {
         self.get(replica, name).header("cache-status").unwrap_or_default().to_owned()
     }
 
-    /// Makes every COMMIT of a replace wait for [`Fleet::release_commits`]: a deferred trigger waits for a row to change.
+    /// Makes every COMMIT of a replace wait for [`Fleet::release_commits`]: a deferred trigger waits for a row to
+    /// change.
     fn hold_commits(&self) {
         self.stack.sql(
             "CREATE TABLE gate (open bool NOT NULL);

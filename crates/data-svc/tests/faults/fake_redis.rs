@@ -142,8 +142,8 @@ fn a_late_reply_among_others_does_not_open_the_breaker() {
         link.expect_read_of("one");
         let two = read("two");
         link.expect_read_of("two");
-        // The first reply arrives after the second command was sent. So the connection is alive, and the second reply is
-        // only late.
+        // The first reply arrives after the second command was sent. So the connection is alive, and the second reply
+        // is only late.
         link.reply(OTHER_FORMAT);
         assert_eq!(one.join().expect("answered"), BYPASS);
         assert_eq!(two.join().expect("answered"), TIMEOUT);

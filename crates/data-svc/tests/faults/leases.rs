@@ -1,5 +1,5 @@
-//! Leases: a copy is stored only if no other reader or writer changed the key meanwhile, and a client that hangs up leaves
-//! no lease.
+//! Leases: a copy is stored only if no other reader or writer changed the key meanwhile, and a client that hangs up
+//! leaves no lease.
 
 use std::thread::{scope, sleep};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Redis absent, frozen, killed, slow, garbled, full, read-only, or holding garbage: every request succeeds in time, except
-//! those beyond the line for Redis.
+//! Redis absent, frozen, killed, slow, garbled, full, read-only, or holding garbage: every request succeeds in time,
+//! except those beyond the line for Redis.
 
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,8 +14,8 @@ use crate::{
     without_near,
 };
 
-/// How long an answer may take: one time-out of 50 ms with Redis, five times that as slack, and the rest for Postgres on a
-/// busy machine.
+/// How long an answer may take: one time-out of 50 ms with Redis, five times that as slack, and the rest for Postgres
+/// on a busy machine.
 const BOUND: Duration = Duration::from_secs(3);
 
 /// A Redis of the test's own, to be disturbed. (A Postgres of its own would take seconds to start.)

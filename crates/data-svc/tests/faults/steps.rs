@@ -76,8 +76,8 @@ impl Fleet {
 
     /// Lets the barrier or the lease of a dead process expire early.
     ///
-    /// The protocol allows that. A barrier must outlive its transaction, which has ended when this is called. A lease may
-    /// be lost at any time.
+    /// The protocol allows that. A barrier must outlive its transaction, which has ended when this is called. A lease
+    /// may be lost at any time.
     fn expire(&self, name: &str, mark: &str) {
         if kind(&self.stack, name) == mark {
             self.stack.redis_cli(&["PEXPIRE", &format!("user:{{{name}}}"), "1"]);

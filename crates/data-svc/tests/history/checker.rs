@@ -4,7 +4,8 @@
 //! read began. The checker judges each read alone, by the intervals of the writes.
 //!
 //! *Linearizable* ([`linearizable`]): there is an order of all operations, each within its interval, that a plain
-//! variable could have gone through. This checker also finds a read that goes back in time, a lost update, a second 201.
+//! variable could have gone through. This checker also finds a read that goes back in time, a lost update, a second
+//! 201.
 //!
 //! The second checker goes through the calls and returns in the order of time. It keeps every configuration that the
 //! name can be in: its state, and which of the operations under way have taken effect. A write takes effect as late as
@@ -306,8 +307,8 @@ impl Search {
         configuration
     }
 
-    /// Keeps the configurations in which this operation has taken effect, or takes effect now. Returns whether there are
-    /// any.
+    /// Keeps the configurations in which this operation has taken effect, or takes effect now. Returns whether there
+    /// are any.
     fn returns(&mut self, bit: usize) -> bool {
         let mask = 1 << bit;
         let mut kept = HashSet::new();

@@ -1,6 +1,6 @@
 //! A client that keeps its connection. It does only what a recorder needs, since it shares two cores with all services
-//! and stores. Unlike devstack's client, it returns whether a request can have arrived, and does not panic if no service
-//! listens.
+//! and stores. Unlike devstack's client, it returns whether a request can have arrived, and does not panic if no
+//! service listens.
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -19,8 +19,8 @@ pub enum Action {
     Read(State),
 }
 
-/// The outcome of an operation. A write that was certainly not done (503 with "unavailable" or "overloaded") is not in a
-/// history at all: a read that returns its info has read what was never written.
+/// The outcome of an operation. A write that was certainly not done (503 with "unavailable" or "overloaded") is not in
+/// a history at all: a read that returns its info has read what was never written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// 201, 200 or 204. A read is always done.

@@ -226,8 +226,8 @@ impl Shared<'_> {
         (answer.status == 200).then_some((answer.etag, state?))
     }
 
-    /// A few writes to one name, and a rest. A barrier stands for most of a write, and without rests the keys would hold
-    /// nothing but barriers.
+    /// A few writes to one name, and a rest. A barrier stands for most of a write, and without rests the keys would
+    /// hold nothing but barriers.
     fn write(&self, connections: &mut Connections, recording: &mut Recording) {
         let name = if rand::random_bool(0.5) { self.focus() } else { self.choose(0.05) };
         let mut missing = rand::random_bool(0.3);

@@ -80,8 +80,8 @@ fn reads_are_linearizable_under_every_fault_that_keeps_barriers() {
 #[test]
 fn acknowledged_writes_are_visible_under_every_fault() {
     let _turn = one_at_a_time();
-    // A barrier may be lost here, and then only its writer can remove what was stored meanwhile. So no writer is killed,
-    // and each has the time to reach Redis again.
+    // A barrier may be lost here, and then only its writer can remove what was stored meanwhile. So no writer is
+    // killed, and each has the time to reach Redis again.
     let writers = [&STRICT[..], &[("DATABASE_DEADLINE", "5s")]].concat();
     let cluster = Cluster::start(&[], &writers);
     let log = Log::default();

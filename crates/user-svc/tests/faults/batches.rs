@@ -73,7 +73,8 @@ fn a_name_that_another_session_holds_is_503_and_the_rest_of_its_batch_201() {
     let stack = Stack::shared();
     let service = one_batch_at_a_time(&stack, "2s");
     let other = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
-    // Not `register_together`, whose lock on the table would wait for `other`. The first registration holds up the rest.
+    // Not `register_together`, whose lock on the table would wait for `other`. The first registration holds up the
+    // rest.
     scope(|scope| {
         let first = scope.spawn(|| register(&service, "held"));
         wait_for_locked(&stack, 1);

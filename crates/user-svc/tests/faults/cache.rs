@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use devstack::testing::register;
 use devstack::{Redis, Service, Stack};
 
-/// How long an answer may take: one time-out of 50 ms with Redis, five times that as slack, and the rest for Postgres on a
-/// busy machine.
+/// How long an answer may take: one time-out of 50 ms with Redis, five times that as slack, and the rest for Postgres
+/// on a busy machine.
 const BOUND: Duration = Duration::from_secs(1);
 
 fn registers_in_time(service: &Service, name: &str) {

@@ -48,7 +48,8 @@ fn is_registered(stack: &Stack, name: &str) -> bool {
     stack.sql(&format!("SELECT count(*) FROM users WHERE name = '{name}'")) == "1"
 }
 
-/// Waits until this many of the stack's sessions wait for a lock: their statements are sent, so their batches are taken.
+/// Waits until this many of the stack's sessions wait for a lock: their statements are sent, so their batches are
+/// taken.
 fn wait_for_locked(stack: &Stack, count: usize) {
     wait_until("the sessions wait for a lock", || {
         stack.sql(

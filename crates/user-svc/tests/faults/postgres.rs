@@ -1,5 +1,5 @@
-//! Postgres killed, frozen, read-only, garbled: no acknowledged user is lost, no answer is a 500, and no service needs a
-//! restart.
+//! Postgres killed, frozen, read-only, garbled: no acknowledged user is lost, no answer is a 500, and no service needs
+//! a restart.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -27,8 +27,8 @@ struct Slow {
     closed: bool,
 }
 
-/// Sends `start` at once, and then `rest` byte by byte for six seconds: each byte soon after the last, but the whole too
-/// late.
+/// Sends `start` at once, and then `rest` byte by byte for six seconds: each byte soon after the last, but the whole
+/// too late.
 fn slow_client(address: &str, start: &str, rest: &str) -> Slow {
     let begin = Instant::now();
     let mut connection = Connection::open(address);

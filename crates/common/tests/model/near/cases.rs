@@ -53,9 +53,9 @@ fn writes_are_visible_when_redis_restarts() {
     passes(Near { promise: Promise::Visible, faults: Faults::RedisRestarts, ..PROTOCOL });
 }
 
-/// The price of "a register need not wait": it relies on the wait of the delete before it. That delete has waited. But if
-/// its barrier was lost, it must wait again after its COMMIT, and the name is free by then. A register in that time is
-/// acknowledged while a replica may still return the deleted user, until its proof ends.
+/// The price of "a register need not wait": it relies on the wait of the delete before it. That delete has waited. But
+/// if its barrier was lost, it must wait again after its COMMIT, and the name is free by then. A register in that time
+/// is acknowledged while a replica may still return the deleted user, until its proof ends.
 #[test]
 fn a_register_over_a_delete_whose_barrier_was_lost_breaks_visible() {
     breaks(

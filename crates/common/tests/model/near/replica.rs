@@ -103,8 +103,8 @@ impl Replica {
         }
     }
 
-    /// Adds a message to those under way. Of two invalidations in a row, or of two PONGs, the last is enough: it removes
-    /// no less, or proves no less.
+    /// Adds a message to those under way. Of two invalidations in a row, or of two PONGs, the last is enough: it
+    /// removes no less, or proves no less.
     fn push(&mut self, message: Message) {
         let len = self.inbox.iter().flatten().count();
         let last = len.checked_sub(1).and_then(|last| self.inbox[last]);

@@ -27,8 +27,8 @@ pub enum Load {
 pub enum Expected {
     /// The load's own lease.
     Lease { still_there: bool },
-    /// The entry that the load has read. Its user has the info `info`, which the writes 0, 2, 4... have in common, and so
-    /// have the writes 1, 3, 5...
+    /// The entry that the load has read. Its user has the info `info`, which the writes 0, 2, 4... have in common, and
+    /// so have the writes 1, 3, 5...
     Entry { info: u8, still_there: bool },
 }
 

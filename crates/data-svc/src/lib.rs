@@ -10,7 +10,8 @@ use actix_web::web::Data;
 use clap::{Arg, ArgMatches, Command};
 use common::cache::{Cache, Near};
 use common::config::{
-    CacheSettings, DatabaseSettings, HttpSettings, NEAR_CACHE_MIB, Setting, SettingsReader, shared,
+    CacheSettings, DatabaseSettings, HttpSettings, NEAR_CACHE_MIB, Setting, SettingsReader, http_url,
+    setting, shared,
 };
 use common::database::{Database, Schema, Status};
 use common::error::{CommandResult, Invalid};
@@ -18,11 +19,10 @@ use common::http::Service;
 use common::metrics::Metrics;
 use common::repository::CacheAside as _;
 use common::users::{User, UserName, Users};
-use utoipa::OpenApi as _;
 
 const NAME: &str = "data-svc";
-/// How long `purge` tries to reach Redis.
-const PURGE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long `purge` tries to reach Redis: as long as an operator waits at a terminal.
+const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The command line.
 #[must_use]
@@ -33,7 +33,7 @@ pub fn command() -> Command {
         .subcommand(Command::new("health").about("Ask the service that runs here whether it is ready"))
         .subcommand(
             Command::new("purge")
-                .about("Tell the caches of users that were changed by hand in SQL")
+                .about("Remove users that were changed by hand in SQL from the caches")
                 .arg(Arg::new("NAME").required(true).num_args(1..).help("A user's name")),
         )
 }
@@ -43,6 +43,11 @@ pub fn command() -> Command {
 pub fn settings() -> Vec<Setting> {
     let mut settings = shared("8081", "9081");
     settings.push(NEAR_CACHE_MIB);
+    settings.push(setting(
+        "PUBLIC_USER_URL",
+        "http://127.0.0.1:8080",
+        "Where clients reach user-svc: a link on the docs page",
+    ));
     settings
 }
 
@@ -55,17 +60,24 @@ pub struct Config {
     pub database: DatabaseSettings,
     /// Redis'.
     pub cache: CacheSettings,
+    /// Where clients reach `user-svc`.
+    pub public_user_url: String,
 }
 
 impl Config {
-    /// Takes the settings out of `reader`.
+    /// Reads the settings through `reader`.
     pub fn read(reader: &mut SettingsReader) -> Self {
-        Self { http: reader.http(), database: reader.database(), cache: reader.cache() }
+        Self {
+            http: reader.http(),
+            database: reader.database(),
+            cache: reader.cache(),
+            public_user_url: reader.get("PUBLIC_USER_URL", http_url),
+        }
     }
 }
 
-/// The `purge` sub-command: deletes the copies of users that were changed by other means than user-svc, and tells the
-/// near caches.
+/// The `purge` sub-command: removes users that were changed by other means than user-svc from Redis and from the near
+/// caches.
 ///
 /// # Errors
 /// A name that no user can have; Redis does not answer within five seconds.
@@ -76,7 +88,7 @@ pub async fn purge(settings: &CacheSettings, arguments: &ArgMatches) -> CommandR
         keys.push(User::cache_key(&name));
     }
     let cache = Cache::start(settings)?;
-    let deadline = Instant::now() + PURGE_PATIENCE;
+    let deadline = Instant::now() + PURGE_TIMEOUT;
     while let Err(error) = cache.purge(&keys).await {
         if Instant::now() > deadline {
             return Err(format!("Redis cannot be told: {error:?}").into());
@@ -86,7 +98,7 @@ pub async fn purge(settings: &CacheSettings, arguments: &ArgMatches) -> CommandR
     Ok(())
 }
 
-/// Serves until the process is told to stop.
+/// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// A port that cannot be bound, a URL that cannot be used.
@@ -103,17 +115,18 @@ pub async fn serve(config: Config) -> CommandResult {
         name: NAME,
         http: config.http,
         metrics,
-        // Ready stays ready: without PostgreSQL it still serves hits, and all replicas would go at once.
+        // Once ready it stays ready. Without PostgreSQL it still serves hits, and else all replicas would become unready
+        // at the same time.
         readiness: Arc::new(move || match database.status() {
             Status::Ready | Status::Away => Ok(()),
             Status::Starting => Err("The service waits for PostgreSQL and its schema."),
         }),
-        api: routes::Api::openapi(),
+        api: routes::api(&config.public_user_url),
         fast_path,
     };
     service
         .serve(move |config| {
-            // A count of each worker's own: one that all workers share would pass from core to core with each request.
+            // Each worker counts references on its own: a shared count would pass from core to core with each request.
             config.app_data(Data::new(users.clone())).configure(routes::routes);
         })
         .await?;

@@ -8,10 +8,12 @@ use actix_web::http::header::{
 use actix_web::web::{Data, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
 use common::error::Error;
-use common::http::{FastPath, Problem, health, readable};
+use common::http::{FastPath, Group, Problem, ResponseMap, health, readable, text_header};
 use common::repository::{CacheStatus, Found, Freshness};
 use common::users::{PathName, UserName, Users, entity_tag, matches_any, not_from_cache};
-use utoipa::{OpenApi, ToSchema};
+use utoipa::openapi::external_docs::ExternalDocsBuilder;
+use utoipa::openapi::{OpenApi, RefOr};
+use utoipa::{IntoResponses, OpenApi as _, ToSchema};
 
 const USER: &str = "/user/{name}";
 const USER_PREFIX: &str = "/user/";
@@ -21,14 +23,39 @@ pub fn routes(config: &mut ServiceConfig) {
     config.service(readable(USER, get_user));
 }
 
-/// The API, described.
-#[derive(OpenApi)]
+#[derive(utoipa::OpenApi)]
 #[openapi(
-    info(title = "data-svc", description = "Serves users."),
+    info(title = "data-svc", description = "Returns users: from the cache if it holds them, else from PostgreSQL."),
+    tags((name = "users", description = "Read users, by their names.")),
     paths(get_user, health::livez, health::readyz, health::version),
-    components(schemas(FoundUser))
+    components(schemas(FoundUser, Problem))
 )]
-pub struct Api;
+struct Api;
+
+/// The API, described for clients that reach `user-svc` at `user_url`.
+#[must_use]
+pub fn api(user_url: &str) -> OpenApi {
+    let mut api = Api::openapi();
+    let docs = ExternalDocsBuilder::new().url(format!("{user_url}/docs/"));
+    api.external_docs =
+        Some(docs.description(Some("The other service: user-svc, which writes users")).build());
+    api
+}
+
+/// The problems of [`get_user`].
+struct GetProblems;
+
+impl IntoResponses for GetProblems {
+    fn responses() -> ResponseMap {
+        let mut problems = Group::Read.problems("/user/john_doe");
+        // The cache knows of absent users too.
+        if let Some(RefOr::T(not_found)) = problems.get_mut("404") {
+            let cache_status = text_header("How the cache took part (RFC 9211)");
+            not_found.headers.insert("Cache-Status".into(), cache_status.into());
+        }
+        problems
+    }
+}
 
 // Only for the description: the bytes are sent as they were stored.
 /// A user, and whether it came from the cache.
@@ -47,20 +74,27 @@ struct FoundUser {
 
 /// Get a user.
 ///
-/// The first GET of a name reads PostgreSQL and fills the cache; those that follow are hits.
+/// The first GET of a name reads PostgreSQL and fills the cache; the next ones are hits.
 #[utoipa::path(get, path = "/user/{name}", tag = "users", params(
     ("name" = inline(UserName), Path, description = "The name, percent-encoded"),
-    ("If-None-Match" = Option<String>, Header, description = "Entity tags that the client holds: 304 if one is current"),
-    ("Cache-Control" = Option<String>, Header, description = "`no-cache` reads PostgreSQL, and fills the cache anew"),
+    ("If-None-Match" = Option<String>, Header, nullable = false,
+        description = "Entity tags of the client's copies: 304 if one is current"),
+    ("Cache-Control" = Option<String>, Header, nullable = false,
+        description = "`no-cache` reads PostgreSQL, and fills the cache anew"),
 ), responses(
     (status = 200, body = FoundUser, description = "The user", headers(
-        ("ETag" = String, description = "Changes with name and info; weak, since `cache_hit` differs between equal users"),
+        ("ETag" = String,
+            description = "The version of the user; weak, since answers with the same version may differ in cache_hit"),
+        ("Cache-Control" = String,
+            description = "Always private, no-cache: a client may keep a copy, and checks it before each use"),
         ("Cache-Status" = String, description = "How the cache took part (RFC 9211)"),
     )),
-    (status = 304, description = "The client's copy is current"),
-    (status = 400, body = Problem, content_type = "application/problem+json", description = "No user can have this name"),
-    (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such user"),
-    (status = 503, body = Problem, content_type = "application/problem+json", description = "Try again later"),
+    (status = 304, description = "The client's copy is current", headers(
+        ("ETag" = String, description = "As with the 200"),
+        ("Cache-Control" = String, description = "As with the 200"),
+        ("Cache-Status" = String, description = "How the cache took part (RFC 9211)"),
+    )),
+    GetProblems,
 ))]
 async fn get_user(users: Data<Users>, name: PathName, request: HttpRequest) -> Result<HttpResponse, Error> {
     let found = users.find(&name.0, freshness(&request)).await?;
@@ -104,14 +138,14 @@ fn respond(request: &HttpRequest, found: Found) -> HttpResponse {
     }
 }
 
-/// What `Cache-Control` asks for (RFC 9111, section 5.2.1.4).
+/// Returns what `Cache-Control` asks for (RFC 9111, section 5.2.1.4).
 fn freshness(request: &HttpRequest) -> Freshness {
     let no_cache = request.headers().contains_key(CACHE_CONTROL)
         && CacheControl::parse(request).is_ok_and(|control| control.contains(&CacheDirective::NoCache));
     if no_cache { Freshness::Fresh } else { Freshness::Any }
 }
 
-/// Whether `If-None-Match` names `etag` (RFC 9110, section 13.1.2).
+/// Returns whether `If-None-Match` names `etag` (RFC 9110, section 13.1.2).
 fn is_current(request: &HttpRequest, etag: &[u8; 16]) -> bool {
     request.headers().contains_key(IF_NONE_MATCH)
         && match IfNoneMatch::parse(request) {

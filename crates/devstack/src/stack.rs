@@ -169,7 +169,7 @@ impl Stack {
 
     /// A data-svc on this database and key space, not started yet. Several may run.
     pub fn data_svc(&self) -> ServiceBuilder {
-        self.service("data-svc")
+        self.service("data-svc").env("PUBLIC_USER_URL", "http://users.test")
     }
 
     fn service(&self, name: &str) -> ServiceBuilder {

@@ -1,4 +1,4 @@
-//! `user-svc` registers users in PostgreSQL, and tells the cache.
+//! `user-svc` registers, replaces and deletes users in PostgreSQL, and keeps the cache coherent with them.
 
 pub mod routes;
 
@@ -16,7 +16,6 @@ use common::error::CommandResult;
 use common::http::Service;
 use common::metrics::Metrics;
 use common::users::{self, Registrations, Users};
-use utoipa::OpenApi as _;
 
 const NAME: &str = "user-svc";
 
@@ -38,7 +37,7 @@ pub fn settings() -> Vec<Setting> {
     settings.push(setting(
         "PUBLIC_DATA_URL",
         "http://127.0.0.1:8081",
-        "Where clients reach data-svc: what Location starts with",
+        "Where clients reach data-svc: the start of Location, and a link on the docs page",
     ));
     settings
 }
@@ -57,7 +56,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Takes the settings out of `reader`.
+    /// Reads the settings through `reader`.
     pub fn read(reader: &mut SettingsReader) -> Self {
         Self {
             http: reader.http(),
@@ -68,7 +67,7 @@ impl Config {
     }
 }
 
-/// Serves until the process is told to stop.
+/// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// A port that cannot be bound, a URL that cannot be used.
@@ -79,7 +78,9 @@ pub async fn serve(config: Config) -> CommandResult {
     let users = Users::new(database.clone(), cache, Near::off(), &config.cache, metrics.cache.clone());
     let registrations = Data::new(Registrations::new(users.clone(), users::insert));
     let users = Data::new(users);
-    let links = Data::new(routes::Links { data_url: config.public_data_url });
+    let links = routes::Links { data_url: config.public_data_url };
+    let api = routes::api(&links);
+    let links = Data::new(links);
     let service = Service {
         name: NAME,
         http: config.http,
@@ -89,7 +90,7 @@ pub async fn serve(config: Config) -> CommandResult {
             Status::Starting => Err("The service waits for PostgreSQL."),
             Status::Away => Err("PostgreSQL is away."),
         }),
-        api: routes::Api::openapi(),
+        api,
         fast_path: None,
     };
     service

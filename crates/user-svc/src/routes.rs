@@ -4,12 +4,15 @@ use actix_web::HttpResponse;
 use actix_web::http::header::{ETAG, LOCATION};
 use actix_web::web::{self, Data, ServiceConfig};
 use common::error::Error;
-use common::http::{Body, Problem, health, resource};
+use common::http::{Body, Group, Problem, ResponseMap, health, resource};
 use common::repository::Effect;
 use common::users::{self, IfMatch, NewInfo, NewUser, PathName, Registrations, UserName, Users, entity_tag};
 use diesel::PgConnection;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use utoipa::OpenApi;
+use utoipa::openapi::external_docs::ExternalDocsBuilder;
+use utoipa::openapi::link::{Link, LinkBuilder};
+use utoipa::openapi::{ExternalDocs, OpenApi, RefOr, Response};
+use utoipa::{IntoResponses, OpenApi as _};
 
 /// Adds the routes.
 pub fn routes(config: &mut ServiceConfig) {
@@ -17,44 +20,113 @@ pub fn routes(config: &mut ServiceConfig) {
     config.service(resource("/user/{name}").route(web::put().to(replace)).route(web::delete().to(delete)));
 }
 
-/// The API, described.
-#[derive(OpenApi)]
+#[derive(utoipa::OpenApi)]
 #[openapi(
     info(title = "user-svc", description = "Registers, replaces and deletes users."),
-    paths(register, replace, delete, health::livez, health::readyz, health::version)
+    tags((name = "users", description = "Write users: register, replace, delete.")),
+    paths(register, replace, delete, health::livez, health::readyz, health::version),
+    components(schemas(Problem))
 )]
-pub struct Api;
+struct Api;
 
-/// What links are made from.
+/// The problems of [`register`].
+struct RegisterProblems;
+
+impl IntoResponses for RegisterProblems {
+    fn responses() -> ResponseMap {
+        Group::Create.problems("/register")
+    }
+}
+
+/// The problems of [`replace`].
+struct ReplaceProblems;
+
+impl IntoResponses for ReplaceProblems {
+    fn responses() -> ResponseMap {
+        Group::Replace.problems("/user/john_doe")
+    }
+}
+
+/// The problems of [`delete`].
+struct DeleteProblems;
+
+impl IntoResponses for DeleteProblems {
+    fn responses() -> ResponseMap {
+        Group::Delete.problems("/user/john_doe")
+    }
+}
+
+/// What links to `data-svc` are made of.
 #[derive(Debug)]
 pub struct Links {
     /// Where clients reach `data-svc`.
     pub data_url: String,
 }
 
-/// What RFC 3986 (section 2.3) leaves as it is within a path segment.
+/// The characters that are percent-encoded in a path segment: all but the unreserved ones (RFC 3986, section 2.3).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 impl Links {
     fn user(&self, name: &str) -> String {
         format!("{}/user/{}", self.data_url, utf8_percent_encode(name, SEGMENT))
     }
+
+    /// The link from a registered user to the operation of `data-svc` that returns it.
+    fn get_user(&self) -> Link {
+        LinkBuilder::new()
+            .operation_ref(format!("{}/openapi.json#/paths/~1user~1%7Bname%7D/get", self.data_url))
+            .parameter("name", "$response.body#/name")
+            .description("Returns the user, from data-svc")
+            .build()
+    }
+
+    /// The page of `data-svc`.
+    fn docs(&self) -> ExternalDocs {
+        let docs = ExternalDocsBuilder::new().url(format!("{}/docs/", self.data_url));
+        docs.description(Some("The other service: data-svc, which reads users")).build()
+    }
+}
+
+/// The API, described for clients that follow `links`.
+#[must_use]
+pub fn api(links: &Links) -> OpenApi {
+    let mut api = Api::openapi();
+    api.external_docs = Some(links.docs());
+    if let Some(registered) = registered(&mut api) {
+        registered.links.insert("get_user".into(), links.get_user().into());
+    }
+    api
+}
+
+/// The answer to a registration, within the description.
+fn registered(api: &mut OpenApi) -> Option<&mut Response> {
+    let register = api.paths.paths.get_mut("/register")?.post.as_mut()?;
+    match register.responses.responses.get_mut("201")? {
+        RefOr::T(response) => Some(response),
+        RefOr::Ref(_) => None,
+    }
 }
 
 /// Register a user.
 ///
-/// Answered only after COMMIT: a GET that starts after the 201 finds the user.
+/// The answer is sent after COMMIT: a GET that starts after the 201 finds the user.
 #[utoipa::path(post, path = "/register", tag = "users", request_body = NewUser, responses(
     (status = 201, body = NewUser, description = "Registered", headers(
-        ("Location" = String, description = "Where data-svc serves the user"),
-        ("ETag" = String, description = "As GET gives it"),
+        ("Location" = String, description = "The address of the user at data-svc"),
+        ("ETag" = String, description = "The version of the user, as GET returns it"),
+    ), links(
+        ("replace" = (
+            operation_id = "replace",
+            parameters(("name" = "$response.body#/name"), ("If-Match" = "$response.header.ETag")),
+            description = "Replaces the info, unless the user has changed since",
+        )),
+        ("delete" = (
+            operation_id = "delete",
+            parameters(("name" = "$response.body#/name"), ("If-Match" = "$response.header.ETag")),
+            description = "Deletes the user, unless it has changed since",
+        )),
     )),
-    (status = 400, body = Problem, content_type = "application/problem+json", description = "A member is missing or wrong, or the body is no JSON object"),
-    (status = 408, body = Problem, content_type = "application/problem+json", description = "The body took too long to arrive"),
-    (status = 409, body = Problem, content_type = "application/problem+json", description = "The name is taken"),
-    (status = 413, body = Problem, content_type = "application/problem+json", description = "The body is too large"),
-    (status = 415, body = Problem, content_type = "application/problem+json", description = "The body is not application/json, or compressed"),
-    (status = 503, body = Problem, content_type = "application/problem+json", description = "Try again later"),
+    RegisterProblems,
 ))]
 async fn register(
     registrations: Data<Registrations>,
@@ -71,20 +143,17 @@ async fn register(
 
 /// Replace a user's info.
 ///
-/// Answered only after COMMIT, and when no copy of what was before is left: no GET that starts after the 200 sees it.
-/// With `If-Match`, only if nobody else has changed the user since.
+/// The answer is sent after COMMIT, when no copy of the old info is left: no GET that starts after the 200 returns it.
+/// With `If-Match`, the info is replaced only if the user has one of its entity tags.
 #[utoipa::path(put, path = "/user/{name}", tag = "users", request_body = NewInfo, params(
     ("name" = inline(UserName), Path, description = "The name, percent-encoded"),
-    ("If-Match" = Option<String>, Header, description = "Entity tags, one of which the user must have; compared weakly"),
+    ("If-Match" = Option<String>, Header, nullable = false,
+        description = "Entity tags, one of which the user must have; compared weakly"),
 ), responses(
-    (status = 200, body = NewUser, description = "Replaced", headers(("ETag" = String, description = "As GET gives it"))),
-    (status = 400, body = Problem, content_type = "application/problem+json", description = "The name or the info is wrong, or the body is no JSON object"),
-    (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such user"),
-    (status = 408, body = Problem, content_type = "application/problem+json", description = "The body took too long to arrive"),
-    (status = 412, body = Problem, content_type = "application/problem+json", description = "The user is not as If-Match wants it"),
-    (status = 413, body = Problem, content_type = "application/problem+json", description = "The body is too large"),
-    (status = 415, body = Problem, content_type = "application/problem+json", description = "The body is not application/json, or compressed"),
-    (status = 503, body = Problem, content_type = "application/problem+json", description = "Try again later"),
+    (status = 200, body = NewUser, description = "Replaced", headers(
+        ("ETag" = String, description = "The version of the user, as GET returns it"),
+    )),
+    ReplaceProblems,
 ))]
 async fn replace(
     users: Data<Users>,
@@ -92,7 +161,8 @@ async fn replace(
     condition: IfMatch,
     body: Body<NewInfo>,
 ) -> Result<HttpResponse, Error> {
-    let (PathName(name), Body(NewInfo { info })) = (name, body);
+    let PathName(name) = name;
+    let Body(NewInfo { info }) = body;
     let user = NewUser { name, info };
     let new = user.clone();
     let change =
@@ -104,16 +174,15 @@ async fn replace(
 
 /// Delete a user.
 ///
-/// Answered only after COMMIT, and when no copy is left: no GET that starts after the 204 finds the user.
+/// The answer is sent after COMMIT, when no copy is left: no GET that starts after the 204 finds the user.
+/// With `If-Match`, the user is deleted only if it has one of its entity tags.
 #[utoipa::path(delete, path = "/user/{name}", tag = "users", params(
     ("name" = inline(UserName), Path, description = "The name, percent-encoded"),
-    ("If-Match" = Option<String>, Header, description = "Entity tags, one of which the user must have; compared weakly"),
+    ("If-Match" = Option<String>, Header, nullable = false,
+        description = "Entity tags, one of which the user must have; compared weakly"),
 ), responses(
     (status = 204, description = "Deleted"),
-    (status = 400, body = Problem, content_type = "application/problem+json", description = "No user can have this name"),
-    (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such user"),
-    (status = 412, body = Problem, content_type = "application/problem+json", description = "The user is not as If-Match wants it"),
-    (status = 503, body = Problem, content_type = "application/problem+json", description = "Try again later"),
+    DeleteProblems,
 ))]
 async fn delete(users: Data<Users>, name: PathName, condition: IfMatch) -> Result<HttpResponse, Error> {
     let change = move |connection: &mut PgConnection| users::delete(connection, &name.0, &condition);

@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz`, `/version`, and the `health` sub-command that asks the second.
+//! `/livez`, `/readyz`, `/version`, and the `health` sub-command, which requests `/readyz`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -6,19 +6,20 @@ use std::time::Duration;
 
 use actix_web::web::{Data, Json, ServiceConfig};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 
+use super::description::ResponseMap;
 use super::drain::Draining;
-use super::problem::Problem;
+use super::problem::Group;
 use super::route::readable;
 use crate::config::HttpSettings;
 use crate::error::{CommandResult, Error};
 use crate::metrics::REVISION;
 
-/// Tells whether the service can do its work now, else why not.
+/// Returns an error that says why, if the service cannot do its work now.
 pub type Readiness = Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>;
 
-/// What the health routes answer from.
+/// What the health routes need to know.
 pub struct Health {
     name: &'static str,
     readiness: Readiness,
@@ -40,7 +41,7 @@ pub fn routes(config: &mut ServiceConfig) {
     config.service(readable("/version", version));
 }
 
-/// That the process runs, or can work.
+/// The service is as it should be.
 #[derive(Serialize, ToSchema)]
 pub struct Status {
     /// Always `ok`: anything else is a problem.
@@ -50,16 +51,18 @@ pub struct Status {
 
 const OK: Status = Status { status: "ok" };
 
-/// The process runs.
-#[utoipa::path(get, path = "/livez", tag = "operations", responses((status = 200, body = Status, description = "The process runs")))]
+/// Check that the process runs.
+#[utoipa::path(get, path = "/livez", tag = "operations", responses(
+    (status = 200, body = Status, description = "The process runs"),
+))]
 pub async fn livez() -> Json<Status> {
     Json(OK)
 }
 
-/// The service can do its work now.
+/// Check that the service can do its work now.
 #[utoipa::path(get, path = "/readyz", tag = "operations", responses(
-    (status = 200, body = Status, description = "Send requests"),
-    (status = 503, body = Problem, content_type = "application/problem+json", description = "Starting, stopping, or without what it needs"),
+    (status = 200, body = Status, description = "The service takes requests"),
+    ReadyProblems,
 ))]
 pub async fn readyz(health: Data<Health>) -> Result<Json<Status>, Error> {
     if health.draining.has_begun() {
@@ -67,6 +70,15 @@ pub async fn readyz(health: Data<Health>) -> Result<Json<Status>, Error> {
     }
     (health.readiness)().map_err(Error::NotReady)?;
     Ok(Json(OK))
+}
+
+/// The problems of [`readyz`].
+struct ReadyProblems;
+
+impl IntoResponses for ReadyProblems {
+    fn responses() -> ResponseMap {
+        Group::Ready.problems("/readyz")
+    }
 }
 
 /// What runs here.
@@ -80,16 +92,18 @@ pub struct Version {
     revision: &'static str,
 }
 
-/// What runs here.
-#[utoipa::path(get, path = "/version", tag = "operations", responses((status = 200, body = Version, description = "Name, version, commit")))]
+/// Show what runs here.
+#[utoipa::path(get, path = "/version", tag = "operations", responses(
+    (status = 200, body = Version, description = "Name, version, commit"),
+))]
 pub async fn version(health: Data<Health>) -> Json<Version> {
     Json(Version { service: health.name, version: env!("CARGO_PKG_VERSION"), revision: REVISION })
 }
 
-/// Asks the service that runs with these settings on this machine whether it is ready: for a container's HEALTHCHECK.
+/// Checks that the service with these settings on this machine is ready: for a container's HEALTHCHECK.
 ///
 /// # Errors
-/// It is not, or does not answer within two seconds.
+/// The service is not ready, or does not answer within two seconds.
 pub fn check(http: &HttpSettings) -> CommandResult {
     let host = match http.host {
         IpAddr::V4(host) if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

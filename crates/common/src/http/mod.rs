@@ -4,6 +4,7 @@
 //! what was sent; [`Problem`] is what a client sees of an [`Error`](crate::error::Error).
 
 mod body;
+mod description;
 mod docs;
 mod drain;
 pub mod health;
@@ -14,8 +15,9 @@ mod route;
 mod server;
 
 pub use self::body::{Body, FromBody, member};
+pub use self::description::{ResponseMap, text_header};
 pub use self::health::Readiness;
 pub use self::middleware::FastPath;
-pub use self::problem::{KINDS, Kind, Problem};
+pub use self::problem::{Group, KINDS, Kind, Problem};
 pub use self::route::{readable, resource};
 pub use self::server::Service;

@@ -1,4 +1,6 @@
 //! What a client sees of an error: problem details (RFC 9457), and the HTTP status of each kind.
+//!
+//! [`KINDS`] also says which operations can answer with a kind. `description.rs` makes their OpenAPI responses of it.
 
 use std::borrow::Cow;
 
@@ -40,50 +42,90 @@ pub struct Kind {
     pub title: &'static str,
     /// What to know about it; also the `detail` where there is no closer one.
     pub explanation: &'static str,
+    /// The operations that can answer with it. Empty for what is answered before an operation is found.
+    pub groups: &'static [Group],
+}
+
+/// Operations that can answer with the same kinds of problem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// Says whether the service is ready.
+    Ready,
+    /// Reads one record by the name in the path.
+    Read,
+    /// Creates the record that is in the body.
+    Create,
+    /// Replaces the record that the path names, under a condition, with what is in the body.
+    Replace,
+    /// Deletes the record that the path names, under a condition.
+    Delete,
 }
 
 macro_rules! kinds {
-    ($($name:ident = $status:ident $slug:literal $title:literal: $explanation:literal;)*) => {
-        $(const $name: Kind = Kind { slug: $slug, status: StatusCode::$status, title: $title, explanation: $explanation };)*
+    ($($name:ident = $status:ident [$($group:ident)*] $slug:literal $title:literal: $explanation:literal;)*) => {
+        $(const $name: Kind = Kind {
+            slug: $slug,
+            status: StatusCode::$status,
+            title: $title,
+            explanation: $explanation,
+            groups: &[$(Group::$group),*],
+        };)*
         /// Every kind of problem.
         pub const KINDS: &[Kind] = &[$($name),*];
     };
 }
 
 kinds! {
-    INVALID_MEMBERS = BAD_REQUEST "invalid-members" "Members of the body are missing or wrong":
+    INVALID_MEMBERS = BAD_REQUEST [Create Replace]
+        "invalid-members" "Members of the body are missing or wrong":
         "The list `errors` names each wrong member and what is wrong with it.";
-    MALFORMED_BODY = BAD_REQUEST "malformed-body" "The body is not a JSON object":
+    MALFORMED_BODY = BAD_REQUEST [Create Replace]
+        "malformed-body" "The body is not a JSON object":
         "The body must be one JSON object (RFC 8259) in UTF-8, each member given once.";
-    INVALID_NAME = BAD_REQUEST "invalid-name" "No user can have this name":
+    INVALID_NAME = BAD_REQUEST [Read Replace Delete]
+        "invalid-name" "No user can have this name":
         "A name is 1 to 128 bytes of UTF-8 after NFC, without control, format, private-use or unassigned characters, without white space at its ends, and not `.` or `..`. In a path it is percent-encoded.";
-    BAD_REQUEST = BAD_REQUEST "bad-request" "The request is malformed":
+    BAD_REQUEST = BAD_REQUEST []
+        "bad-request" "The request is malformed":
         "The service could not make sense of the request.";
-    UNKNOWN_USER = NOT_FOUND "unknown-user" "There is no such user":
+    UNKNOWN_USER = NOT_FOUND [Read Replace Delete]
+        "unknown-user" "There is no such user":
         "No user has this name. Names are compared exactly; case matters.";
-    NO_SUCH_PATH = NOT_FOUND "no-such-path" "There is nothing at this path":
+    NO_SUCH_PATH = NOT_FOUND []
+        "no-such-path" "There is nothing at this path":
         "The paths of this service are listed in /openapi.json and shown at /docs/.";
-    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED "method-not-allowed" "The path does not have this method":
+    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED []
+        "method-not-allowed" "The path does not have this method":
         "The header Allow lists the methods that the path has.";
-    BODY_TIMEOUT = REQUEST_TIMEOUT "body-timeout" "The body took too long to arrive":
+    BODY_TIMEOUT = REQUEST_TIMEOUT [Create Replace]
+        "body-timeout" "The body took too long to arrive":
         "A request's body must arrive within 5 seconds. Send it again.";
-    NAME_TAKEN = CONFLICT "name-taken" "The name is taken":
+    NAME_TAKEN = CONFLICT [Create]
+        "name-taken" "The name is taken":
         "A user with this name is registered already. The request changed nothing.";
-    PRECONDITION_FAILED = PRECONDITION_FAILED "precondition-failed" "The user is not as If-Match wants it":
+    PRECONDITION_FAILED = PRECONDITION_FAILED [Replace Delete]
+        "precondition-failed" "The user is not as If-Match wants it":
         "Somebody has changed the user since its ETag was read. The request changed nothing. Read the user again, and decide anew.";
-    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE "body-too-large" "The body is too large":
+    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE [Create Replace]
+        "body-too-large" "The body is too large":
         "A body may have 128 KiB at most.";
-    UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" "The body's media type is not supported":
+    UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE [Create Replace]
+        "unsupported-media-type" "The body's media type is not supported":
         "Send `Content-Type: application/json`, without a Content-Encoding.";
-    UNAVAILABLE = SERVICE_UNAVAILABLE "unavailable" "The service cannot answer now":
+    UNAVAILABLE = SERVICE_UNAVAILABLE [Read Create Replace Delete]
+        "unavailable" "The service cannot answer now":
         "A store that the request needs is away or too slow. The request changed nothing. Try again after the seconds in Retry-After.";
-    NOT_READY = SERVICE_UNAVAILABLE "not-ready" "The service is not ready":
+    NOT_READY = SERVICE_UNAVAILABLE [Ready]
+        "not-ready" "The service is not ready":
         "It is starting or stopping, or its database is away.";
-    OVERLOADED = SERVICE_UNAVAILABLE "overloaded" "Too many requests are waiting":
+    OVERLOADED = SERVICE_UNAVAILABLE [Read Create Replace Delete]
+        "overloaded" "Too many requests are waiting":
         "The request was refused before any work was done. Try again after the seconds in Retry-After.";
-    OUTCOME_UNKNOWN = SERVICE_UNAVAILABLE "outcome-unknown" "The outcome of the write is unknown":
+    OUTCOME_UNKNOWN = SERVICE_UNAVAILABLE [Create Replace Delete]
+        "outcome-unknown" "The outcome of the write is unknown":
         "The database was lost, or too slow, while the write was on its way: it may have happened, or not. A retry is safe: what did happen is then answered with 409 (register), 404 (delete) or 412 (If-Match), or done once more.";
-    INTERNAL = INTERNAL_SERVER_ERROR "internal" "The service made a mistake":
+    INTERNAL = INTERNAL_SERVER_ERROR [Read Create Replace Delete]
+        "internal" "The service made a mistake":
         "It was logged under the request's X-Request-Id.";
 }
 

@@ -1,4 +1,4 @@
-//! Runs the checker: over all states that a model can reach, or until a promise is seen broken.
+//! Runs the checker: over all states that a model can reach, or until a promise is broken.
 
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-/// A state of the row, by the number of COMMITs before it. Two versions may say the same; to be handed the older one
-/// counts as a fault all the same, which makes the checks stricter than the promises.
+/// A state of the row, by the number of COMMITs before it. Two versions may have the same content. A read of the older
+/// one counts as a fault all the same, which makes the checks stricter than the promises.
 pub type Version = u8;
 
 /// What the cache promises to its readers.
@@ -15,12 +15,12 @@ pub type Version = u8;
 pub enum Promise {
     /// A read that starts after an acknowledgement never returns the older state.
     Visible,
-    /// Also, no read returns an older state than one that was returned to a read which ended before it started.
+    /// In addition, no read returns an older state than a read that ended before it started.
     Linearizable,
 }
 
 impl Promise {
-    /// The name of the property that a counterexample is found for.
+    /// The name of the property that the checker looks for a counterexample to.
     pub fn name(self) -> &'static str {
         match self {
             Self::Visible => "visible",
@@ -29,10 +29,10 @@ impl Promise {
     }
 }
 
-/// All of the past that matters: what a read that starts now must not fall behind, and whether one did.
+/// All of the past that matters: the version that a read which starts now must not fall behind, and whether a read did.
 ///
 /// Rows are locked, so versions are in the order of the writes, and reads that follow that order are linearizable. A
-/// write may be seen before it is acknowledged: then, too, later reads must not go back.
+/// write may be seen before it is acknowledged. Later reads must not go back then either.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct History {
     newest: Version,
@@ -58,7 +58,7 @@ impl History {
         }
     }
 
-    /// What a read that starts now must return, or a newer version.
+    /// The oldest version that a read which starts now may return.
     pub fn newest(self) -> Version {
         self.newest
     }
@@ -69,14 +69,15 @@ impl History {
     }
 }
 
-/// Asserts that `model` keeps all its properties, in all states that it can reach.
+/// Asserts that `model` keeps all its properties in all states that it can reach.
 pub fn passes<M>(model: M)
 where
     M: Model + Debug + Send + Sync + 'static,
     M::State: Clone + Debug + Hash + PartialEq + Send + Sync,
     M::Action: Clone + Debug + PartialEq,
 {
-    let (start, title) = (Instant::now(), format!("{model:?}"));
+    let start = Instant::now();
+    let title = format!("{model:?}");
     let checker = model.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     println!("passes: {} states, {:.1?}: {title}", checker.unique_state_count(), start.elapsed());
     checker.assert_properties();
@@ -89,7 +90,8 @@ where
     M::State: Clone + Debug + Hash + PartialEq + Send + Sync,
     M::Action: Clone + Debug + PartialEq,
 {
-    let (start, title) = (Instant::now(), format!("{model:?}"));
+    let start = Instant::now();
+    let title = format!("{model:?}");
     let checker = model.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let steps = checker.assert_any_discovery(property).into_actions();
     println!(

@@ -1,12 +1,12 @@
 //! The cache protocol (`docs/cache-protocol.md`), checked in every state that small systems can reach.
 //!
 //! Three models, each of one user, with the checker `stateright`:
-//! - [`one_key`]: Postgres, Redis, readers and writers: leases, barriers, early refresh, forced reads; eviction, crashes,
-//!   unanswered calls, late packets, unknown COMMITs;
+//! - [`one_key`]: Postgres, Redis, readers and writers: leases, barriers, early refresh, forced reads; eviction,
+//!   crashes, unanswered calls, late packets, unknown COMMITs;
 //! - [`sharing`]: callers of one replica that share a load;
-//! - [`near`]: a replica's near cache, its invalidation channel, and what writers do for it.
+//! - [`near`]: a replica's near cache, its invalidation channel, and the wait of writers.
 //!
-//! Every rule of the protocol can be switched off. The protocol passes with all of them; without any one of them it
+//! Every rule of the protocol can be switched off. The protocol passes with all of them. Without any one of them it
 //! must fail, and the tests named `..._breaks_visible` and so on assert that it does: a check that cannot fail is no
 //! check.
 //!
@@ -15,10 +15,9 @@
 //! cargo test -p common --test model --config 'profile.test.package.common.opt-level=1' -- --ignored --nocapture
 //! ```
 //!
-//! The second takes the larger bounds: minutes, and a few GiB of memory.
+//! The second command checks the larger bounds: it takes minutes, and a few GiB of memory.
 
 mod check;
 mod near;
-
 mod one_key;
 mod sharing;

@@ -1,13 +1,15 @@
-//! The near cache of one replica: its invalidation channel, its lease, and what writers do for it.
+//! The near cache of one replica: its invalidation channel, its proof, and the wait of writers.
 //!
-//! What keeps the states few, and hides no fault:
-//! - *One replica has a near cache.* Writers do not know how many there are, and whatever another one does to Redis or
-//!   answers, a reader without a near cache can do as well. Those need no state: see [`one_key`](crate::one_key).
-//! - *Time is a clock of few ticks*, the same for all: `LEASE` ticks are d. Ages beyond d are alike.
-//! - *A PING is answered at once*, a PUBLISH too; and of what waits in the replica's buffer, the first of two
-//!   invalidations in a row, or of two PONGs, is left out. What takes longer only proves less.
-//! - *A near hit is one step*: a proof read earlier holds no longer, a clock read later shows no less.
-//! - *Loads are told in [`one_key`](crate::one_key)*: here one ends as soon as its fill would be refused.
+//! Five simplifications keep the states few and hide no fault:
+//! - *One replica has a near cache.* Writers do not know how many there are. A reader without a near cache can return
+//!   and store all that another replica can, and needs no state: see [`one_key`](crate::one_key).
+//! - *Time is a clock of few ticks*, the same for all: a proof lives for [`PROOF_LIFE`] ticks. All ages beyond that are
+//!   alike.
+//! - *A PING is answered at once*, and so is a PUBLISH. Of two invalidations in a row in the replica's buffer, or of
+//!   two PONGs, the first is left out. A message that takes longer only proves less.
+//! - *A near hit is one step*: a proof that is read earlier holds no longer, and a clock that is read later shows no
+//!   less.
+//! - *Loads are checked in [`one_key`](crate::one_key)*: here a load ends as soon as its fill would be refused.
 
 mod cases;
 mod fetch;
@@ -21,69 +23,70 @@ use fetch::Fetch;
 use replica::Replica;
 use writer::Writer;
 
-/// At most so many fetches, and writers, at a time.
+/// How many fetches, and how many writers, there are at a time at most.
 const SLOTS: usize = 2;
-/// The near lease, d, in ticks. Two, so that a PING may be sent while a writer waits, and hold when it has waited.
-const LEASE: u8 = 2;
+/// How long a proof lives, and how long writers wait, in ticks. Two, so that a PING may be sent during a wait, and its
+/// proof may still hold after it.
+const PROOF_LIFE: u8 = 2;
 
 /// What the key holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Slot {
+pub enum Held {
     Nothing,
-    /// A copy of the row, or the note that there is none.
-    Value(Version),
+    /// An entry: a copy of the row, or a cached absence.
+    Entry(Version),
     Lease,
     Barrier,
 }
 
-/// What the protocol asks for. A model without one of these must fail.
+/// What the protocol requires. A model without one of these must fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// A replace or delete waits.
     Wait,
-    /// It waits even if it could not reach Redis.
+    /// A writer waits even if it could not reach Redis.
     WaitWithoutRedis,
-    /// It waits before COMMIT.
+    /// A writer waits before COMMIT.
     WaitBeforeCommit,
     /// The wait is counted from the reply to PUBLISH, not from BEGIN.
     WaitFromPublish,
-    /// It waits even if PUBLISH says that nobody listens.
-    WaitForNobody,
-    /// PUBLISH comes with the barrier, or after it.
+    /// A writer waits even if PUBLISH says that it reached no subscriber.
+    WaitWithoutSubscribers,
+    /// PUBLISH is sent with the barrier, or after it.
     BarrierFirst,
     /// A writer that finds its barrier lost publishes again, and waits again.
     SecondRound,
-    /// The lease is counted from when the PING was sent, not from the PONG's arrival.
-    LeaseFromSending,
-    /// PING goes over the connection that invalidations come on.
+    /// The proof is counted from the time at which the PING was sent, not from the PONG's arrival.
+    ProofFromSending,
+    /// PING is sent over the connection that invalidations arrive on.
     SameConnection,
-    /// No PING counts that was sent before SUBSCRIBE.
+    /// A PING that was sent before SUBSCRIBE proves nothing.
     SubscribeFirst,
-    /// The replica's lease is no longer than the writers' wait.
+    /// The replica's proof lives no longer than the writers' wait.
     OneLength,
-    /// A put checks the count.
+    /// A put compares its stamp with the count.
     CheckCount,
-    /// The check and the put are one step.
+    /// The comparison and the put are one step.
     CheckWithPut,
-    /// An invalidation moves the count and removes the entry in one step.
+    /// An invalidation moves the count and removes the copy in one step.
     RemoveWithCount,
-    /// The count is noted before the GET is sent.
-    NoteBeforeGet,
+    /// The stamp is taken before the GET is sent.
+    StampBeforeGet,
     /// A break moves every count.
     BreakMovesCounts,
-    /// Counts are noted only while the near cache is in use.
-    NoteInUse,
+    /// Stamps are taken only while the near cache is in use.
+    StampInUse,
     /// A break empties the near cache.
     BreakForgets,
-    /// What was read past a barrier is not kept.
+    /// A row that a bypass loaded is not kept near.
     NoFillFromBypass,
-    /// The PING's time is read before the entry is taken.
-    TimeBeforeEntry,
-    /// "Absent" is not kept.
+    /// The proof is read before the copy is taken.
+    ProofBeforeCopy,
+    /// An absence is not kept near.
     AbsentNotNear,
 }
 
-/// What may go wrong, besides all that may always: eviction of copies and leases, breaks of the replica's connection, at
+/// What may go wrong, besides what always may: eviction of entries and leases, breaks of the replica's connection, at
 /// either end first, crashes, COMMITs of unknown outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Faults {
@@ -91,18 +94,18 @@ pub enum Faults {
     BarriersKept,
     /// A barrier may be lost before its COMMIT: eviction, FLUSHALL. Un-barriers are answered.
     BarriersLost,
-    /// Redis may stop, for everyone, and come back empty. Writers go on without it. It answers whenever it is there.
+    /// Redis may stop, for all clients, and start again empty. Writers go on without it. It replies whenever it is up.
     RedisRestarts,
 }
 
 /// Which writes there are, and which of them wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writes {
-    /// All, as the protocol has it: registers need not wait.
+    /// All, as in the protocol: registers need not wait.
     All,
     /// No deletes: after a register there are only replaces.
     NoDeletes,
-    /// All, and registers wait as well.
+    /// All, and registers wait too.
     RegistersWait,
 }
 
@@ -116,19 +119,19 @@ pub struct Near {
     fetches: usize,
     writers: usize,
     commits: Version,
-    /// PONGs on their way to the replica, at most.
+    /// How many PONGs are on their way to the replica at most.
     pongs: usize,
 }
 
-/// Where the system is.
+/// A state of the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct State {
     /// The row's version in Postgres.
     committed: Version,
     /// For each version, a bit: whether there is a user.
     users: u8,
-    key: Slot,
-    // Both sorted: which one is where means nothing, so there are fewer states.
+    key: Held,
+    // Both are sorted: their order means nothing, so there are fewer states.
     fetches: [Fetch; SLOTS],
     writers: [Writer; SLOTS],
     replica: Replica,
@@ -136,28 +139,28 @@ pub struct State {
     history: History,
 }
 
-/// Whether Redis is there.
+/// Whether Redis is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Redis {
     Up,
     Down,
-    /// Up again. Once is enough: with an outage for each of a write's steps there would be no promise to keep.
+    /// Up again. One outage is enough: with one for each step of a write there would be no promise to keep.
     Restarted,
 }
 
-/// A step. Fetches and writers are told by their places.
+/// A step. A number is the place of a fetch or of a writer in the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// A reader returns the near copy.
     NearHit,
-    /// A reader returns the copy in Redis.
+    /// A reader returns the entry in Redis.
     Hit,
-    /// A reader returns the row and fills nothing: it met a lease or a barrier, or Redis failed it.
+    /// A reader returns the row and fills nothing: it found a lease or a barrier, or Redis failed.
     Bypass,
     Fetch(usize, fetch::Step),
     Write(usize, writer::Step),
     Replica(replica::Step),
-    /// The key's time is over, or its memory is needed, or someone purges or flushes.
+    /// The key expires, or is evicted, purged or flushed.
     Evict,
     /// Time passes.
     Tick,
@@ -173,8 +176,8 @@ impl Near {
     /// Whether what is at the key may vanish.
     fn may_vanish(&self, state: &State) -> bool {
         match state.key {
-            Slot::Nothing => false,
-            Slot::Barrier if self.faults != Faults::BarriersLost => {
+            Held::Nothing => false,
+            Held::Barrier if self.faults != Faults::BarriersLost => {
                 !state.writers.iter().any(|writer| writer.relies_on_barrier())
             }
             _ => true,
@@ -196,16 +199,22 @@ impl State {
         self.users |= u8::from(user) << self.committed;
     }
 
-    /// Puts `slot` at the key: whoever had the bytes there in mind will not find them again.
-    fn set(&mut self, slot: Slot) {
-        self.key = slot;
-        self.fetches.iter_mut().for_each(Fetch::lose_key);
-        self.writers.iter_mut().for_each(|writer| writer.mine = false);
+    /// Sets the key to `held`. The bytes that fetches and writers expect there are gone.
+    fn set(&mut self, held: Held) {
+        self.key = held;
+        for fetch in &mut self.fetches {
+            fetch.lose_bytes();
+        }
+        for writer in &mut self.writers {
+            writer.mine = false;
+        }
     }
 
-    /// Every count moves: what was noted before does not match any more.
+    /// Every count moves: no earlier stamp equals it any more.
     fn move_counts(&mut self) {
-        self.fetches.iter_mut().for_each(Fetch::lose_note);
+        for fetch in &mut self.fetches {
+            fetch.lose_stamp();
+        }
     }
 }
 
@@ -214,12 +223,12 @@ impl Model for Near {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        // With a user, and without.
+        // With a user, and without one.
         [1, 0]
             .map(|users| State {
                 committed: 0,
                 users,
-                key: Slot::Nothing,
+                key: Held::Nothing,
                 fetches: [Fetch::Idle; SLOTS],
                 writers: [Writer::IDLE; SLOTS],
                 replica: Replica::start(self),
@@ -236,7 +245,7 @@ impl Model for Near {
         if self.near_answer(state).is_some() {
             actions.push(Action::NearHit);
         }
-        if matches!(state.key, Slot::Value(_)) {
+        if matches!(state.key, Held::Entry(_)) {
             actions.push(Action::Hit);
         }
         if self.promise == Promise::Linearizable && state.history.newest() < state.committed {
@@ -261,17 +270,19 @@ impl Model for Near {
         match action {
             Action::NearHit => state.history.returned(self.near_answer(last)?, self.promise),
             Action::Hit => {
-                let Slot::Value(version) = state.key else { return None };
+                let Held::Entry(version) = state.key else { return None };
                 state.history.returned(version, self.promise);
             }
             Action::Bypass => state.history.returned(state.committed, self.promise),
-            Action::Evict => state.set(Slot::Nothing),
+            Action::Evict => state.set(Held::Nothing),
             Action::Tick => {
                 self.age_replica(&mut state.replica);
-                state.writers.iter_mut().for_each(|writer| self.age_writer(writer));
+                for writer in &mut state.writers {
+                    self.age_writer(writer);
+                }
             }
             Action::RedisStops => {
-                state.set(Slot::Nothing);
+                state.set(Held::Nothing);
                 state.replica.cut();
                 state.redis = Redis::Down;
             }

@@ -1,12 +1,12 @@
-//! One row of Postgres, one key of Redis, and all who read and write them.
+//! One row of Postgres, one key of Redis, and all readers and writers of them.
 //!
-//! What keeps the states few, and hides no fault:
-//! - *A read is one step.* A hit is judged as if its reader had started just now: to one that started earlier less is
-//!   promised. So readers have no state, and there may be any number of them; only their loads have.
-//! - *A row from the primary is never too old*, for nothing newer was ever shown. So a load's reader is answered by
-//!   the SELECT, and what is left of the load is a fill that comes soon, late, or never.
-//! - *Nobody's bytes come back.* Tokens and fill ids are random, so "is it still what I put there?" is a flag that
-//!   everything that is put there by others clears.
+//! Three simplifications keep the states few and hide no fault:
+//! - *A read is one step.* A hit is judged as if its read had started just now: a read that started earlier is promised
+//!   less. So only loads have a state, and there may be any number of readers.
+//! - *A row from the primary is never too old*, since no read can have returned a newer one. So the SELECT answers the
+//!   reader, and the rest of the load is a fill that arrives soon, late, or never.
+//! - *Bytes that are gone never come back.* Tokens and fill ids are random. So "the key still holds my bytes" is a
+//!   flag, and every other load or writer that sets the key clears it.
 
 mod cases;
 mod load;
@@ -18,56 +18,56 @@ use crate::check::{History, Promise, Version};
 use load::Load;
 use writer::Writer;
 
-/// At most so many loads, and writers, at a time.
+/// How many loads, and how many writers, there are at a time at most.
 const SLOTS: usize = 3;
 
 /// What the key holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Slot {
+pub enum Held {
     Nothing,
-    /// A copy of the row, or the note that there is none.
-    Value(Version),
+    /// An entry: a copy of the row, or a cached absence.
+    Entry(Version),
     Lease,
     Barrier,
-    /// Only without [`Rule::Leases`]: no copy, but the version that a fill must have.
+    /// Only without [`Rule::Leases`]: no entry, but the version that a fill must have.
     Version(Version),
 }
 
-/// What the protocol asks for. A model without one of these must fail.
+/// What the protocol requires. A model without one of these must fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// Every fill has a lease token of its own, not one per process.
     TokenPerFill,
     /// Leases guard fills, not version numbers.
     Leases,
-    /// The SELECT of a fill sees all that was committed before its lease: no SQL replica, no older snapshot.
+    /// The SELECT of a fill sees every COMMIT before its lease: no replica of Postgres, no older snapshot.
     FreshSnapshot,
     /// A refresh replaces only the bytes that it has read.
     CompareOnRefresh,
     /// A forced read sends its SELECT after the reply to its GET.
     SelectAfterReply,
-    /// Every copy carries the id of its fill, so that no two are the same bytes.
+    /// Every entry has the id of its fill, so that no two are the same bytes.
     FillId,
-    /// The barrier is set before COMMIT.
+    /// The barrier is raised before COMMIT.
     BarrierBeforeCommit,
-    /// The barrier is set after the row is locked.
+    /// The barrier is raised after the row is locked.
     BarrierAfterLock,
-    /// A barrier outlives the COMMIT that it is for.
+    /// A barrier outlives the COMMIT that it guards.
     BarrierOutlivesCommit,
     /// The un-barrier leaves another writer's barrier.
     SpareForeignBarriers,
-    /// The un-barrier takes away only a barrier whose SET was answered. One that was not may arrive late, over the
-    /// barrier of the next writer, and then has to stand for it: a second attempt is made with a new token.
+    /// The un-barrier removes only a barrier whose SET was answered. A SET without an answer may arrive late, over the
+    /// next writer's barrier, and must then stand in for that one. So a second attempt has a token of its own.
     SpareUnansweredBarriers,
     /// A write is acknowledged after its un-barrier.
     AcknowledgeLast,
 }
 
-/// What may go wrong, besides all that may always: eviction of copies and leases, crashes, unanswered calls of readers
-/// and of barriers, late packets, COMMITs of unknown outcome.
+/// What may go wrong, besides what always may: eviction of entries and leases, crashes, unanswered calls of readers and
+/// of barriers, late packets, COMMITs of unknown outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Faults {
-    /// An un-barrier may stay unanswered: it comes late, or never. Barriers are kept until their COMMIT.
+    /// An un-barrier may stay unanswered: it arrives late, or never. Barriers are kept until their COMMIT.
     BarriersKept,
     /// A barrier may be lost before its COMMIT: eviction, FLUSHALL, restart. Un-barriers are answered.
     BarriersLost,
@@ -86,28 +86,28 @@ pub struct OneKey {
     commits: Version,
 }
 
-/// Where the system is.
+/// A state of the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct State {
     /// The row's version in Postgres.
     committed: Version,
-    key: Slot,
-    // Both sorted: which one is where means nothing, so there are fewer states.
+    key: Held,
+    // Both are sorted: their order means nothing, so there are fewer states.
     loads: [Load; SLOTS],
     writers: [Writer; SLOTS],
     history: History,
 }
 
-/// A step. Loads and writers are told by their places.
+/// A step. A number is the place of a load or of a writer in the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// A reader returns the copy in Redis.
+    /// A reader returns the entry in Redis.
     Hit,
-    /// A reader returns the row and fills nothing: it met a lease or a barrier, or Redis failed it.
+    /// A reader returns the row and fills nothing: it found a lease or a barrier, or Redis failed.
     Bypass,
     Load(usize, load::Step),
     Write(usize, writer::Step),
-    /// The key's time is over, or its memory is needed, or someone purges or flushes.
+    /// The key expires, or is evicted, purged or flushed.
     Evict,
 }
 
@@ -119,9 +119,9 @@ impl OneKey {
     /// Whether what is at the key may vanish.
     fn may_vanish(&self, state: &State) -> bool {
         match state.key {
-            Slot::Nothing => false,
-            // Its own writer's, or one set over it: that one ends even later.
-            Slot::Barrier
+            Held::Nothing => false,
+            // Another writer's barrier may be at the key instead of the one that is relied on: it expires even later.
+            Held::Barrier
                 if self.faults == Faults::BarriersKept && self.keeps(Rule::BarrierOutlivesCommit) =>
             {
                 !state.writers.iter().any(|writer| writer.relies_on_barrier())
@@ -132,11 +132,15 @@ impl OneKey {
 }
 
 impl State {
-    /// Puts `slot` at the key: whoever had the bytes there in mind will not find them again.
-    fn set(&mut self, slot: Slot) {
-        self.key = slot;
-        self.loads.iter_mut().for_each(Load::forget_bytes);
-        self.writers.iter_mut().for_each(|writer| writer.mine = false);
+    /// Sets the key to `held`. The bytes that loads and writers expect there are gone.
+    fn set(&mut self, held: Held) {
+        self.key = held;
+        for load in &mut self.loads {
+            load.lose_bytes();
+        }
+        for writer in &mut self.writers {
+            writer.mine = false;
+        }
     }
 }
 
@@ -147,7 +151,7 @@ impl Model for OneKey {
     fn init_states(&self) -> Vec<State> {
         vec![State {
             committed: 0,
-            key: Slot::Nothing,
+            key: Held::Nothing,
             loads: [Load::Idle; SLOTS],
             writers: [Writer::IDLE; SLOTS],
             history: History::default(),
@@ -158,7 +162,7 @@ impl Model for OneKey {
         if state.history.is_broken() {
             return;
         }
-        if matches!(state.key, Slot::Value(_)) {
+        if matches!(state.key, Held::Entry(_)) {
             actions.push(Action::Hit);
         }
         if self.promise == Promise::Linearizable && state.history.newest() < state.committed {
@@ -175,11 +179,11 @@ impl Model for OneKey {
         let mut state = *last;
         match action {
             Action::Hit => {
-                let Slot::Value(version) = state.key else { return None };
+                let Held::Entry(version) = state.key else { return None };
                 state.history.returned(version, self.promise);
             }
             Action::Bypass => state.history.returned(state.committed, self.promise),
-            Action::Evict => state.set(Slot::Nothing),
+            Action::Evict => state.set(Held::Nothing),
             Action::Load(index, step) => self.load(&mut state, index, step),
             Action::Write(index, step) => self.write(&mut state, index, step),
         }

@@ -1,7 +1,7 @@
-//! Shared loads: callers of one replica who want the same name at the same time.
+//! Shared loads: callers of one replica that read the same name at the same time.
 //!
-//! What the model of one key has proved is taken as given here: whatever else fills the key fills it with the row
-//! as it is, and never while a barrier stands. So one writer will do, and loads need not fill.
+//! This model relies on the model of one key: every other fill stores the row as it is, and never while a barrier
+//! stands. So one writer is enough, and loads need not fill.
 
 mod cases;
 
@@ -9,28 +9,28 @@ use stateright::{Model, Property};
 
 use crate::check::{History, Promise, Version};
 
-/// The property that someone works for everyone who waits.
+/// The property that a load is under way while a caller waits.
 pub const SERVED: &str = "served";
 
-/// At most so many callers at a time.
+/// How many callers there are at a time at most.
 const SLOTS: usize = 4;
 
 /// What the key holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Slot {
+pub enum Held {
     Nothing,
-    Value(Version),
+    Entry(Version),
     Barrier,
 }
 
-/// What the protocol asks for. A model without one of these must fail.
+/// What the protocol requires. A model without one of these must fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// Who came after the load's GET was sent does not share what it hit.
+    /// A caller that arrived after the load's GET was sent does not share its hit.
     HitsAreForThoseBeforeGet,
-    /// Who came after the load's SELECT was sent does not share the row.
+    /// A caller that arrived after the load's SELECT was sent does not share its row.
     RowsAreForThoseBeforeSelect,
-    /// A load is a task of its own: it ends when it has an answer, not when its caller hangs up.
+    /// A load is a task of its own: it ends when it has an answer, not when its leader hangs up.
     OwnTask,
 }
 
@@ -43,20 +43,20 @@ pub struct Sharing {
     commits: Version,
 }
 
-/// Where the system is.
+/// A state of the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct State {
     /// The row's version in Postgres.
     committed: Version,
-    key: Slot,
+    key: Held,
     writer: Writer,
     load: Load,
-    // Sorted: which one is where means nothing, so there are fewer states.
+    // Sorted: their order means nothing, so there are fewer states.
     callers: [Caller; SLOTS],
     history: History,
 }
 
-/// The writer, between the steps that matter here.
+/// How far the writer is, by the steps that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Writer {
     Idle,
@@ -75,27 +75,33 @@ enum Load {
     /// The GET is under way.
     Getting,
     Hit(Version),
-    /// Nothing to hit. The SELECT is not sent yet: it may wait for a connection.
+    /// No entry. The SELECT is not sent yet: it may wait for a connection.
     Missed,
     /// The SELECT is under way.
     Selecting,
     Row(Version),
 }
 
-/// A caller, or none.
+/// A caller, if there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Caller {
     Idle,
     Waiting {
         arrived: Arrival,
-        /// What it must see at least.
+        /// The oldest version that it may get.
         floor: Version,
-        /// It is the one who started the load.
-        first: bool,
+        role: Role,
     },
 }
 
-/// When a caller arrived, as the load goes.
+/// Whether a caller started the load or joined it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Role {
+    Follower,
+    Leader,
+}
+
+/// At which point of the load a caller arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Arrival {
     BeforeGet,
@@ -112,7 +118,7 @@ pub enum Action {
     GetArrives,
     SendSelect,
     SelectArrives,
-    /// The load ends: answers whom it may, and starts again if someone is left.
+    /// The load ends: it answers the callers that may share it, and starts again if any are left.
     Answer,
     /// Another replica's load.
     FillElsewhere,
@@ -129,7 +135,7 @@ impl Sharing {
         self.without != Some(rule)
     }
 
-    /// Whether a caller who came at `arrived` may have what `load` found.
+    /// Whether a caller that arrived at `arrived` may share the result of `load`.
     fn may_share(&self, load: Load, arrived: Arrival) -> bool {
         match load {
             Load::Hit(_) if self.keeps(Rule::HitsAreForThoseBeforeGet) => arrived == Arrival::BeforeGet,
@@ -147,7 +153,7 @@ impl Sharing {
                 newest.returned_to(floor, answer, self.promise);
                 *caller = Caller::Idle;
             } else {
-                *caller = Caller::Waiting { arrived: Arrival::BeforeGet, floor, first: false };
+                *caller = Caller::Waiting { arrived: Arrival::BeforeGet, floor, role: Role::Follower };
                 state.load = Load::Starting;
             }
         }
@@ -168,7 +174,7 @@ impl Model for Sharing {
     fn init_states(&self) -> Vec<State> {
         vec![State {
             committed: 0,
-            key: Slot::Nothing,
+            key: Held::Nothing,
             writer: Writer::Idle,
             load: Load::None,
             callers: [Caller::Idle; SLOTS],
@@ -195,10 +201,10 @@ impl Model for Sharing {
             Load::Hit(_) | Load::Row(_) => actions.push(Action::Answer),
         }
         match state.key {
-            Slot::Nothing => actions.push(Action::FillElsewhere),
-            // This model is about barriers that are kept.
-            Slot::Barrier if state.writer == Writer::Barriered => {}
-            Slot::Value(_) | Slot::Barrier => actions.push(Action::Evict),
+            Held::Nothing => actions.push(Action::FillElsewhere),
+            // In this model barriers are kept.
+            Held::Barrier if state.writer == Writer::Barriered => {}
+            Held::Entry(_) | Held::Barrier => actions.push(Action::Evict),
         }
         actions.push(Action::BypassElsewhere);
         match state.writer {
@@ -218,25 +224,25 @@ impl Model for Sharing {
                     Load::Getting | Load::Hit(_) | Load::Missed => Arrival::BeforeSelect,
                     Load::Selecting | Load::Row(_) => Arrival::AfterSelect,
                 };
-                let first = state.load == Load::None;
-                if first {
+                let role = if state.load == Load::None { Role::Leader } else { Role::Follower };
+                if role == Role::Leader {
                     state.load = Load::Starting;
                 }
-                // The idle ones are sorted to the front.
-                state.callers[0] = Caller::Waiting { arrived, floor: state.history.newest(), first };
+                // Idle callers are sorted to the front.
+                state.callers[0] = Caller::Waiting { arrived, floor: state.history.newest(), role };
             }
             Action::HangUp(index) => {
                 let caller = std::mem::replace(&mut state.callers[index], Caller::Idle);
-                let takes_load_along = matches!(caller, Caller::Waiting { first: true, .. });
-                if takes_load_along && !self.keeps(Rule::OwnTask) {
+                let is_leader = matches!(caller, Caller::Waiting { role: Role::Leader, .. });
+                if is_leader && !self.keeps(Rule::OwnTask) {
                     state.load = Load::None;
                 }
             }
             Action::SendGet => state.load = Load::Getting,
             Action::GetArrives => {
                 state.load = match state.key {
-                    Slot::Value(version) => Load::Hit(version),
-                    Slot::Nothing | Slot::Barrier => Load::Missed,
+                    Held::Entry(version) => Load::Hit(version),
+                    Held::Nothing | Held::Barrier => Load::Missed,
                 }
             }
             Action::SendSelect => state.load = Load::Selecting,
@@ -245,11 +251,11 @@ impl Model for Sharing {
                 let (Load::Hit(answer) | Load::Row(answer)) = state.load else { return None };
                 self.answer(&mut state, answer);
             }
-            Action::FillElsewhere => state.key = Slot::Value(state.committed),
+            Action::FillElsewhere => state.key = Held::Entry(state.committed),
             Action::BypassElsewhere => state.history.returned(state.committed, self.promise),
-            Action::Evict => state.key = Slot::Nothing,
+            Action::Evict => state.key = Held::Nothing,
             Action::SetBarrier => {
-                state.key = Slot::Barrier;
+                state.key = Held::Barrier;
                 state.writer = Writer::Barriered;
             }
             Action::Commit => {
@@ -257,7 +263,7 @@ impl Model for Sharing {
                 state.writer = Writer::Committed;
             }
             Action::UnBarrier => {
-                state.key = Slot::Nothing;
+                state.key = Held::Nothing;
                 state.writer = Writer::Idle;
                 state.history.acknowledged(state.committed);
             }

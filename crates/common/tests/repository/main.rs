@@ -1,4 +1,4 @@
-//! The repository by itself, over real stores: with an entity of its own, and step by step.
+//! The repository without a service, over real stores: with entities of the tests' own, and step by step.
 
 mod second_entity;
 mod shared_loads;
@@ -12,9 +12,10 @@ use common::metrics::Metrics;
 use common::repository::{CacheAside, Repository};
 use devstack::Stack;
 
-/// A repository as a service would make it, within a runtime.
+/// A repository as a service makes it. Must be called within a runtime.
 fn repository<T: CacheAside>(stack: &Stack) -> Repository<T> {
-    let (database_settings, cache_settings) = settings(stack);
+    let database_settings = database_settings(stack);
+    let cache_settings = cache_settings(stack);
     let metrics = Metrics::new("test").expect("valid names");
     let database =
         Database::start(&database_settings, Schema::Await, metrics.database.clone()).expect("threads");
@@ -26,23 +27,25 @@ fn repository<T: CacheAside>(stack: &Stack) -> Repository<T> {
     Repository::new(database, cache, near, &cache_settings, metrics.cache)
 }
 
-fn settings(stack: &Stack) -> (DatabaseSettings, CacheSettings) {
-    let database = DatabaseSettings {
+fn database_settings(stack: &Stack) -> DatabaseSettings {
+    DatabaseSettings {
         url: stack.database_url().into(),
         connections: 8,
         queue: 100,
         timeout: Duration::from_secs(9),
         statement_timeout: Duration::from_secs(1),
         lock_timeout: Duration::from_millis(500),
-    };
-    let cache = CacheSettings {
+    }
+}
+
+fn cache_settings(stack: &Stack) -> CacheSettings {
+    CacheSettings {
         url: stack.redis_url().into(),
-        // Only the test decides what is slow.
+        // Long, so that only the test decides what is slow.
         timeout: Duration::from_secs(1),
         ttl: Duration::from_secs(60),
         absent_ttl: Duration::from_secs(10),
         strict: false,
         near_bytes: 1 << 20,
-    };
-    (database, cache)
+    }
 }

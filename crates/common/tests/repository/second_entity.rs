@@ -1,4 +1,4 @@
-//! That the repository knows nothing of users: a second entity needs its key, its load and its codec, and no more.
+//! The repository knows nothing of users: a second entity needs its key, its load and its codec, and no more.
 
 use common::cache::Representation;
 use common::repository::{CacheAside, CacheStatus, Effect, Freshness, Repository};
@@ -47,7 +47,7 @@ async fn another_entity_is_found_cached_and_replaced_by_the_same_flows() {
     stack.sql("INSERT INTO countries VALUES (1, 'Bonn')");
     let countries: Repository<Country> = repository(&stack);
 
-    // Until the cache is connected, loads are not stored.
+    // Loads are not stored until the cache is connected.
     let mut found = countries.find(&1, Freshness::Any).await.expect("found");
     while found.status != (CacheStatus::Miss { stored: true }) {
         found = countries.find(&1, Freshness::Any).await.expect("found");
@@ -63,5 +63,5 @@ async fn another_entity_is_found_cached_and_replaced_by_the_same_flows() {
     countries.write(countries.deadline(), Effect::Replace, move_government).await.expect("written");
     let found = countries.find(&1, Freshness::Any).await.expect("found");
     assert_eq!(found.answer.expect("there").body, "Berlin");
-    assert!(countries.find(&2, Freshness::Any).await.expect("asked").answer.is_none());
+    assert!(countries.find(&2, Freshness::Any).await.expect("an answer").answer.is_none());
 }

@@ -1,6 +1,7 @@
-//! Shared loads: one for all who came before it was sent, and never for who came after.
+//! Shared loads: one for all requests that arrived before it was sent, and for none that arrived later.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use common::cache::Representation;
 use common::repository::{CacheAside, CacheStatus, Effect, Freshness, Repository};
@@ -8,23 +9,24 @@ use devstack::Stack;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::Text;
+use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::sleep;
 
 use crate::repository;
 
-/// A note whose load, once it has read the row, waits for the test's leave.
+/// A note. After its load has read the row, it waits until the test lets it go on.
 #[derive(QueryableByName)]
 struct Note {
     #[diesel(sql_type = Text)]
     text: String,
 }
 
-/// Where a load tells that it has read, with the way to let it go on.
-static READ: Mutex<Option<UnboundedSender<std::sync::mpsc::Sender<()>>>> = Mutex::new(None);
+/// A load that has read the row. It goes on when this is dropped.
+type Paused = Sender<()>;
 
-fn listener() -> MutexGuard<'static, Option<UnboundedSender<std::sync::mpsc::Sender<()>>>> {
-    READ.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// Where each load sends itself once it has read the row.
+static READ: Mutex<Option<UnboundedSender<Paused>>> = Mutex::new(None);
 
 impl CacheAside for Note {
     type Key = i32;
@@ -36,12 +38,13 @@ impl CacheAside for Note {
 
     fn load(connection: &mut PgConnection, _: &[&i32]) -> QueryResult<Vec<Self>> {
         let notes = sql_query("SELECT text FROM notes").load(connection)?;
-        let (go_on, gone_on) = std::sync::mpsc::channel();
-        if let Some(listener) = &*listener() {
-            drop(listener.send(go_on));
+        let (paused, resumed) = channel();
+        if let Some(test) = &*READ.lock() {
+            // The test may have ended.
+            let _ = test.send(paused);
         }
-        // A sender that is dropped is leave as well.
-        let _ended = gone_on.recv();
+        // Always an error, since nothing is ever sent: it returns when the sender is dropped.
+        let _ = resumed.recv();
         Ok(notes)
     }
 
@@ -54,9 +57,9 @@ impl CacheAside for Note {
     }
 }
 
-fn loads() -> UnboundedReceiver<std::sync::mpsc::Sender<()>> {
-    let (listen, loads) = unbounded_channel();
-    *listener() = Some(listen);
+fn loads() -> UnboundedReceiver<Paused> {
+    let (sender, loads) = unbounded_channel();
+    *READ.lock() = Some(sender);
     loads
 }
 
@@ -67,7 +70,7 @@ async fn text(notes: Repository<Note>) -> (String, CacheStatus) {
 }
 
 #[tokio::test]
-async fn a_load_is_shared_by_who_came_before_it_was_sent_and_not_by_who_came_after_a_write() {
+async fn a_load_is_shared_only_with_requests_that_arrived_before_it_was_sent() {
     let stack = Stack::shared();
     stack.sql("CREATE TABLE notes (text text NOT NULL)");
     stack.sql("INSERT INTO notes VALUES ('old')");
@@ -75,7 +78,7 @@ async fn a_load_is_shared_by_who_came_before_it_was_sent_and_not_by_who_came_aft
     let mut loads = loads();
 
     let first = tokio::spawn(text(notes.clone()));
-    let old_load = loads.recv().await.expect("the first has read");
+    let old_load = loads.recv().await.expect("the first request's load has read");
 
     let change = |connection: &mut PgConnection| {
         sql_query("UPDATE notes SET text = 'new'").execute(connection)?;
@@ -83,16 +86,16 @@ async fn a_load_is_shared_by_who_came_before_it_was_sent_and_not_by_who_came_aft
     };
     notes.write(notes.deadline(), Effect::Replace, change).await.expect("acknowledged");
 
-    // It finds no copy, and the old load still under way.
+    // The second request finds no copy, and the old load still under way.
     let mut second = tokio::spawn(text(notes.clone()));
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    sleep(Duration::from_millis(50)).await;
     drop(old_load);
     assert_eq!(first.await.expect("no panic").0, "old", "it began before the write was acknowledged");
 
-    // Those who come now, before the second's own load has read, share it.
+    // It does not share that one. Its own load may be shared with requests that arrive before that has read.
     let new_load = tokio::select! {
-        load = loads.recv() => load.expect("the second has read for itself"),
-        handed = &mut second => panic!("it was handed {handed:?}"),
+        load = loads.recv() => load.expect("the second request's load has read"),
+        shared = &mut second => panic!("the second request got {shared:?}"),
     };
     drop(new_load);
     assert_eq!(second.await.expect("no panic").0, "new");

@@ -1,5 +1,5 @@
-//! What is written by user-svc is what data-svc answers, at once: docs/cache-protocol.md, told by single requests.
-//! The histories in tests/history say it of many.
+//! data-svc returns what user-svc has written, at once: docs/cache-protocol.md, shown by single requests. The histories
+//! in tests/history check it for many.
 
 use std::thread::scope;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ struct Fleet {
 impl Fleet {
     fn start() -> Self {
         let stack = Stack::shared();
-        // A test may hold a COMMIT for longer than a service would let it last.
+        // A test may hold a COMMIT for longer than the default time-outs.
         let user_svc =
             stack.user_svc().env("DATABASE_STATEMENT_TIMEOUT", "20s").env("DATABASE_DEADLINE", "20s").start();
         let data_svc = [stack.data_svc().start(), stack.data_svc().start()];
@@ -48,7 +48,8 @@ impl Fleet {
         self.get(replica, name).header("cache-status").unwrap_or_default().to_owned()
     }
 
-    /// Makes every COMMIT that changes a user wait for [`Fleet::let_commits_go`]: a deferred trigger waits for a lock.
+    /// Makes every COMMIT of a replace wait for [`Fleet::release_commits`]: a deferred trigger waits for a row to
+    /// change.
     fn hold_commits(&self) {
         self.stack.sql(
             "CREATE TABLE gate (open bool NOT NULL);
@@ -66,17 +67,24 @@ impl Fleet {
     fn wait_for_commit(&self) {
         let waiting = "SELECT count(*) FROM pg_stat_activity
                        WHERE datname = current_database() AND state = 'active' AND query ILIKE 'commit%'";
-        wait_until("a COMMIT comes", || self.stack.sql(waiting) == "1");
+        wait_until("a COMMIT waits", || self.stack.sql(waiting) == "1");
     }
 
-    fn let_commits_go(&self) {
+    fn release_commits(&self) {
         self.stack.sql("UPDATE gate SET open = true");
     }
 
-    /// Reads until the answer comes out of the replica's own memory.
+    /// Reads until the answer is a near hit.
     fn warm_near(&self, replica: usize, name: &str) {
         let near = (0..3000).any(|_| self.cache_status(replica, name).ends_with("; detail=near"));
         assert!(near, "the near cache is never used");
+    }
+
+    /// The same through both replicas.
+    fn warm_both(&self, name: &str) {
+        for replica in 0..2 {
+            self.warm_near(replica, name);
+        }
     }
 }
 
@@ -85,7 +93,7 @@ fn a_replaced_user_is_seen_at_once_through_every_replica_and_tier() {
     let fleet = Fleet::start();
     fleet.register("ann", "0");
     for round in 1..=20 {
-        (0..2).for_each(|replica| fleet.warm_near(replica, "ann"));
+        fleet.warm_both("ann");
         fleet.replace("ann", &round.to_string());
         for replica in 0..2 {
             assert_eq!(fleet.get(replica, "ann").json()["info"], round.to_string());
@@ -98,9 +106,11 @@ fn a_deleted_user_is_gone_at_once_through_every_replica_and_tier() {
     let fleet = Fleet::start();
     for round in 0..10 {
         fleet.register("ann", &round.to_string());
-        (0..2).for_each(|replica| fleet.warm_near(replica, "ann"));
+        fleet.warm_both("ann");
         assert_eq!(fleet.write("DELETE", "/user/ann", json!(null)), 204);
-        (0..2).for_each(|replica| assert_eq!(fleet.get(replica, "ann").status, 404));
+        for replica in 0..2 {
+            assert_eq!(fleet.get(replica, "ann").status, 404);
+        }
     }
 }
 
@@ -128,7 +138,7 @@ fn a_barrier_stands_from_before_commit_until_before_the_acknowledgement() {
         fleet.wait_for_commit();
         assert_eq!(kind(&fleet.stack, "ann"), "B");
         assert_eq!(fleet.cache_status(0, "ann"), "data-svc; fwd=bypass; detail=write-in-progress");
-        fleet.let_commits_go();
+        fleet.release_commits();
         writer.join().expect("replaced");
     });
     assert_eq!(kind(&fleet.stack, "ann"), "");
@@ -143,27 +153,29 @@ fn a_barrier_that_was_lost_is_made_up_for_before_the_acknowledgement() {
         let writer = scope.spawn(|| fleet.replace("ann", "new"));
         fleet.wait_for_commit();
         fleet.stack.redis_cli(&["DEL", "user:{ann}"]);
-        // Not acknowledged yet: the old user may be read, and is kept in every tier.
-        (0..2).for_each(|replica| fleet.warm_near(replica, "ann"));
-        fleet.let_commits_go();
+        // The replace is not acknowledged yet: the old user may be read, and is stored in every tier.
+        fleet.warm_both("ann");
+        fleet.release_commits();
         writer.join().expect("replaced");
     });
-    (0..2).for_each(|replica| assert_eq!(fleet.get(replica, "ann").json()["info"], "new"));
+    for replica in 0..2 {
+        assert_eq!(fleet.get(replica, "ann").json()["info"], "new");
+    }
 }
 
 #[test]
-fn a_replica_that_hears_nothing_has_let_its_copies_run_out_when_a_write_is_acknowledged() {
+fn a_replica_that_receives_nothing_uses_no_copy_after_an_acknowledged_write() {
     let fleet = Fleet::start();
     let proxy = fleet.stack.redis_proxy();
-    let deaf = fleet.stack.data_svc().redis_through(&proxy).start();
-    let get = || http::get(&deaf.url_of("/user/ann"));
+    let isolated = fleet.stack.data_svc().redis_through(&proxy).start();
+    let get = || http::get(&isolated.url_of("/user/ann"));
     fleet.register("ann", "0");
     for round in 1..=10 {
         let near =
             |answer: http::Response| answer.header("cache-status").is_some_and(|s| s.ends_with("near"));
-        let end = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(10);
         while !near(get()) {
-            assert!(Instant::now() < end, "the near cache is not used");
+            assert!(Instant::now() < deadline, "the near cache is not used");
         }
         proxy.stall();
         fleet.replace("ann", &round.to_string());
@@ -173,7 +185,7 @@ fn a_replica_that_hears_nothing_has_let_its_copies_run_out_when_a_write_is_ackno
 }
 
 #[test]
-fn a_replica_that_hears_late_does_not_use_its_copies() {
+fn a_replica_that_receives_late_does_not_use_its_copies() {
     let fleet = Fleet::start();
     let proxy = fleet.stack.redis_proxy();
     let late = fleet.stack.data_svc().redis_through(&proxy).env("CACHE_TIMEOUT", "2s").start();
@@ -182,7 +194,9 @@ fn a_replica_that_hears_late_does_not_use_its_copies() {
     late.wait_for_log("Redis is there");
     proxy.delay(Duration::from_millis(100));
     for round in 1..=3 {
-        (0..3).for_each(|_| drop(get()));
+        for _ in 0..3 {
+            get();
+        }
         fleet.replace("ann", &round.to_string());
         assert_eq!(get().json()["info"], round.to_string());
     }
@@ -197,7 +211,7 @@ fn purge_leaves_a_writers_barrier_where_it_is() {
 }
 
 #[test]
-fn a_lease_of_another_replica_is_waited_for_and_then_passed_by() {
+fn a_lease_of_another_replica_is_waited_for_and_then_bypassed() {
     let fleet = Fleet::start();
     fleet.register("ann", "i");
     fleet.stack.redis_cli(&["SET", "user:{ann}", "L0123456789abcdef"]);
@@ -206,15 +220,15 @@ fn a_lease_of_another_replica_is_waited_for_and_then_passed_by() {
 }
 
 #[test]
-fn purge_tells_every_tier_of_a_user_that_was_changed_in_sql() {
+fn purge_removes_a_user_that_was_changed_in_sql_from_every_tier() {
     let fleet = Fleet::start();
     fleet.register("ann", "before");
-    (0..2).for_each(|replica| fleet.warm_near(replica, "ann"));
+    fleet.warm_both("ann");
     fleet.stack.sql("UPDATE users SET info = 'by hand' WHERE name = 'ann'");
     assert_eq!(fleet.get(0, "ann").json()["info"], "before");
     let purge = fleet.stack.data_svc().run(&["purge", "ann", "somebody else"]);
     assert!(purge.status.success(), "{}", String::from_utf8_lossy(&purge.stderr));
-    // The near copies run out within their lease, unless the message is there first.
+    // A near copy is used until its proof ends, or until the message arrives.
     let seen = |replica| (0..1000).any(|_| fleet.get(replica, "ann").json()["info"] == "by hand");
     assert!(seen(0) && seen(1));
 }
@@ -236,8 +250,9 @@ fn a_key_that_is_read_often_never_misses_at_the_end_of_its_ttl() {
     let key = data_svc.url_of("/user/hot");
     assert_eq!(http::get(&key).json()["cache_hit"], false);
     let fill = || stack.redis_cli(&["GETRANGE", "user:{hot}", "2", "17"]);
-    let (first, start) = (fill(), Instant::now());
-    // Past two lives of the entry, every read is a hit, though the entry is another one by now.
+    let first = fill();
+    let start = Instant::now();
+    // For twice the TTL every read is a hit, though the entry is another one by then.
     while start.elapsed() < Duration::from_secs(4) {
         assert_eq!(http::get(&key).json()["cache_hit"], true);
     }
@@ -245,7 +260,7 @@ fn a_key_that_is_read_often_never_misses_at_the_end_of_its_ttl() {
 }
 
 #[test]
-fn strict_writes_are_refused_while_redis_cannot_be_told() {
+fn strict_writes_are_refused_while_redis_cannot_be_reached() {
     let stack = Stack::shared();
     let proxy = stack.redis_proxy();
     let strict = stack.user_svc().redis_through(&proxy).env("CACHE_STRICT", "true").start();
@@ -262,7 +277,7 @@ fn strict_writes_are_refused_while_redis_cannot_be_told() {
 }
 
 #[test]
-fn what_was_written_while_redis_was_away_is_purged_when_it_answers() {
+fn names_written_while_redis_was_away_are_purged_when_it_answers() {
     let stack = Stack::shared();
     let proxy = stack.redis_proxy();
     let user_svc = stack.user_svc().redis_through(&proxy).start();
@@ -276,7 +291,7 @@ fn what_was_written_while_redis_was_away_is_purged_when_it_answers() {
     assert_eq!(info(), "before");
     proxy.cut();
     assert_eq!(send("PUT", "/user/ann", r#"{"info":"after"}"#), 200);
-    // Only the writer cannot reach Redis: those who can still read the old copy from it.
+    // Only the writer cannot reach Redis. A reader that can still gets the old entry from it.
     assert_eq!(info(), "before");
     proxy.restore();
     user_svc.wait_for_log("Redis was told of 1 write(s) that it had missed");
@@ -284,8 +299,9 @@ fn what_was_written_while_redis_was_away_is_purged_when_it_answers() {
 }
 
 #[test]
-fn what_was_written_while_redis_refused_writes_is_purged_when_it_takes_them_again() {
-    let (stack, redis) = (Stack::shared(), Redis::start());
+fn names_written_while_redis_refused_writes_are_purged_when_it_takes_them() {
+    let stack = Stack::shared();
+    let redis = Redis::start();
     let user_svc = stack.user_svc().env("REDIS_URL", redis.url(0)).start();
     let data_svc = stack.data_svc().env("REDIS_URL", redis.url(0)).start();
     user_svc.wait_for_log("Redis is there");
@@ -297,10 +313,10 @@ fn what_was_written_while_redis_refused_writes_is_purged_when_it_takes_them_agai
     data_svc.wait_for_log("Redis is there");
     assert_eq!(info(), "before");
     assert_eq!(redis.cli(0, &["GETRANGE", "user:{ann}", "0", "0"]).trim(), "V", "Redis has a copy");
-    // As without enough replicas, or after a snapshot that failed: it answers, and every connection stays.
+    // As without enough replicas, or after a snapshot that failed: Redis replies, and every connection stays open.
     redis.cli(0, &["CONFIG", "SET", "min-replicas-to-write", "1"]);
     assert_eq!(send("PUT", "/user/ann", r#"{"info":"after"}"#), 200);
-    assert_eq!(info(), "after", "it cannot be asked for a lease, so its copy is not used");
+    assert_eq!(info(), "after", "Redis refuses the lease, so its entry is not used");
     redis.cli(0, &["CONFIG", "SET", "min-replicas-to-write", "0"]);
     user_svc.wait_for_log("Redis was told of 1 write(s) that it had missed");
     assert_eq!(info(), "after");

@@ -12,7 +12,7 @@ fn services() -> [&'static Service; 2] {
 fn a_path_that_is_not_there_is_404_for_every_method() {
     for service in services() {
         for path in
-            ["/", "/nope", "/user", "/user/", "/livez/x", "/metrics", "/problems/nope", "/docs/nope.js", "//"]
+            ["/nope", "/user", "/user/", "/livez/x", "/metrics", "/problems/nope", "/docs/nope.js", "//"]
         {
             is_problem(&http::get(&service.url_of(path)), 404, "no-such-path");
         }
@@ -24,7 +24,7 @@ fn a_path_that_is_not_there_is_404_for_every_method() {
 fn a_wrong_method_is_405_and_allow_names_the_right_ones() {
     for service in services() {
         for path in
-            ["/livez", "/readyz", "/version", "/openapi.json", "/docs", "/docs/", "/problems/internal"]
+            ["/", "/livez", "/readyz", "/version", "/openapi.json", "/docs", "/docs/", "/problems/internal"]
         {
             let response = http::send("POST", &service.url_of(path), &[], "");
             is_problem(&response, 405, "method-not-allowed");
@@ -39,7 +39,7 @@ fn a_wrong_method_is_405_and_allow_names_the_right_ones() {
 fn head_works_on_every_get_route() {
     for service in services() {
         for path in
-            ["/livez", "/readyz", "/version", "/openapi.json", "/docs", "/docs/", "/problems/internal"]
+            ["/", "/livez", "/readyz", "/version", "/openapi.json", "/docs", "/docs/", "/problems/internal"]
         {
             let (get, head) =
                 (http::get(&service.url_of(path)), http::send("HEAD", &service.url_of(path), &[], ""));
@@ -80,15 +80,27 @@ fn the_description_is_openapi_3_1_and_names_every_route_of_the_contract() {
 }
 
 #[test]
+fn the_root_and_docs_without_its_slash_redirect_to_the_page_by_a_relative_address() {
+    for service in services() {
+        let root = http::get(&service.url_of("/"));
+        assert_eq!((root.status, root.header("location")), (307, Some("docs/")));
+        assert_eq!(root.header("cache-control"), Some("no-store"));
+        let docs = http::get(&service.url_of("/docs"));
+        assert_eq!((docs.status, docs.header("location")), (308, Some("docs/")));
+    }
+}
+
+#[test]
 fn the_documentation_is_served_from_the_binary_and_calls_nobody() {
     for service in services() {
-        let redirect = http::get(&service.url_of("/docs"));
-        assert_eq!((redirect.status, redirect.header("location")), (308, Some("/docs/")));
         let page = http::get(&service.url_of("/docs/"));
         assert_eq!(page.status, 200);
         assert!(!page.text().contains("http://") && !page.text().contains("https://"), "{}", page.text());
         let script = http::get(&service.url_of("/docs/swagger-initializer.js")).text();
-        assert!(script.contains("/openapi.json") && script.contains(r#""validatorUrl": "none""#), "{script}");
+        assert!(
+            script.contains(r#""url": "../openapi.json""#) && script.contains(r#""validatorUrl": "none""#),
+            "{script}"
+        );
         assert_eq!(http::get(&service.url_of("/docs/swagger-ui-bundle.js")).status, 200);
     }
 }

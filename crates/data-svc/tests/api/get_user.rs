@@ -8,7 +8,8 @@ use crate::{cache_status, get, is_problem, register, running};
 #[test]
 fn the_first_get_is_a_miss_that_fills_and_the_second_a_hit() {
     assert_eq!(register("first", "i").status, 201);
-    let (miss, hit) = (get("first", &[]), get("first", &[]));
+    let miss = get("first", &[]);
+    let hit = get("first", &[]);
     assert_eq!(miss.json(), json!({"name": "first", "info": "i", "cache_hit": false}));
     assert_eq!(cache_status(&miss), "data-svc; fwd=uri-miss; stored");
     assert_eq!(hit.json(), json!({"name": "first", "info": "i", "cache_hit": true}));
@@ -25,7 +26,7 @@ fn register_does_not_warm_the_cache() {
 }
 
 #[test]
-fn an_answer_says_how_it_may_be_kept_and_carries_the_etag_of_the_registration() {
+fn an_answer_has_the_etag_of_its_registration_and_says_how_it_may_be_kept() {
     let registered = register("tagged", "i");
     let found = get("tagged", &[]);
     assert_eq!(found.status, 200);
@@ -52,7 +53,7 @@ fn a_current_etag_is_answered_with_304_whether_hit_or_miss() {
 }
 
 #[test]
-fn equal_users_have_equal_tags_and_different_ones_do_not() {
+fn equal_users_have_equal_tags_and_different_users_different_tags() {
     let tag = |name, info| register(name, info).header("etag").map(str::to_owned);
     assert_ne!(tag("tag-a", "i"), tag("tag-b", "i"));
     assert_ne!(tag("tag-c", "i"), tag("tag-cc", "i"));
@@ -85,7 +86,8 @@ fn no_cache_on_a_cold_name_fills_the_cache() {
 
 #[test]
 fn an_unknown_name_is_404_and_that_is_cached_for_a_short_time() {
-    let (miss, hit) = (get("nobody", &[]), get("nobody", &[]));
+    let miss = get("nobody", &[]);
+    let hit = get("nobody", &[]);
     assert_eq!(is_problem(&miss, 404, "unknown-user")["instance"], "/user/nobody");
     assert_eq!(cache_status(&miss), "data-svc; fwd=uri-miss; stored");
     is_problem(&hit, 404, "unknown-user");
@@ -153,16 +155,17 @@ fn a_query_string_does_not_change_the_name() {
 }
 
 #[test]
-fn a_near_hit_that_is_not_routed_answers_as_one_that_is() {
+fn a_near_hit_of_the_fast_path_is_answered_like_a_routed_one() {
     let tag = register("shortcut", "i").header("etag").expect("an ETag").to_owned();
-    // What is percent-encoded takes the route.
-    let (plain, routed) = ("shortcut", "%73hortcut");
+    let plain = "shortcut";
+    // A percent-encoded name is not for the fast path.
+    let routed = "%73hortcut";
     let near = |name: &str, headers: &[(&str, &str)]| {
         let answers = (0..3000).map(|_| get(name, headers));
         let mut near = answers.filter(|answer| cache_status(answer).ends_with("; detail=near"));
         near.next().expect("the near cache is used")
     };
-    let same_head = |answer: &http::Response| {
+    let comparable_head = |answer: &http::Response| {
         let mut head = answer.headers.clone();
         head.retain(|(name, _)| !matches!(name.as_str(), "date" | "cache-status"));
         head.sort();
@@ -171,9 +174,10 @@ fn a_near_hit_that_is_not_routed_answers_as_one_that_is() {
     for headers in
         [[("X-Request-Id", "a"), ("Accept", "*/*")], [("X-Request-Id", "a"), ("If-None-Match", &tag)]]
     {
-        let (at_once, by_route) = (near(plain, &headers), near(routed, &headers));
-        assert_eq!((at_once.status, &at_once.body), (by_route.status, &by_route.body));
-        assert_eq!(same_head(&at_once), same_head(&by_route));
+        let fast = near(plain, &headers);
+        let by_route = near(routed, &headers);
+        assert_eq!((fast.status, &fast.body), (by_route.status, &by_route.body));
+        assert_eq!(comparable_head(&fast), comparable_head(&by_route));
     }
     let fresh = get(plain, &[("Cache-Control", "no-cache")]);
     assert_eq!(cache_status(&fresh), "data-svc; fwd=request; stored");

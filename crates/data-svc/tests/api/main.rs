@@ -1,6 +1,7 @@
-//! What `data-svc` promises over HTTP, and what both services promise alike: docs/http.md, row by row.
+//! The promises of `data-svc` over HTTP, and those of both services: docs/http.md, row by row.
 
 mod coherence;
+mod description;
 mod every_service;
 mod get_user;
 mod names;
@@ -10,7 +11,7 @@ use std::sync::OnceLock;
 use devstack::{Service, Stack, http, testing};
 use serde_json::{Value, json};
 
-/// Both services over one database and one key space, for all tests that keep to names of their own.
+/// Both services over one database and one key space, for all tests that use only names of their own.
 struct Running {
     user_svc: Service,
     data_svc: Service,
@@ -31,7 +32,7 @@ fn register(name: &str, info: &str) -> http::Response {
     testing::register_with(&running().user_svc, name, info)
 }
 
-/// GET of a name that needs no encoding.
+/// GET of a name that needs no percent-encoding.
 fn get(name: &str, headers: &[(&str, &str)]) -> http::Response {
     testing::get_with(&running().data_svc, name, headers)
 }

@@ -6,7 +6,7 @@ use proptest::test_runner::{Config, TestCaseResult};
 
 use crate::{get, register};
 
-/// Text of every kind: any characters, and more of those that are close to a rule.
+/// Text of every kind: any characters, and more often those near the limit of a rule.
 fn text(longest: usize) -> impl Strategy<Value = String> {
     let close = prop::sample::select(vec![
         'a',

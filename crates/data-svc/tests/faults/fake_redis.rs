@@ -1,5 +1,5 @@
-//! Servers that only look like Redis: too old, replying late, or hostile. The test plays the server, so that it decides
-//! when each reply is sent.
+//! Servers that only look like Redis: too old, late with replies, or hostile. The test plays the server, so that it
+//! decides when each reply is sent.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use devstack::{ServiceBuilder, Stack};
 
 use crate::{BREAKER_OPEN, BYPASS, ERROR, MISS_NOT_STORED, TIMEOUT, found, insert, without_near};
 
-/// What a key holds that a newer version of ours wrote: the service asks nothing more about it.
+/// A reply with an entry of a newer version of the service: no further command about it follows.
 const OTHER_FORMAT: &[u8] = b"$4\r\nV\x02xx\r\n";
 
 struct FakeRedis(TcpListener);
@@ -22,7 +22,7 @@ struct Link(BufReader<TcpStream>);
 impl FakeRedis {
     fn start() -> FakeRedis {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("some port is free");
-        // So that a test whose service never connects fails rather than hangs.
+        // So that a test whose service never connects fails, and does not hang.
         listener.set_nonblocking(true).expect("it is open");
         FakeRedis(listener)
     }
@@ -31,7 +31,7 @@ impl FakeRedis {
         format!("redis://{}/0", self.0.local_addr().expect("it is bound"))
     }
 
-    /// Waits for a connection that has not been given up, and answers what a client asks first.
+    /// Waits for a connection that the service has not closed again, and answers its first commands.
     fn accept(&self, version: &str) -> Link {
         loop {
             let mut accepted = None;
@@ -51,7 +51,7 @@ impl FakeRedis {
 }
 
 impl Link {
-    /// Answers what a client asks before it asks for users, up to who we are. Tells whether it came so far.
+    /// Replies to the commands that come before those about users, up to INFO. Returns whether INFO came.
     fn greet(&mut self, version: &str) -> bool {
         let info = format!("# Server\r\nredis_version:{version}\r\nrole:master\r\nloading:0\r\n");
         loop {
@@ -70,9 +70,9 @@ impl Link {
         }
     }
 
-    /// Takes a question about `name`.
-    fn is_asked_for(&mut self, name: &str) {
-        let command = self.command().expect("a question");
+    /// Reads a command about `name`, without a reply.
+    fn expect_read_of(&mut self, name: &str) {
+        let command = self.command().expect("a command");
         assert_eq!(command[..2], ["SET".to_owned(), format!("user:{{{name}}}")], "{command:?}");
     }
 
@@ -98,7 +98,7 @@ impl Link {
 
     fn reply(&mut self, bytes: &[u8]) {
         // The service may be gone by now.
-        drop(self.0.get_mut().write_all(bytes));
+        let _ = self.0.get_mut().write_all(bytes);
     }
 }
 
@@ -117,7 +117,7 @@ fn a_redis_older_than_7_is_not_used_and_the_log_says_why() {
     assert!(line.contains("7.0") && line.contains("6.2.14"), "{line}");
     service.wait_for_readiness(200);
     assert_eq!(found(&get(&service, "john"), "john"), BREAKER_OPEN);
-    // It asks again, in case we were replaced, and for nothing but the version.
+    // It asks for the version again, in case the server was replaced, and for nothing else.
     for _ in 0..2 {
         assert!(link.greet("6.2.14"));
     }
@@ -126,34 +126,37 @@ fn a_redis_older_than_7_is_not_used_and_the_log_says_why() {
 #[test]
 fn a_late_reply_among_others_does_not_open_the_breaker() {
     let stack = Stack::shared();
-    ["one", "two", "three"].iter().for_each(|name| insert(&stack, name));
+    for name in ["one", "two", "three"] {
+        insert(&stack, name);
+    }
     let redis = FakeRedis::start();
     let service = with(&stack, &redis).env("CACHE_TIMEOUT", "1s").spawn();
     let mut link = redis.accept("7.0.15");
     service.wait_for_readiness(200);
     scope(|scope| {
-        let ask = |name: &'static str| {
+        let read = |name: &'static str| {
             let service = &service;
             scope.spawn(move || found(&get(service, name), name))
         };
-        let one = ask("one");
-        link.is_asked_for("one");
-        let two = ask("two");
-        link.is_asked_for("two");
-        // The first reply comes after the second question was sent: the connection is alive, the second is only late.
+        let one = read("one");
+        link.expect_read_of("one");
+        let two = read("two");
+        link.expect_read_of("two");
+        // The first reply arrives after the second command was sent. So the connection is alive, and the second reply
+        // is only late.
         link.reply(OTHER_FORMAT);
         assert_eq!(one.join().expect("answered"), BYPASS);
         assert_eq!(two.join().expect("answered"), TIMEOUT);
         link.reply(OTHER_FORMAT);
-        let three = ask("three");
-        link.is_asked_for("three");
+        let three = read("three");
+        link.expect_read_of("three");
         link.reply(OTHER_FORMAT);
         assert_eq!(three.join().expect("answered"), BYPASS);
     });
 }
 
 #[test]
-fn no_reply_at_all_for_a_whole_time_out_opens_the_breaker_until_a_probe_is_answered() {
+fn no_reply_for_a_whole_time_out_opens_the_breaker_until_a_probe_succeeds() {
     let stack = Stack::shared();
     insert(&stack, "john");
     let redis = FakeRedis::start();
@@ -176,7 +179,7 @@ fn no_reply_at_all_for_a_whole_time_out_opens_the_breaker_until_a_probe_is_answe
             });
         }
     });
-    wait_until("it is asked again", || found(&get(&service, "john"), "john") == BYPASS);
+    wait_until("Redis is used again", || found(&get(&service, "john"), "john") == BYPASS);
 }
 
 #[test]
@@ -205,7 +208,7 @@ fn hostile_replies_neither_fail_a_request_nor_end_the_service() {
     let service = with(&stack, &redis).spawn();
     let server = spawn(move || {
         for reply in replies {
-            // One answer to all that comes, then the end of the connection.
+            // One reply, whatever the command is, and then the end of the connection.
             let mut link = redis.accept("7.4.0");
             while link.command().is_none() {
                 link = redis.accept("7.4.0");

@@ -1,4 +1,5 @@
-//! Leases: a copy goes in only if nobody came in between, and nobody who hangs up leaves a lease behind.
+//! Leases: a copy is stored only if no other reader or writer changed the key meanwhile, and a client that hangs up
+//! leaves no lease.
 
 use std::thread::{scope, sleep};
 use std::time::Duration;
@@ -12,13 +13,13 @@ use crate::{
     without_near,
 };
 
-/// A lease, or with another letter a barrier, whose owner is not there to fill it.
+/// A token that belongs to no process: with `L` before it a lease, with `B` a barrier.
 const STRANGER: &str = "0123456789abcdef";
 
 fn behind_a_proxy() -> (Stack, Proxy, Service) {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
-    // Only the test decides how long a load takes.
+    // A long deadline, so that only the test decides how long a load takes.
     let service =
         without_near(stack.data_svc()).postgres_through(&proxy).env("DATABASE_DEADLINE", "9s").start();
     service.wait_for_log("Redis is there");
@@ -26,7 +27,7 @@ fn behind_a_proxy() -> (Stack, Proxy, Service) {
     (stack, proxy, service)
 }
 
-/// What a GET of john answers, during whose load `meanwhile` happens.
+/// The `Cache-Status` of a GET of john. `meanwhile` runs during its load.
 fn loading(service: &Service, proxy: &Proxy, headers: &[(&str, &str)], meanwhile: impl FnOnce()) -> String {
     proxy.stall();
     scope(|scope| {
@@ -56,10 +57,11 @@ fn a_copy_whose_lease_was_replaced_by_anothers_is_not_stored() {
     for kind_of_other in ["L", "B"] {
         stack.redis_cli(&["DEL", "user:{john}"]);
         let other = format!("{kind_of_other}{STRANGER}");
-        let status =
-            loading(&service, &proxy, &[], || drop(stack.redis_cli(&["SET", "user:{john}", &other])));
+        let status = loading(&service, &proxy, &[], || {
+            stack.redis_cli(&["SET", "user:{john}", &other]);
+        });
         assert_eq!(status, MISS_NOT_STORED);
-        assert_eq!(stack.redis_cli(&["GET", "user:{john}"]), other, "it is as it was");
+        assert_eq!(stack.redis_cli(&["GET", "user:{john}"]), other, "it has not changed");
     }
 }
 
@@ -83,7 +85,7 @@ fn two_loads_of_one_process_have_leases_of_their_own() {
 }
 
 #[test]
-fn of_two_readers_only_the_one_who_holds_the_lease_stores_its_copy() {
+fn of_two_readers_only_the_one_that_holds_the_lease_stores_its_copy() {
     let (stack, first_proxy, first) = behind_a_proxy();
     let second_proxy = stack.postgres_proxy();
     let builder =
@@ -95,7 +97,7 @@ fn of_two_readers_only_the_one_who_holds_the_lease_stores_its_copy() {
     scope(|scope| {
         let early = scope.spawn(|| found(&get(&first, "john"), "john"));
         wait_until("the first loads", || kind(&stack, "john") == "L");
-        // As a registration does. The next reader takes a lease of its own.
+        // A registration does the same. The next reader takes a lease of its own.
         stack.redis_cli(&["DEL", "user:{john}"]);
         let late = scope.spawn(|| found(&get(&second, "john"), "john"));
         wait_until("the second loads", || kind(&stack, "john") == "L");
@@ -150,10 +152,12 @@ fn a_registration_during_a_load_keeps_its_copy_out() {
 }
 
 #[test]
-fn a_forced_read_stores_only_over_the_copy_that_it_saw() {
+fn a_forced_read_stores_only_over_the_entry_that_it_read() {
     let (stack, proxy, service) = behind_a_proxy();
     wait_for_a_hit(&service, "john");
-    let gone = loading(&service, &proxy, &[NO_CACHE], || drop(stack.redis_cli(&["DEL", "user:{john}"])));
+    let gone = loading(&service, &proxy, &[NO_CACHE], || {
+        stack.redis_cli(&["DEL", "user:{john}"]);
+    });
     assert_eq!(gone, "data-svc; fwd=request");
     assert_eq!(kind(&stack, "john"), "");
 
@@ -161,20 +165,20 @@ fn a_forced_read_stores_only_over_the_copy_that_it_saw() {
     let other = without_near(stack.data_svc()).start();
     other.wait_for_log("Redis is there");
     let replaced = loading(&service, &proxy, &[NO_CACHE], || {
-        // Equal users, but another fill: the one that is on its way may be the older.
+        // The user is the same, but the fill is another: the row of the fill on its way may be the older one.
         let status = found(&get_with(&other, "john", &[NO_CACHE]), "john");
         assert_eq!(status, "data-svc; fwd=request; stored");
     });
     assert_eq!(replaced, "data-svc; fwd=request");
 
     let undisturbed = loading(&service, &proxy, &[NO_CACHE], || {
-        assert!(is_hit(&get(&service, "john")), "others are served from the copy meanwhile");
+        assert!(is_hit(&get(&service, "john")), "meanwhile other reads are served from the entry");
     });
     assert_eq!(undisturbed, "data-svc; fwd=request; stored");
 }
 
 #[test]
-fn a_barrier_or_a_lease_without_an_owner_is_waited_for_briefly_and_then_passed_by() {
+fn a_barrier_or_lease_without_an_owner_is_waited_for_briefly_then_bypassed() {
     let (stack, _proxy, service) = behind_a_proxy();
     for letter in ["B", "L"] {
         stack.redis_cli(&["SET", "user:{john}", &format!("{letter}{STRANGER}")]);
@@ -201,7 +205,8 @@ fn a_client_that_hangs_up_during_a_load_leaves_a_copy_and_no_lease() {
 #[test]
 fn a_client_that_hangs_up_at_any_moment_leaves_no_lease() {
     let stack = Stack::shared();
-    let (postgres, redis) = (stack.postgres_proxy(), stack.redis_proxy());
+    let postgres = stack.postgres_proxy();
+    let redis = stack.redis_proxy();
     let builder = without_near(stack.data_svc()).postgres_through(&postgres).redis_through(&redis);
     let service = builder.env("CACHE_TIMEOUT", "1s").start();
     service.wait_for_log("Redis is there");
@@ -212,7 +217,7 @@ fn a_client_that_hangs_up_at_any_moment_leaves_no_lease() {
         for number in 0..40 {
             let service = &service;
             scope.spawn(move || {
-                // Dropping the proxy resets the connection, which the service notices sooner than a quiet end.
+                // Dropping the proxy resets the connection. The service notices a reset sooner than a normal close.
                 let proxy = Proxy::start(service.address());
                 let mut client = Connection::open(proxy.address());
                 client.send(format!("GET /user/left-{number} HTTP/1.1\r\nHost: x\r\n\r\n"));
@@ -221,7 +226,7 @@ fn a_client_that_hangs_up_at_any_moment_leaves_no_lease() {
             });
         }
     });
-    // Whatever was begun has ended when the latest of all has.
+    // This read starts last. Once it has ended, the others have ended as well.
     redis.restore();
     postgres.restore();
     assert_eq!(get(&service, "last").status, 404);
@@ -229,7 +234,7 @@ fn a_client_that_hangs_up_at_any_moment_leaves_no_lease() {
         (0..40).filter(|number| kind(&stack, &format!("left-{number}")) == letter).count()
     };
     let first = kinds("L");
-    // A lease ends by itself after 3 s: it must be gone much sooner.
+    // A lease expires after 3 s. It must be gone much sooner.
     sleep(Duration::from_millis(500));
     assert_eq!(kinds("L"), 0, "leases without an owner (at first {first}; {} copies)", kinds("A"));
     assert!(kinds("A") > 0, "no client stayed long enough");

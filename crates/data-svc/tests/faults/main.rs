@@ -21,12 +21,13 @@ const TIMEOUT: &str = "data-svc; fwd=miss; detail=redis-timeout";
 const ERROR: &str = "data-svc; fwd=miss; detail=redis-error";
 const HIT: &str = "data-svc; hit; ttl=";
 
-/// Puts a user into the table as user-svc does. Where nobody has asked for it yet, no copy needs to be deleted.
+/// Inserts a user into the table as user-svc does. The name must not have been read before, since no entry is deleted.
 fn insert(stack: &Stack, name: &str) {
     stack.sql(&format!("INSERT INTO users (name, info) VALUES ('{name}', 'some info')"));
 }
 
-/// The `Cache-Status` of an answer that holds the user whom [`insert`] has put there, and says truly whether it is a hit.
+/// The `Cache-Status` of an answer. Panics unless the answer is the user that [`insert`] inserted, and its `cache_hit`
+/// is true exactly for a hit.
 fn found(answer: &Response, name: &str) -> String {
     assert_eq!(answer.status, 200, "{}", answer.text());
     let status = answer.header("cache-status").expect("each answer about a user has one").to_owned();
@@ -36,7 +37,7 @@ fn found(answer: &Response, name: &str) -> String {
     status
 }
 
-/// Asserts that this is a whole and honest 503.
+/// Asserts that this is a complete and correct 503 of the kind `unavailable`.
 fn is_unavailable(answer: &Response) {
     assert_eq!(answer.status, 503, "{}", answer.text());
     assert_eq!(answer.header("content-type"), Some("application/problem+json"));
@@ -44,7 +45,7 @@ fn is_unavailable(answer: &Response) {
     assert!(answer.header("retry-after").is_some_and(|value| value.parse::<u32>().is_ok()));
 }
 
-/// For tests of what Redis alone does: no copy in the replica's own memory answers in its place.
+/// For tests of Redis alone: no copy in the replica's own memory answers in its place.
 fn without_near(builder: ServiceBuilder) -> ServiceBuilder {
     builder.env("NEAR_CACHE_MIB", "0")
 }

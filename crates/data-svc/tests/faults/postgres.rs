@@ -1,4 +1,4 @@
-//! Postgres away, frozen, not migrated, or open for reading only.
+//! Postgres away, frozen, not migrated, or read-only.
 
 use std::thread::scope;
 
@@ -9,8 +9,8 @@ use crate::{
     BREAKER_OPEN, HIT, MISS, NO_CACHE, found, insert, is_hit, is_unavailable, wait_for_a_hit, without_near,
 };
 
-/// With a shorter deadline, for tests that wait for its end.
-fn soon(builder: ServiceBuilder) -> ServiceBuilder {
+/// With a shorter deadline, for tests that wait until it has passed.
+fn with_short_deadline(builder: ServiceBuilder) -> ServiceBuilder {
     builder.env("DATABASE_DEADLINE", "500ms")
 }
 
@@ -20,7 +20,7 @@ fn without_postgres_hits_are_served_misses_are_503_and_it_stays_ready() {
     insert(&stack, "cached");
     insert(&stack, "other");
     let proxy = stack.postgres_proxy();
-    let service = soon(stack.data_svc().postgres_through(&proxy)).start();
+    let service = with_short_deadline(stack.data_svc().postgres_through(&proxy)).start();
     wait_for_a_hit(&service, "cached");
     assert_eq!(get(&service, "nobody").status, 404);
 
@@ -30,7 +30,7 @@ fn without_postgres_hits_are_served_misses_are_503_and_it_stays_ready() {
         assert_eq!(get(&service, "nobody").status, 404, "absence is cached as well");
         is_unavailable(&get(&service, "other"));
     }
-    // A balancer must not take all replicas away at once.
+    // A balancer must not drop all replicas at once.
     assert_eq!(http::get(&service.url_of("/readyz")).status, 200);
 
     proxy.restore();
@@ -42,7 +42,7 @@ fn a_load_that_fails_leaves_no_lease_behind() {
     let stack = Stack::shared();
     insert(&stack, "john");
     let proxy = stack.postgres_proxy();
-    let service = soon(stack.data_svc().postgres_through(&proxy)).start();
+    let service = with_short_deadline(stack.data_svc().postgres_through(&proxy)).start();
     service.wait_for_log("Redis is there");
     proxy.cut();
     is_unavailable(&get(&service, "john"));
@@ -63,16 +63,16 @@ fn a_forced_read_that_fails_leaves_the_copy_to_others() {
     let stack = Stack::shared();
     insert(&stack, "john");
     let proxy = stack.postgres_proxy();
-    let service = soon(stack.data_svc().postgres_through(&proxy)).start();
+    let service = with_short_deadline(stack.data_svc().postgres_through(&proxy)).start();
     wait_for_a_hit(&service, "john");
     proxy.cut();
     is_unavailable(&get_with(&service, "john", &[NO_CACHE]));
-    // Nothing can have been written meanwhile: the copy is as good as before, and the only one there is.
+    // Nothing can have been committed meanwhile. The entry is still current, and the only one there is.
     assert!(is_hit(&get(&service, "john")));
 }
 
 #[test]
-fn postgres_frozen_is_503_for_a_miss_within_the_deadline_and_no_matter_for_a_hit() {
+fn with_postgres_frozen_a_miss_is_503_within_the_deadline_and_a_hit_is_served() {
     let stack = Stack::private();
     insert(&stack, "cached");
     insert(&stack, "other");
@@ -82,7 +82,7 @@ fn postgres_frozen_is_503_for_a_miss_within_the_deadline_and_no_matter_for_a_hit
     scope(|scope| {
         for _ in 0..20 {
             let service = &service;
-            // It waits 10 s for the answer, five times the deadline.
+            // The client waits 10 s for the answer, five times the deadline.
             scope.spawn(move || is_unavailable(&get(service, "other")));
         }
         for _ in 0..20 {
@@ -95,12 +95,14 @@ fn postgres_frozen_is_503_for_a_miss_within_the_deadline_and_no_matter_for_a_hit
 }
 
 #[test]
-fn neither_store_is_503_and_not_the_end() {
+fn with_neither_store_a_read_is_503_and_the_service_recovers() {
     let stack = Stack::shared();
     insert(&stack, "john");
-    let (postgres, redis) = (stack.postgres_proxy(), stack.redis_proxy());
+    let postgres = stack.postgres_proxy();
+    let redis = stack.redis_proxy();
     let service =
-        soon(without_near(stack.data_svc().postgres_through(&postgres).redis_through(&redis))).start();
+        with_short_deadline(without_near(stack.data_svc().postgres_through(&postgres).redis_through(&redis)))
+            .start();
     wait_for_a_hit(&service, "john");
     postgres.cut();
     redis.cut();
@@ -115,7 +117,7 @@ fn neither_store_is_503_and_not_the_end() {
 }
 
 #[test]
-fn it_is_not_ready_before_the_schema_is_there_and_then_by_itself() {
+fn it_becomes_ready_by_itself_once_the_schema_is_there_and_not_before() {
     let stack = Stack::unmigrated(Stores::shared());
     let service = stack.data_svc().spawn();
     service.wait_for_log("the schema is not there yet");
@@ -150,10 +152,10 @@ fn a_role_that_may_only_select_is_enough() {
 }
 
 #[test]
-fn a_connection_that_was_reset_between_requests_is_replaced_and_nobody_notices() {
+fn a_connection_reset_between_requests_is_replaced_and_no_client_notices() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
-    // One connection, or each request would meet another one, which the pool has looked at.
+    // One connection: with more, each request would get another one, which the pool has just checked.
     let service = stack.data_svc().postgres_through(&proxy).env("DATABASE_CONNECTIONS", "1").start();
     for round in 0..5 {
         assert_eq!(get(&service, &format!("before-{round}")).status, 404);
@@ -175,13 +177,17 @@ fn a_full_queue_refuses_misses_at_once_and_hits_are_served() {
         let service = &service;
         let first = scope.spawn(move || get(service, "first"));
         let waiting = || metric(service, "database_queries_waiting");
-        wait_until("one is at work", || metric(service, "database_connections_in_use") > 0 && waiting() == 0);
+        wait_until("one load is under way", || {
+            metric(service, "database_connections_in_use") > 0 && waiting() == 0
+        });
         let second = scope.spawn(move || get(service, "second"));
-        wait_until("one waits", || waiting() == 1);
+        wait_until("one load waits", || waiting() == 1);
         for number in 0..10 {
             let answer = get(service, &format!("more-{number}"));
             assert_eq!((answer.status, &answer.json()["type"]), (503, &"/problems/overloaded".into()));
-            wait_until("it leaves no lease", || kind(&stack, &format!("more-{number}")).is_empty());
+            wait_until("the refused read leaves no lease", || {
+                kind(&stack, &format!("more-{number}")).is_empty()
+            });
         }
         assert!(is_hit(&get(service, "cached")));
         proxy.restore();

@@ -1,8 +1,9 @@
-//! Redis absent, frozen, killed, slow, garbled, full, read-only, or holding garbage: every request succeeds in time, but for
-//! those beyond what may wait.
+//! Redis absent, frozen, killed, slow, garbled, full, read-only, or holding garbage: every request succeeds in time,
+//! except those beyond the line for Redis.
 
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::scope;
+use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use devstack::testing::{StopAtEnd, get, get_with, kind, wait_until};
@@ -13,15 +14,16 @@ use crate::{
     without_near,
 };
 
-/// One time-out of 50 ms with Redis, five times as slack, and the rest for Postgres on a busy machine.
+/// How long an answer may take: one time-out of 50 ms with Redis, five times that as slack, and the rest for Postgres
+/// on a busy machine.
 const BOUND: Duration = Duration::from_secs(3);
 
-/// A Redis to hurt, in place of the one that tests share. (A Postgres of its own would take seconds to make.)
+/// A Redis of the test's own, to be disturbed. (A Postgres of its own would take seconds to start.)
 fn with_own_redis() -> (Stack, Redis) {
     (Stack::shared(), Redis::start())
 }
 
-/// A service that uses it.
+/// A service that uses this Redis.
 fn data_svc(stack: &Stack, redis: &Redis) -> ServiceBuilder {
     without_near(stack.data_svc()).env("REDIS_URL", redis.url(0))
 }
@@ -30,7 +32,7 @@ fn with_john(stack: &Stack) {
     insert(stack, "john");
 }
 
-/// The `Cache-Status` of john, who must come in time.
+/// The `Cache-Status` of an answer about john, which must arrive in time.
 fn john_in_time(service: &Service) -> String {
     let start = Instant::now();
     let answer = get(service, "john");
@@ -54,14 +56,14 @@ fn without_redis_it_starts_and_serves_and_uses_redis_when_it_appears() {
 }
 
 #[test]
-fn a_redis_that_cannot_be_reached_is_told_once_and_not_at_every_attempt() {
+fn a_redis_that_cannot_be_reached_is_logged_once_not_at_every_attempt() {
     let stack = Stack::shared();
     let proxy = stack.redis_proxy();
     proxy.cut();
     let service = without_near(stack.data_svc()).redis_through(&proxy).start();
     service.wait_for_log("Redis cannot be used");
-    // Four more attempts, which may fail in two ways here.
-    std::thread::sleep(Duration::from_secs(1));
+    // Time for four more attempts, which may fail in two ways here.
+    sleep(Duration::from_secs(1));
     assert!(service.log().matches("Redis cannot be used").count() <= 2, "{}", service.log());
 }
 
@@ -106,7 +108,7 @@ fn a_redis_that_freezes_under_load_fails_no_request() {
     let service = &service;
     let stop = AtomicBool::new(false);
     scope(|scope| {
-        let stop_all = StopAtEnd(&stop);
+        let _stop = StopAtEnd(&stop);
         for _ in 0..8 {
             scope.spawn(|| {
                 let _stop = StopAtEnd(&stop);
@@ -121,13 +123,12 @@ fn a_redis_that_freezes_under_load_fails_no_request() {
             redis.thaw();
             wait_for_a_hit(service, "john");
         }
-        drop(stop_all);
     });
 }
 
 #[test]
-fn more_reads_than_may_wait_for_redis_are_refused_at_once_and_the_others_are_served() {
-    // However few may wait for PostgreSQL.
+fn reads_beyond_the_line_for_redis_are_refused_at_once_and_others_served() {
+    // This many may wait for Redis even if fewer may wait for PostgreSQL.
     const MAY_WAIT: usize = 128;
     const READS: usize = MAY_WAIT + 10;
     let stack = Stack::shared();
@@ -138,7 +139,8 @@ fn more_reads_than_may_wait_for_redis_are_refused_at_once_and_the_others_are_ser
         wait_for_a_hit(&service, &format!("{number}"));
     }
     proxy.stall();
-    let (refused, served) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let refused = AtomicUsize::new(0);
+    let served = AtomicUsize::new(0);
     scope(|scope| {
         for number in 0..READS {
             let (service, refused, served) = (&service, &refused, &served);
@@ -190,7 +192,7 @@ fn a_redis_that_is_too_slow_is_left_alone_until_it_is_fast_again() {
     let end = Instant::now() + Duration::from_secs(1);
     while Instant::now() < end {
         assert_eq!(john_in_time(&service), BREAKER_OPEN, "each further time-out would cost 50 ms again");
-        std::thread::sleep(Duration::from_millis(20));
+        sleep(Duration::from_millis(20));
     }
     proxy.restore();
     wait_for_a_hit(&service, "john");
@@ -252,7 +254,7 @@ fn garbage_at_a_key_is_replaced_by_a_good_entry() {
         assert_eq!(found(&get(&service, name), name), MISS, "{name}");
         assert!(found(&get(&service, name), name).starts_with(HIT), "{name}");
     }
-    // A forced read meets the same.
+    // A forced read finds the same.
     stack.redis_cli(&["SET", "user:{text}", "hello"]);
     assert_eq!(found(&get_with(&service, "text", &[NO_CACHE]), "text"), "data-svc; fwd=request; stored");
     assert!(found(&get(&service, "text"), "text").starts_with(HIT));
@@ -263,7 +265,7 @@ fn an_entry_that_was_cut_or_added_to_is_not_served() {
     let stack = Stack::shared();
     let service = without_near(stack.data_svc()).start();
     service.wait_for_log("Redis is there");
-    // What a careless hand does.
+    // What a manual mistake may do to an entry.
     let key = "user:{john}";
     insert(&stack, "john");
     for script in [
@@ -291,7 +293,7 @@ fn an_entry_of_another_format_is_left_alone_and_not_served() {
 }
 
 #[test]
-fn a_redis_out_of_memory_serves_what_it_has_and_the_rest_comes_from_postgres() {
+fn a_redis_out_of_memory_serves_what_it_has_and_postgres_the_rest() {
     let (stack, redis) = with_own_redis();
     with_john(&stack);
     insert(&stack, "jane");
@@ -301,7 +303,7 @@ fn a_redis_out_of_memory_serves_what_it_has_and_the_rest_comes_from_postgres() {
     redis.cli(0, &["CONFIG", "SET", "maxmemory", "1"]);
     for _ in 0..3 {
         assert_eq!(found(&get(&service, "jane"), "jane"), ERROR);
-        assert!(john_in_time(&service).starts_with(HIT), "it answers, so the breaker stays closed");
+        assert!(john_in_time(&service).starts_with(HIT), "Redis replies, so the breaker stays closed");
     }
     redis.cli(0, &["CONFIG", "SET", "maxmemory", "0"]);
     assert_eq!(found(&get(&service, "jane"), "jane"), MISS);
@@ -309,15 +311,15 @@ fn a_redis_out_of_memory_serves_what_it_has_and_the_rest_comes_from_postgres() {
 }
 
 #[test]
-fn each_worker_has_a_connection_of_its_own_and_to_lose_them_fails_no_request() {
+fn each_worker_has_its_own_connection_and_losing_them_fails_no_request() {
     let (stack, redis) = with_own_redis();
     with_john(&stack);
     let service = data_svc(&stack, &redis).env("WORKERS", "3").start();
-    // Theirs, and the one that all can use.
+    // One connection for each worker, and the one that all share.
     let all_connected = || {
         john_in_time(&service);
-        let but_for_who_asks = redis.cli(0, &["CLIENT", "LIST", "TYPE", "normal"]).lines().count() - 1;
-        but_for_who_asks == 4
+        let without_redis_cli = redis.cli(0, &["CLIENT", "LIST", "TYPE", "normal"]).lines().count() - 1;
+        without_redis_cli == 4
     };
     wait_until("all workers have connected", all_connected);
     redis.cli(0, &["CLIENT", "KILL", "TYPE", "normal"]);
@@ -330,11 +332,11 @@ fn a_redis_that_has_become_a_replica_is_not_used_and_does_not_flood_the_log() {
     with_john(&stack);
     let service = data_svc(&stack, &redis).start();
     service.wait_for_log("Redis is there");
-    // Port 1 is nobody's: a replica without its master, as after a failover that took another one.
+    // No server is at port 1: a replica without its primary, as after a failover to another server.
     redis.cli(0, &["REPLICAOF", "127.0.0.1", "1"]);
     for _ in 0..20 {
         found(&get(&service, "john"), "john");
-        std::thread::sleep(Duration::from_millis(20));
+        sleep(Duration::from_millis(20));
     }
     assert_eq!(john_in_time(&service), BREAKER_OPEN, "{}", service.log());
     assert!(service.log().matches("common::cache").count() <= 6, "{}", service.log());
@@ -343,8 +345,9 @@ fn a_redis_that_has_become_a_replica_is_not_used_and_does_not_flood_the_log() {
 }
 
 #[test]
-fn a_redis_with_another_password_is_not_used_and_the_log_says_why_without_the_password() {
-    let (stack, redis) = (Stack::shared(), Redis::start_with_password("right"));
+fn with_a_wrong_password_redis_is_not_used_and_the_log_says_why_without_it() {
+    let stack = Stack::shared();
+    let redis = Redis::start_with_password("right");
     with_john(&stack);
     let url = redis.url(0).replacen(":right@", ":hunter2@", 1);
     let service = without_near(stack.data_svc()).env("REDIS_URL", url).start();
@@ -358,9 +361,9 @@ fn a_redis_with_another_password_is_not_used_and_the_log_says_why_without_the_pa
 fn a_redis_without_a_free_connection_is_used_once_there_is_one() {
     let (stack, redis) = with_own_redis();
     with_john(&stack);
-    // Redis keeps some for itself; redis-cli needs one as well.
+    // One connection, since redis-cli needs it before. (Redis reserves some for itself.)
     redis.cli(0, &["CONFIG", "SET", "maxclients", "1"]);
-    let taken = std::net::TcpStream::connect(("127.0.0.1", redis.port())).expect("it listens");
+    let taken = TcpStream::connect(("127.0.0.1", redis.port())).expect("it listens");
     let service = data_svc(&stack, &redis).start();
     assert_eq!(john_in_time(&service), BREAKER_OPEN);
     drop(taken);
@@ -372,7 +375,9 @@ fn a_herd_at_one_cold_name_is_served_and_leaves_a_copy() {
     let stack = Stack::shared();
     with_john(&stack);
     let replicas = [without_near(stack.data_svc()).start(), stack.data_svc().start()];
-    replicas.iter().for_each(|replica| drop(replica.wait_for_log("Redis is there")));
+    for replica in &replicas {
+        replica.wait_for_log("Redis is there");
+    }
     scope(|scope| {
         for number in 0..64 {
             let replica = &replicas[number % 2];

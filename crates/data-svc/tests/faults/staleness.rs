@@ -1,4 +1,4 @@
-//! The promise: a GET that starts after a 201 never says 404, whatever misses race with the registration.
+//! The promise: a GET that starts after a 201 never returns 404, whatever misses race with the registration.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::scope;
@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use devstack::http::{self, Connection};
 use devstack::testing::{StopAtEnd, wait_until};
-use devstack::{Service, Stack};
+use devstack::{Service, ServiceBuilder, Stack};
 
 const NAMES: usize = 200;
 
-/// What the readers and the writer share: which name it is about now, and which are acknowledged.
+/// What the readers and the writer share.
 struct Race {
+    /// The name that is read and registered at present.
     current: AtomicUsize,
+    /// For each name, whether its registration was acknowledged.
     acknowledged: Vec<AtomicBool>,
     /// Answers about the current name before and after it was acknowledged.
     before: AtomicUsize,
@@ -31,7 +33,7 @@ impl Race {
         }
     }
 
-    /// Reads the current name through both replicas, each third time from Postgres.
+    /// Reads the current name through both replicas, a third of the times from Postgres.
     fn read(&self, replicas: &[Service; 2], reader: usize) {
         let mut connections = replicas.each_ref().map(|replica| Connection::open(replica.address()));
         let mut number = reader;
@@ -39,7 +41,7 @@ impl Race {
             number = number.wrapping_mul(25_214_903_917).wrapping_add(11);
             let random = number >> 17;
             let name = self.current.load(Ordering::SeqCst);
-            // Looked at before the request is sent: it starts after the 201.
+            // Loaded before the request is sent: if it is true, the request starts after the 201.
             let acknowledged = self.acknowledged[name].load(Ordering::SeqCst);
             let connection = &mut connections[random % 2];
             let fresh = if random.is_multiple_of(3) { "Cache-Control: no-cache\r\n" } else { "" };
@@ -77,15 +79,15 @@ impl Race {
 }
 
 #[test]
-fn a_get_that_starts_after_a_201_never_says_404() {
+fn a_get_that_starts_after_a_201_never_returns_404() {
     let stack = Stack::shared();
-    // The one replica fills late, so that its copies meet more registrations on their way.
+    // One replica fills late, so that more registrations happen while its fills are on their way.
     let slow = stack.redis_proxy();
     slow.delay(Duration::from_millis(1));
-    // A time-out is another fault, with a promise of its own: a busy machine must not bring it in here.
-    let patient = |builder: devstack::ServiceBuilder| builder.env("CACHE_TIMEOUT", "5s").start();
-    let replicas = [patient(stack.data_svc()), patient(stack.data_svc().redis_through(&slow))];
-    let users = patient(stack.user_svc());
+    // A time-out with Redis is another fault, with a promise of its own. A busy machine must not cause one here.
+    let start = |builder: ServiceBuilder| builder.env("CACHE_TIMEOUT", "5s").start();
+    let replicas = [start(stack.data_svc()), start(stack.data_svc().redis_through(&slow))];
+    let users = start(stack.user_svc());
     for service in [&replicas[0], &replicas[1], &users] {
         service.wait_for_log("Redis is there");
     }

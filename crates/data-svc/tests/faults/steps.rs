@@ -1,5 +1,5 @@
-//! A process is killed, or held up, exactly between two steps of the protocol: the proxy has the message in its hands.
-//! What the model says of every state, and the histories of many at random, is said here of each step by its name.
+//! A process is killed, or held up, exactly between two steps of the protocol: the proxy holds the message. The model
+//! covers every state, and the histories many states at random. These tests cover each step by its name.
 
 mod reader;
 mod writer;
@@ -21,15 +21,15 @@ type State = &'static str;
 /// There is no such user.
 const NOBODY: State = "";
 
-/// Nothing here is about time-outs: whoever is held is not to give up, nor is anybody on a busy machine.
-fn patient(builder: ServiceBuilder) -> ServiceBuilder {
+/// With long time-outs: nothing here is about them, so neither a held message nor a busy machine may cause one.
+fn with_long_timeouts(builder: ServiceBuilder) -> ServiceBuilder {
     builder.env("CACHE_TIMEOUT", "4s").env("DATABASE_DEADLINE", "9s").env("DATABASE_STATEMENT_TIMEOUT", "9s")
 }
 
-/// The services that nothing happens to: they must not notice what happens to another.
+/// The services that are not disturbed: they must not notice what happens to another.
 struct Fleet {
     stack: Stack,
-    /// Two with a near cache, and one that shows what is in Redis.
+    /// Two with a near cache, and one without, whose hits show what Redis holds.
     readers: [Service; 3],
     writer: Service,
 }
@@ -37,25 +37,27 @@ struct Fleet {
 impl Fleet {
     fn start() -> Self {
         let stack = Stack::shared();
-        let reader = || patient(stack.data_svc());
+        let reader = || with_long_timeouts(stack.data_svc());
         let readers = [reader().start(), reader().start(), without_near(reader()).start()];
-        let writer = patient(stack.user_svc()).start();
-        readers.iter().chain([&writer]).for_each(|service| drop(service.wait_for_log("Redis is there")));
+        let writer = with_long_timeouts(stack.user_svc()).start();
+        for service in readers.iter().chain([&writer]) {
+            service.wait_for_log("Redis is there");
+        }
         let fleet = Self { stack, readers, writer };
-        // From now on Redis knows the script that fills: a fill is one message.
+        // From now on Redis has the script of a fill, so that a fill is one message.
         assert_eq!(fleet.write(NOBODY, "first", "i"), 201);
         let status = get(&fleet.readers[0], "first").header("cache-status").map(str::to_owned);
         assert_eq!(status.as_deref(), Some(MISS));
         fleet
     }
 
-    /// Makes a user of this name, or gives it another info; `before` tells which. Returns the status.
+    /// Registers a user of this name, or replaces its info if `before` is a user. Returns the status.
     fn write(&self, before: State, name: &str, info: State) -> u16 {
         let write = if before == NOBODY { Write::Register } else { Write::Replace };
         write.send(&self.writer, name, info).expect("answered").status
     }
 
-    /// Reads until every reader has the copy that is nearest to it.
+    /// Reads until every reader hits: the readers with a near cache there, the other in Redis.
     fn warm(&self, name: &str) {
         for (number, reader) in self.readers.iter().enumerate() {
             wait_until("it has a copy", || {
@@ -67,24 +69,24 @@ impl Fleet {
         }
     }
 
-    /// What Postgres has.
+    /// The info of the row in Postgres, or [`NOBODY`].
     fn truth(&self, name: &str) -> String {
         self.stack.sql(&format!("SELECT info FROM users WHERE name = '{name}'"))
     }
 
-    /// Lets the time of a barrier or a lease pass whose owner is dead.
+    /// Lets the barrier or the lease of a dead process expire early.
     ///
-    /// That is to shorten it. What the protocol asks of a barrier is that it outlives the transaction, which has ended
-    /// when this is called; of a lease it asks nothing: it may be lost at any time.
-    fn let_pass(&self, name: &str, mark: &str) {
+    /// The protocol allows that. A barrier must outlive its transaction, which has ended when this is called. A lease
+    /// may be lost at any time.
+    fn expire(&self, name: &str, mark: &str) {
         if kind(&self.stack, name) == mark {
             self.stack.redis_cli(&["PEXPIRE", &format!("user:{{{name}}}"), "1"]);
-            wait_until("its time has passed", || kind(&self.stack, name) != mark);
+            wait_until("it has expired", || kind(&self.stack, name) != mark);
         }
     }
 }
 
-/// What a client can ask of user-svc.
+/// A write of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Write {
     Register,
@@ -105,21 +107,22 @@ impl Write {
     }
 }
 
-/// A service that something happens to: it reaches the stores through proxies of its own.
+/// The service that is disturbed: it reaches the stores through proxies of its own.
 struct Victim {
     service: Service,
     postgres: Proxy,
     redis: Proxy,
-    /// Counts its sessions in Postgres.
+    /// The query that counts its sessions in Postgres.
     sessions: String,
 }
 
 impl Victim {
-    /// Starts it; its sessions in Postgres bear `name`.
+    /// Starts it. `name` is the application name of its sessions in Postgres.
     fn start(stack: &Stack, builder: ServiceBuilder, name: &str) -> Self {
-        let (postgres, redis) = (stack.postgres_proxy(), stack.redis_proxy());
+        let postgres = stack.postgres_proxy();
+        let redis = stack.redis_proxy();
         let url = format!("{}?application_name={name}", stack.database_url());
-        let builder = patient(builder).env("DATABASE_URL", url).env("DATABASE_CONNECTIONS", "2");
+        let builder = with_long_timeouts(builder).env("DATABASE_URL", url).env("DATABASE_CONNECTIONS", "2");
         let service = builder.postgres_through(&postgres).redis_through(&redis).start();
         service.wait_for_log("Redis is there");
         let sessions = format!("SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}'");
@@ -131,7 +134,7 @@ impl Victim {
     fn hold(&self, step: &Step, name: &str) -> Held {
         let (proxy, needle, nth) = match step.message {
             Message::Redis(nth) => (&self.redis, format!("user:{{{name}}}"), nth),
-            // The statement itself is prepared beforehand: what runs it has only the values.
+            // The statement was prepared before: the message that runs it has only the values.
             Message::Postgres(nth) => (&self.postgres, name.to_owned(), nth),
             Message::Commit => (&self.postgres, "COMMIT".to_owned(), 1),
         };
@@ -141,12 +144,13 @@ impl Victim {
         }
     }
 
-    /// Waits until both stores have seen the end of it, and done what came before; reads meanwhile.
+    /// Waits until both stores have processed its last messages and the end of its connections. Calls `meanwhile` again
+    /// and again.
     fn wait_until_forgotten(&self, stack: &Stack, mut meanwhile: impl FnMut()) {
-        wait_until("the stores know that it is dead", || {
+        wait_until("the stores have noticed that it is dead", || {
             meanwhile();
             let connections = self.postgres.connections() + self.redis.connections();
-            // The session is there until its transaction has ended.
+            // A session exists until its transaction has ended.
             connections == 0 && stack.sql(&self.sessions) == "0"
         });
     }
@@ -155,18 +159,18 @@ impl Victim {
 /// A message between a service and a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Message {
-    /// The n-th about the user to Redis.
+    /// The n-th message about the user to Redis.
     Redis(usize),
-    /// The n-th about the user to Postgres.
+    /// The n-th message about the user to Postgres.
     Postgres(usize),
     Commit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
-    /// The store has not heard.
+    /// The message is held: the store has not received it.
     Message,
-    /// The store has done it, and the service has not heard.
+    /// The reply is held: the store has done its work, and the service has no reply.
     Reply,
 }
 
@@ -177,34 +181,37 @@ struct Step {
     side: Side,
 }
 
-/// A name of its own for a case, made of what tells it from the others; told if the test fails.
+/// A name for this case alone, made of its parameters. It is printed, so that a test that fails shows its case.
 fn name_of(case: impl Debug) -> String {
     println!("{case:?}");
     let name = format!("{case:?}").to_lowercase();
-    // Where it names sessions in Postgres, what is longer than 63 bytes is cut.
+    // Only words: it also names sessions in Postgres, which cuts a name after 63 bytes.
     name.split(|letter: char| !letter.is_alphanumeric())
         .filter(|word| !word.is_empty())
         .collect::<Vec<_>>()
         .join("-")
 }
 
-/// One client's reads of one name, one after the other: none returns an older state than the one before.
+/// One client's reads of one name, one after the other: no read returns an older state than the read before it.
 struct Reads<'a> {
     readers: Vec<&'a Service>,
     name: &'a str,
-    /// In the order in which they come to be.
+    /// The states of the name, in the order of the writes.
     states: &'a [State],
-    /// Which of them the next read may return.
+    /// The places of the states that the next read may return.
     possible: RangeInclusive<usize>,
 }
 
 impl Reads<'_> {
     /// Reads through every replica.
     fn look(&mut self) {
-        (0..self.readers.len()).for_each(|reader| self.read(reader, &[]));
+        for reader in 0..self.readers.len() {
+            self.read(reader, &[]);
+        }
     }
 
-    /// The same, then with no-cache by one after the other, each time followed by what that has left in the caches.
+    /// Reads through every replica. Then reads with no-cache through one replica after the other, and each time through
+    /// every replica again, to see what that has left in the caches.
     fn look_closely(&mut self) {
         self.look();
         for reader in 0..self.readers.len() {
@@ -213,7 +220,7 @@ impl Reads<'_> {
         }
     }
 
-    /// From now on every read must return this.
+    /// From now on every read must return `state`.
     fn must_be(&mut self, state: &str) {
         let at = self.place_of(state);
         self.possible = at..=at;
@@ -226,9 +233,10 @@ impl Reads<'_> {
             404 => NOBODY.to_owned(),
             status => panic!("{status}: {}", answer.text()),
         };
-        let (at, how) = (self.place_of(&state), answer.header("cache-status"));
+        let at = self.place_of(&state);
+        let status = answer.header("cache-status");
         let Self { possible, states, .. } = self;
-        assert!(possible.contains(&at), "reader {reader}: {state:?} of {states:?}, {possible:?}: {how:?}");
+        assert!(possible.contains(&at), "reader {reader}: {state:?} of {states:?}, {possible:?}: {status:?}");
         self.possible = at..=*self.possible.end();
     }
 

@@ -1,4 +1,4 @@
-//! TLS to Redis, with an authority that the test has made.
+//! TLS to Redis, with a certificate authority of the test's own.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -8,7 +8,7 @@ use devstack::{Certificates, Postgres, Redis, ServiceBuilder, Stack, Stores, htt
 
 use crate::{BREAKER_OPEN, MISS, found, insert, is_hit};
 
-/// One Redis that speaks TLS alone, for all tests here.
+/// One Redis that accepts only TLS, for all tests here.
 fn stack() -> (&'static Certificates, Stack) {
     static RUNNING: OnceLock<(Certificates, Arc<Stores>)> = OnceLock::new();
     let (certificates, stores) = RUNNING.get_or_init(|| {
@@ -35,12 +35,12 @@ fn a_redis_with_a_certificate_that_is_trusted_is_used_by_both_services() {
     let body = r#"{"name":"john","info":"some info"}"#;
     let json = [("Content-Type", "application/json")];
     assert_eq!(http::send("POST", &users.url_of("/register"), &json, body).status, 201);
-    assert_eq!(found(&get(&data, "john"), "john"), MISS, "user-svc has deleted the absence");
+    assert_eq!(found(&get(&data, "john"), "john"), MISS, "user-svc has deleted the cached absence");
     assert!(is_hit(&get(&data, "john")));
 }
 
 #[test]
-fn a_redis_with_a_certificate_of_another_authority_is_not_used_and_the_log_says_why() {
+fn a_redis_certified_by_another_authority_is_not_used_and_the_log_says_why() {
     let (_, stack) = stack();
     insert(&stack, "john");
     let other = Certificates::new();
@@ -51,7 +51,7 @@ fn a_redis_with_a_certificate_of_another_authority_is_not_used_and_the_log_says_
 }
 
 #[test]
-fn a_redis_that_speaks_tls_alone_is_not_used_without_it() {
+fn a_redis_that_accepts_only_tls_is_not_used_without_it() {
     let (_, stack) = stack();
     insert(&stack, "john");
     let data = stack.data_svc().env("REDIS_URL", stack.redis_url().replacen("rediss", "redis", 1)).start();

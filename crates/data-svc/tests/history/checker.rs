@@ -1,17 +1,19 @@
 //! Two checkers over the operations of one name, which starts without a user.
 //!
 //! *Visible* ([`stale_reads`]): no read returns a state that an acknowledged write had certainly overwritten before the
-//! read began. It judges each read by itself, from the intervals of the writes.
+//! read began. The checker judges each read alone, by the intervals of the writes.
 //!
 //! *Linearizable* ([`linearizable`]): there is an order of all operations, each within its interval, that a plain
-//! variable could have gone through. It also sees a read that goes back in time, a lost update, a second 201.
+//! variable could have gone through. This checker also finds a read that goes back in time, a lost update, a second
+//! 201.
 //!
-//! The second one goes through the calls and returns in the order of time and keeps every configuration that the name
-//! can be in: its state, and which of the operations under way have taken effect. A write takes effect as late as
-//! possible, when something that returns needs it (Lowe, "Testing for Linearizability", 2016, calls it just-in-time;
-//! the search for one name alone is Horn and Kroening's partition, 2015); a read as early as possible, since it changes
-//! nothing. What keeps it small with many unknown outcomes is that infos are unique: an unknown write whose info was
-//! read has taken effect before that read ended, and one that nobody read is interchangeable with all its like.
+//! The second checker goes through the calls and returns in the order of time. It keeps every configuration that the
+//! name can be in: its state, and which of the operations under way have taken effect. A write takes effect as late as
+//! possible, when an operation that returns needs it (Lowe, "Testing for Linearizability", 2016, calls this
+//! just-in-time; the search for one name alone is Horn and Kroening's partition, 2015). A read takes effect as early as
+//! possible, since it changes nothing. The search stays small with many unknown outcomes because infos are unique: an
+//! unknown write whose info was read has taken effect before that read ended, and all unknown writes of one kind whose
+//! info was never read are interchangeable.
 
 mod cases;
 mod peer;
@@ -29,7 +31,7 @@ pub struct Violation {
     pub why: String,
 }
 
-/// What the reads prove about when writes took effect.
+/// What the reads prove about the times at which writes took effect.
 struct Evidence {
     /// The write of each info.
     writes: HashMap<u32, usize>,
@@ -50,18 +52,18 @@ impl Evidence {
         Self { writes, first_read }
     }
 
-    /// When this write had certainly taken effect: when it was acknowledged, or its info read.
+    /// When this write had certainly taken effect: when it was acknowledged, or when a read of its info had ended.
     fn certain(&self, write: &Operation) -> u64 {
         let read = write.writes().and_then(|info| self.first_read.get(&info));
         read.map_or(write.end, |read| write.end.min(*read))
     }
 
-    /// Reads of what was never written: of a write that was refused, of one that began later, of nothing at all.
+    /// Reads of an info that was never written: its write was refused, began later, or does not exist.
     fn never_written(&self, operations: &[Operation]) -> Vec<Violation> {
         let never_written = |operation: &Operation| {
             let Action::Read(Some(info)) = operation.action else { return None };
             let Some(&write) = self.writes.get(&info) else {
-                return Some("it reads an info that nobody wrote, or whose write was answered 503 for sure");
+                return Some("it reads an info that was never written, or whose write was refused with 503");
             };
             let write = &operations[write];
             if write.outcome == Outcome::Refused {
@@ -76,8 +78,8 @@ impl Evidence {
     }
 }
 
-/// When a state that held until some time at the latest had certainly been overwritten: acknowledged writes by their
-/// start, each with the earliest end among itself and all that began later.
+/// Acknowledged writes by their start, each with the earliest end among itself and all that began later. They show when
+/// a state had certainly been overwritten.
 struct Overwritten(Vec<(u64, u64)>);
 
 impl Overwritten {
@@ -92,14 +94,14 @@ impl Overwritten {
         Self(writes)
     }
 
-    /// For a state that was certainly written by `certain`.
+    /// When a state was certainly overwritten, if it had certainly been written by `certain`.
     fn at(&self, certain: u64) -> u64 {
         let later = self.0.partition_point(|(start, _)| *start <= certain);
         self.0.get(later).map_or(OPEN, |(_, end)| *end)
     }
 }
 
-/// A read of a state that was certainly overwritten before it began.
+/// A read of a state that had certainly been overwritten before the read began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stale {
     /// Its place in the list of operations.
@@ -136,7 +138,7 @@ pub fn stale_reads(operations: &[Operation]) -> Vec<Stale> {
                 match before.checked_sub(1).map(|last| deletes[last].1) {
                     Some(OPEN) => OPEN,
                     Some(deleted) => present.at(deleted),
-                    // Nothing but the beginning, which was before every write.
+                    // No delete: only the beginning had no user, and it was before every write.
                     None => present.0.first().map_or(OPEN, |(_, end)| *end),
                 }
             }
@@ -148,7 +150,7 @@ pub fn stale_reads(operations: &[Operation]) -> Vec<Stale> {
     found.filter_map(|(operation, it)| Some(Stale { operation, age: age(it)? })).collect()
 }
 
-/// All that breaks *visible*, reads of what was never written included.
+/// All reads that break *visible*, also those of an info that was never written.
 pub fn visible(operations: &[Operation]) -> Vec<Violation> {
     let stale = stale_reads(operations).into_iter().map(|Stale { operation, age }| {
         let why = format!("it reads what had been overwritten for {} us when it began", age / 1000);
@@ -157,20 +159,20 @@ pub fn visible(operations: &[Operation]) -> Vec<Violation> {
     Evidence::of(operations).never_written(operations).into_iter().chain(stale).collect()
 }
 
-/// What an operation does to the state, or asks of it.
+/// What an operation does to the state, or requires of it.
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    /// There was no user, and now there is this one.
+    /// There was no user. Now there is one with this info.
     Create(u32),
-    /// There was a user, and now it is this one.
+    /// There was a user. Now it has this info.
     Change(u32),
-    /// There was a user, and now there is none.
+    /// There was a user. Now there is none.
     Remove,
     /// The state is this one.
     Is(State),
     /// There is a user.
     Present,
-    /// There is none.
+    /// There is no user.
     Absent,
 }
 
@@ -190,7 +192,7 @@ impl Step {
         matches!(self, Self::Create(_) | Self::Change(_) | Self::Remove)
     }
 
-    /// The state after it, if it can be done now.
+    /// The state after it, if it is possible in `state`.
     fn apply(self, state: State) -> Option<State> {
         match self {
             Self::Create(info) => state.is_none().then_some(Some(info)),
@@ -203,25 +205,32 @@ impl Step {
     }
 }
 
-/// The info of all unknown registers that nobody read.
+/// The info of all unknown registers whose info was never read.
 const UNREAD: u32 = u32::MAX;
 
-/// One way in which things may stand.
+/// The two ends of an operation. A call is sorted before a return at the same time: operations that touch overlap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    Call,
+    Return,
+}
+
+/// One situation that the name may be in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Configuration {
     state: State,
-    /// Those of the operations under way that have taken effect, one bit each.
+    /// Which of the operations under way have taken effect, one bit each.
     done: u128,
-    /// How many of the unknown deletes, and of the unknown registers that nobody read, have taken effect.
+    /// How many of the unknown deletes, and of the unknown registers whose info was never read, have taken effect.
     deletes: u32,
     registers: u32,
 }
 
 #[derive(Default)]
 struct Search {
-    /// What is under way, by its bit.
+    /// The operations under way, by their bits.
     under_way: Vec<Option<Step>>,
-    /// How many unknown deletes and registers have begun.
+    /// How many unknown deletes, and how many unknown registers, have begun.
     deletes: u32,
     registers: u32,
     configurations: HashSet<Configuration>,
@@ -236,33 +245,35 @@ pub fn linearizable(operations: &[Operation]) -> Option<Violation> {
     let mut search = Search::default();
     let beginning = Configuration { state: None, done: 0, deletes: 0, registers: 0 };
     search.configurations.insert(beginning);
-    // Calls before returns of the same moment: what touches overlaps.
     let mut events = Vec::new();
     for (at, operation) in operations.iter().enumerate() {
         let end = evidence.certain(operation);
         let step = Step::of(operation);
-        // An unknown replace that nobody read explains nothing that its absence would not.
+        // An unknown replace whose info was never read explains nothing that its absence would not.
         if end != OPEN || !matches!(step, Step::Change(_)) {
-            events.push((operation.start, false, at, step));
+            events.push((operation.start, End::Call, at, step));
         }
         if end != OPEN {
-            events.push((end, true, at, step));
+            events.push((end, End::Return, at, step));
         }
     }
-    events.sort_unstable_by_key(|(time, is_return, at, _)| (*time, *is_return, *at));
+    events.sort_unstable_by_key(|(time, end, at, _)| (*time, *end, *at));
     let mut bits = HashMap::new();
-    for (_, is_return, at, step) in events {
-        if !is_return {
-            match (step, evidence.certain(&operations[at])) {
-                (Step::Remove, OPEN) => search.deletes += 1,
-                (Step::Create(_), OPEN) => search.registers += 1,
-                _ => drop(bits.insert(at, search.call(step))),
+    for (_, end, at, step) in events {
+        match (end, step, evidence.certain(&operations[at])) {
+            (End::Call, Step::Remove, OPEN) => search.deletes += 1,
+            (End::Call, Step::Create(_), OPEN) => search.registers += 1,
+            (End::Call, ..) => {
+                bits.insert(at, search.call(step));
             }
-        } else if let Some(bit) = bits.remove(&at)
-            && !search.returns(bit)
-        {
-            let why = "no order of the operations explains it".to_owned();
-            return Some(Violation { operation: at, why });
+            (End::Return, ..) => {
+                if let Some(bit) = bits.remove(&at)
+                    && !search.returns(bit)
+                {
+                    let why = "no order of the operations explains it".to_owned();
+                    return Some(Violation { operation: at, why });
+                }
+            }
         }
     }
     None
@@ -278,14 +289,14 @@ impl Search {
         }
         self.under_way[bit] = Some(step);
         if !step.changes() {
-            let noticing = self.configurations.iter().map(|it| self.notice(*it)).collect();
-            self.configurations = noticing;
+            let after_reads = self.configurations.iter().map(|it| self.apply_reads(*it)).collect();
+            self.configurations = after_reads;
         }
         bit
     }
 
-    /// Lets reads under way take effect that see this state: no later moment is better.
-    fn notice(&self, mut configuration: Configuration) -> Configuration {
+    /// Lets the reads under way that return this state take effect: no later moment is better.
+    fn apply_reads(&self, mut configuration: Configuration) -> Configuration {
         for (bit, step) in self.under_way.iter().enumerate() {
             if let Some(step) = step.filter(|step| !step.changes())
                 && step.apply(configuration.state).is_some()
@@ -296,10 +307,12 @@ impl Search {
         configuration
     }
 
-    /// Keeps the configurations in which this operation has taken effect, or takes it now; false if there is none.
+    /// Keeps the configurations in which this operation has taken effect, or takes effect now. Returns whether there
+    /// are any.
     fn returns(&mut self, bit: usize) -> bool {
         let mask = 1 << bit;
-        let (mut kept, mut seen) = (HashSet::new(), HashSet::new());
+        let mut kept = HashSet::new();
+        let mut seen = HashSet::new();
         let mut open: Vec<Configuration> = self.configurations.iter().copied().collect();
         while let Some(configuration) = open.pop() {
             if configuration.done & mask != 0 {
@@ -329,10 +342,10 @@ impl Search {
             registers: from.registers + 1,
             ..from
         });
-        under_way.chain(delete).chain(register).map(|it| self.notice(it))
+        under_way.chain(delete).chain(register).map(|it| self.apply_reads(it))
     }
 
-    /// Drops what another one does as well, with fewer unknown writes used up or more reads done.
+    /// Drops each configuration for which another one does as well, with fewer unknown writes used or more reads done.
     fn without_worse(&self, all: HashSet<Configuration>) -> HashSet<Configuration> {
         let writes = self.under_way.iter().enumerate().filter(|(_, step)| step.is_some_and(Step::changes));
         let writes = writes.fold(0, |mask, (bit, _)| mask | 1u128 << bit);

@@ -1,20 +1,21 @@
-//! A client with a connection that it keeps: as little as a recorder needs, since it shares two cores with all that it
-//! watches. Unlike devstack's, it tells whether a request can have arrived, and survives that nobody listens.
+//! A client that keeps its connection. It does only what a recorder needs, since it shares two cores with all services
+//! and stores. Unlike devstack's client, it returns whether a request can have arrived, and does not panic if no
+//! service listens.
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Longer than any deadline of the services, on a machine however busy.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a step may take: longer than any deadline of the services, even on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What became of a request.
+/// What happened to a request.
 pub enum Reply {
     /// It was answered.
     Answer(Answer),
-    /// It was sent, or a part of it, and no answer came.
+    /// It was sent at least in part, and no answer arrived.
     Lost,
-    /// Nobody listened.
+    /// No service listened.
     Unsent,
 }
 
@@ -27,7 +28,7 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-/// A connection to wherever the service is at the moment.
+/// A connection to a service, at the address that it has at the moment.
 #[derive(Default)]
 pub struct Client {
     connection: Option<(SocketAddr, BufReader<TcpStream>)>,
@@ -35,8 +36,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Sends a whole request to `address`, on the connection that is there or on a new one.
-    pub fn ask(&mut self, address: SocketAddr, request: &str) -> Reply {
+    /// Sends a whole request to `address`, on the open connection or on a new one, and reads the answer.
+    pub fn send(&mut self, address: SocketAddr, request: &str) -> Reply {
         let Ok(mut stream) = self.take_connection(address) else { return Reply::Unsent };
         if stream.get_mut().write_all(request.as_bytes()).is_err() {
             return Reply::Lost;
@@ -52,7 +53,7 @@ impl Client {
         }
     }
 
-    /// Connects, so that a later request need not.
+    /// Connects in advance, so that the next request is sent at once.
     pub fn open(&mut self, address: SocketAddr) {
         self.connection = self.take_connection(address).ok().map(|stream| (address, stream));
     }
@@ -63,17 +64,18 @@ impl Client {
         {
             return Ok(stream);
         }
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         stream.set_nodelay(true)?;
         Ok(BufReader::new(stream))
     }
 
-    /// Reads one answer, and whether the connection stays open.
+    /// Reads one answer. Returns it, and whether the connection stays open.
     fn receive(&mut self, stream: &mut BufReader<TcpStream>) -> Result<(Answer, bool)> {
         let mut answer = Answer::default();
-        let (mut length, mut keeps) = (0, true);
+        let mut length = 0;
+        let mut keeps = true;
         let status = self.line(stream)?.get(9..12).and_then(|digits| digits.parse().ok());
         answer.status = status.ok_or(ErrorKind::InvalidData)?;
         loop {
@@ -89,7 +91,7 @@ impl Client {
                 _ => {}
             }
         }
-        // These have no body, whatever their length says.
+        // These have no body, whatever their Content-Length is.
         if !matches!(answer.status, 204 | 304) {
             answer.body.resize(length, 0);
             stream.read_exact(&mut answer.body)?;

@@ -1,13 +1,13 @@
-//! What is recorded: two replicas of each service on stores of their own. The second of each reaches the stores through
-//! proxies, which can hurt it alone, and which make it a little slower than the first at all times.
+//! The system that is recorded: two replicas of each service on stores of their own. The second replica of each reaches
+//! the stores through proxies. They can disturb it alone, and make it a little slower than the first at all times.
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use devstack::{Postgres, Proxy, Redis, Service, ServiceBuilder, Stack, Stores};
+use parking_lot::Mutex;
 
-/// How late everything is that passes a proxy: it makes races of what would be one step after the other.
+/// By how much a proxy delays each message at all times: steps that would follow one another race then.
 pub const SLOWNESS: Duration = Duration::from_millis(1);
 
 /// A replica of a service, which may be killed and started again.
@@ -20,7 +20,7 @@ pub struct Replica {
 struct Running {
     service: Option<Service>,
     address: SocketAddr,
-    /// What those wrote that were killed.
+    /// The logs of the processes that were killed.
     logs: String,
 }
 
@@ -33,14 +33,14 @@ impl Replica {
         Self { name, builder, running }
     }
 
-    /// Where it listens, or did when it was killed.
+    /// Where it listens, or where it listened when it was killed.
     pub fn address(&self) -> SocketAddr {
-        self.lock().address
+        self.running.lock().address
     }
 
     /// Ends it by SIGKILL.
     pub fn kill(&self) {
-        let mut running = self.lock();
+        let mut running = self.running.lock();
         if let Some(service) = running.service.take() {
             service.kill();
             running.logs += &service.log();
@@ -49,22 +49,18 @@ impl Replica {
 
     /// Starts it again, at another port, and waits until it listens.
     pub fn restart(&self) {
-        // Not under the lock: clients must find nobody there, rather than wait.
+        // Not under the lock: meanwhile clients must find no service, and must not wait for one.
         let service = self.builder.spawn();
-        let mut running = self.lock();
+        let mut running = self.running.lock();
         running.address = address(&service);
         running.service = Some(service);
     }
 
-    /// All that it wrote, also before it was killed.
+    /// Its whole log, also from before it was killed.
     pub fn log(&self) -> String {
-        let running = self.lock();
+        let running = self.running.lock();
         let now = running.service.as_ref().map(Service::log).unwrap_or_default();
         format!("{}{now}", running.logs)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Running> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,9 +72,9 @@ fn address(service: &Service) -> SocketAddr {
 pub struct Cluster {
     pub readers: [Replica; 2],
     pub writers: [Replica; 2],
-    /// The way of `data-1` and `user-1` to Redis.
+    /// Between `data-1` and Redis, and between `user-1` and Redis.
     pub redis_proxies: [Proxy; 2],
-    /// Their way to Postgres.
+    /// The same for Postgres.
     pub postgres_proxies: [Proxy; 2],
     pub stack: Stack,
     /// When the recording began.
@@ -86,15 +82,17 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts all, with `settings` for both kinds of service, readers' and writers'.
+    /// Starts all of it, with the settings `readers` for data-svc and `writers` for user-svc.
     pub fn start(readers: &[(&str, &str)], writers: &[(&str, &str)]) -> Self {
-        // Fast rather than safe on a power cut, but with a COMMIT that takes its time: faults shall hit it.
+        // Fast rather than safe on a power cut. But a COMMIT takes a while, so that faults hit it.
         let slow_commit = [("commit_delay", "5000"), ("commit_siblings", "0")];
         let postgres = [&[("full_page_writes", "off")][..], &slow_commit].concat();
         let stack = Stack::on(Stores::of(Postgres::start_with(&postgres), Redis::start()));
         let redis_proxies = [stack.redis_proxy(), stack.redis_proxy()];
         let postgres_proxies = [stack.postgres_proxy(), stack.postgres_proxy()];
-        redis_proxies.iter().chain(&postgres_proxies).for_each(|proxy| proxy.delay(SLOWNESS));
+        for proxy in redis_proxies.iter().chain(&postgres_proxies) {
+            proxy.delay(SLOWNESS);
+        }
         let with = |builder: ServiceBuilder, settings: &[(&str, &str)]| {
             settings.iter().fold(builder, |builder, (name, value)| builder.env(name, *value))
         };
@@ -103,19 +101,19 @@ impl Cluster {
         };
         let reader = || with(stack.data_svc(), readers);
         let writer = || with(stack.user_svc(), writers);
-        // Its copies live so short that early refresh is always at work.
+        // Its entries live so briefly that some are always being refreshed early.
         let brief = through(reader(), 0).env("CACHE_TTL", "2s");
         let readers = [Replica::start("data-0", reader()), Replica::start("data-1", brief)];
         let writers = [Replica::start("user-0", writer()), Replica::start("user-1", through(writer(), 1))];
         Self { readers, writers, redis_proxies, postgres_proxies, stack, beginning: Instant::now() }
     }
 
-    /// Now, as histories count it.
+    /// Nanoseconds since the recording began.
     pub fn now(&self) -> u64 {
         u64::try_from(self.beginning.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// All four.
+    /// All four replicas.
     pub fn replicas(&self) -> impl Iterator<Item = &Replica> {
         self.readers.iter().chain(&self.writers)
     }

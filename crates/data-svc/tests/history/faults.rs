@@ -1,10 +1,10 @@
-//! What is done to the services and their stores while clients work.
+//! The faults that are injected into the services and their stores while clients work.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rand::seq::{IndexedRandom, SliceRandom};
 
 use crate::cluster::{Cluster, Replica, SLOWNESS};
@@ -14,13 +14,13 @@ use crate::cluster::{Cluster, Replica, SLOWNESS};
 pub enum Fault {
     /// `kill -9` of a data-svc, started again later.
     KillReader,
-    /// The same with a user-svc: its barriers stay, its transactions end without it.
+    /// `kill -9` of a user-svc, started again later: its barriers stay, and its transactions end without it.
     KillWriter,
     /// SIGSTOP of Redis, and SIGCONT.
     FreezeRedis,
     /// `CLIENT PAUSE ... ALL`.
     PauseRedis,
-    /// `CLIENT PAUSE ... WRITE`: PINGs go on, and so do near hits; nothing can be stored or published.
+    /// `CLIENT PAUSE ... WRITE`: PINGs go on, and so do near hits. Nothing can be stored or published.
     PauseRedisWrites,
     /// Keys are deleted at random, but no barriers: eviction.
     EvictCopies,
@@ -28,29 +28,29 @@ pub enum Fault {
     EvictAnything,
     /// FLUSHALL.
     FlushRedis,
-    /// Redis is killed and comes back empty.
+    /// Redis is killed and starts again empty.
     RestartRedis,
     /// A replica cannot reach Redis, and its connections are reset.
     CutRedis,
-    /// What passes between a replica and Redis takes its time.
+    /// Messages between a replica and Redis are delayed.
     DelayRedis,
     /// A replica's connections to Redis are reset, again and again.
     ResetRedis,
     /// A replica cannot reach Postgres, and its connections are reset.
     CutPostgres,
-    /// What passes between a replica and Postgres takes its time.
+    /// Messages between a replica and Postgres are delayed.
     DelayPostgres,
     /// A replica's connections to Postgres are reset, again and again.
     ResetPostgres,
-    /// `pg_terminate_backend` of whoever is in COMMIT.
+    /// `pg_terminate_backend` of the sessions that are in COMMIT.
     TerminateCommits,
-    /// `pg_terminate_backend` of any.
+    /// `pg_terminate_backend` of sessions at random.
     TerminateAnything,
     /// SIGSTOP of Postgres, and SIGCONT.
     FreezePostgres,
     /// SIGKILL of all of Postgres, started again.
     KillPostgres,
-    /// A restart in good order.
+    /// An orderly restart of Postgres.
     RestartPostgres,
 }
 
@@ -60,12 +60,12 @@ use Fault::{
     ResetRedis, RestartPostgres, RestartRedis, TerminateAnything, TerminateCommits,
 };
 
-/// Faults of Redis and the ways there under which no barrier is lost.
+/// Faults of Redis and of the connections to it, under which no barrier is lost.
 pub const REDIS_KEEPS_BARRIERS: &[Fault] =
     &[FreezeRedis, PauseRedis, PauseRedisWrites, EvictCopies, CutRedis, DelayRedis, ResetRedis];
-/// Those under which barriers are lost.
+/// Faults of Redis under which barriers are lost.
 pub const REDIS_LOSES_BARRIERS: &[Fault] = &[EvictAnything, FlushRedis, RestartRedis];
-/// Faults of Postgres and the ways there.
+/// Faults of Postgres and of the connections to it.
 pub const POSTGRES: &[Fault] = &[
     CutPostgres,
     DelayPostgres,
@@ -79,8 +79,8 @@ pub const POSTGRES: &[Fault] = &[
 /// Faults of the services.
 pub const SERVICES: &[Fault] = &[KillReader, KillWriter];
 
-/// Deletes each key with probability ARGV[2], but with ARGV[1] = 1 no barriers. One script: what it looked at is what
-/// it deletes.
+/// Deletes each key with probability ARGV[2], but with ARGV[1] = 1 no barriers. One script, so that a key cannot change
+/// between the look and the DEL.
 const EVICT: &str = "\
 local evicted = 0
 for _, key in ipairs(redis.call('KEYS', 'user:*')) do
@@ -90,7 +90,7 @@ for _, key in ipairs(redis.call('KEYS', 'user:*')) do
 end
 return evicted";
 
-/// Ends the backends for which the condition holds, looking again and again for half a second.
+/// Ends the backends for which CONDITION holds, again and again for half a second.
 const TERMINATE: &str = "\
 DO $$ BEGIN FOR round IN 1..100 LOOP
   PERFORM pg_stat_clear_snapshot();
@@ -115,22 +115,25 @@ pub struct Log(Mutex<Vec<Entry>>);
 impl Log {
     /// All of them.
     pub fn entries(&self) -> Vec<Entry> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     /// How many of each kind.
     pub fn counts(&self) -> BTreeMap<Fault, usize> {
         let mut counts = BTreeMap::new();
-        self.entries().iter().for_each(|entry| *counts.entry(entry.fault).or_insert(0) += 1);
+        for entry in self.entries() {
+            *counts.entry(entry.fault).or_insert(0) += 1;
+        }
         counts
     }
 
     fn add(&self, entry: Entry) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+        self.0.lock().push(entry);
     }
 }
 
-/// Injects faults of these kinds one after the other, in random order, until the time is over and each kind was there.
+/// Injects faults of these kinds, one after the other and in random order, until `time` is over and each kind was
+/// injected.
 pub fn inject(cluster: &Cluster, kinds: &[Fault], time: Duration, log: &Log) {
     let end = Instant::now() + time;
     let mut missing: BTreeSet<Fault> = kinds.iter().copied().collect();
@@ -154,20 +157,21 @@ fn random_ms(from: u64, to: u64) -> Duration {
     Duration::from_millis(rand::random_range(from..to))
 }
 
-fn one<T>(of: &[T]) -> &T {
-    of.choose(&mut rand::rng()).expect("it is not empty")
+fn any_of<T>(all: &[T]) -> &T {
+    all.choose(&mut rand::rng()).expect("it is not empty")
 }
 
 impl Fault {
-    /// Injects it and ends it. Returns what there is to say about it.
+    /// Injects the fault and ends it. Returns its details, for a trace.
     fn inject(self, cluster: &Cluster) -> String {
         let Cluster { stack, redis_proxies, postgres_proxies, readers, writers, .. } = cluster;
-        let (redis, postgres) = (stack.redis(), stack.postgres());
-        let redis_proxy = rand::random_range(0..2);
-        let names = ["data-1", "user-1"][redis_proxy];
+        let redis = stack.redis();
+        let postgres = stack.postgres();
+        let victim = rand::random_range(0..2);
+        let name = ["data-1", "user-1"][victim];
         match self {
-            KillReader => kill(one(readers)),
-            KillWriter => kill(one(writers)),
+            KillReader => kill(any_of(readers)),
+            KillWriter => kill(any_of(writers)),
             FreezeRedis => {
                 redis.freeze();
                 sleep(random_ms(20, 700));
@@ -182,21 +186,20 @@ impl Fault {
                 format!("for {time:?}")
             }
             EvictCopies | EvictAnything => {
-                let spared = if self == EvictCopies { "1" } else { "0" };
-                let evict = || stack.redis_cli(&["EVAL", EVICT, "0", spared, "0.5"]).parse().unwrap_or(0);
-                let evicted: u64 = (0..20)
-                    .map(|_| {
-                        sleep(random_ms(5, 30));
-                        evict()
-                    })
-                    .sum();
+                let spares_barriers = if self == EvictCopies { "1" } else { "0" };
+                let mut evicted = 0;
+                for _ in 0..20 {
+                    sleep(random_ms(5, 30));
+                    let count = stack.redis_cli(&["EVAL", EVICT, "0", spares_barriers, "0.5"]);
+                    evicted += count.parse::<u64>().unwrap_or(0);
+                }
                 format!("of {evicted} keys")
             }
             FlushRedis => {
-                (0..5).for_each(|_| {
+                for _ in 0..5 {
                     sleep(random_ms(5, 100));
                     stack.redis_cli(&["FLUSHALL"]);
-                });
+                }
                 "five times".into()
             }
             RestartRedis => {
@@ -205,8 +208,8 @@ impl Fault {
                 redis.restart();
                 String::new()
             }
-            CutRedis | DelayRedis | ResetRedis => hurt(self, &redis_proxies[redis_proxy], names),
-            CutPostgres | DelayPostgres | ResetPostgres => hurt(self, &postgres_proxies[redis_proxy], names),
+            CutRedis | DelayRedis | ResetRedis => disturb(self, &redis_proxies[victim], name),
+            CutPostgres | DelayPostgres | ResetPostgres => disturb(self, &postgres_proxies[victim], name),
             TerminateCommits => terminate(cluster, "state = 'active' AND query = 'COMMIT'"),
             TerminateAnything => terminate(cluster, "random() < 0.02"),
             FreezePostgres => {
@@ -236,7 +239,7 @@ fn kill(replica: &Replica) -> String {
     format!("of {}", replica.name)
 }
 
-fn hurt(fault: Fault, proxy: &devstack::Proxy, name: &str) -> String {
+fn disturb(fault: Fault, proxy: &devstack::Proxy, name: &str) -> String {
     match fault {
         CutRedis | CutPostgres => {
             proxy.cut();
@@ -244,12 +247,14 @@ fn hurt(fault: Fault, proxy: &devstack::Proxy, name: &str) -> String {
             proxy.restore();
             proxy.delay(SLOWNESS);
         }
-        ResetRedis | ResetPostgres => (0..10).for_each(|_| {
-            proxy.reset();
-            sleep(random_ms(5, 100));
-        }),
+        ResetRedis | ResetPostgres => {
+            for _ in 0..10 {
+                proxy.reset();
+                sleep(random_ms(5, 100));
+            }
+        }
         _ => {
-            proxy.delay(*one(&[5, 15, 30, 60].map(Duration::from_millis)));
+            proxy.delay(*any_of(&[5, 15, 30, 60].map(Duration::from_millis)));
             sleep(random_ms(200, 800));
             proxy.delay(SLOWNESS);
         }
@@ -259,7 +264,7 @@ fn hurt(fault: Fault, proxy: &devstack::Proxy, name: &str) -> String {
 
 fn terminate(cluster: &Cluster, condition: &str) -> String {
     let statement = TERMINATE.replace("CONDITION", condition);
-    // Postgres may be away for another reason.
+    // Another fault may have stopped Postgres.
     match cluster.stack.postgres().try_sql(cluster.stack.database(), &statement) {
         Ok(_) => String::new(),
         Err(error) => error.lines().next().unwrap_or_default().to_owned(),

@@ -1,5 +1,5 @@
-//! Histories: many clients read and write a few names through two replicas of each service, while faults happen; then a
-//! checker looks whether every answer can be explained.
+//! Histories: many clients read and write a few names through two replicas of each service, while faults happen. Then a
+//! checker decides whether every answer can be explained.
 
 mod checker;
 mod client;
@@ -11,10 +11,10 @@ mod recorder;
 mod report;
 mod runs;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
 
-/// A turn for a test that takes the whole machine: more than one at a time would only disturb each other.
+/// Waits until no other test has the machine. These tests need all of it: two at a time would only disturb each other.
 fn one_at_a_time() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    TURN.lock()
 }

@@ -1,12 +1,12 @@
-//! One thing that a client did to one name, and what it saw of it: what histories are made of.
+//! One request of a client about one name, and its outcome: the element of a history.
 
 /// A state of a name: the number of the write whose info it has, or no user.
 pub type State = Option<u32>;
 
-/// The end of an operation that nobody saw end: it may take effect at any later time, or never.
+/// The end of an operation whose end no client saw: it may take effect at any later time, or never.
 pub const OPEN: u64 = u64::MAX;
 
-/// What was asked for. Every write brings an info of its own, so that a read tells which write it saw.
+/// What was requested. Every write has an info of its own, so that a read shows which write it saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// POST /register with this info.
@@ -15,17 +15,17 @@ pub enum Action {
     Replace(u32),
     /// DELETE.
     Delete,
-    /// GET, and what it answered.
+    /// GET, and the state that it returned.
     Read(State),
 }
 
-/// What came of it. What was certainly not done (503 with "unavailable" or "overloaded") is not in a history at all:
-/// whoever reads its info has read what nobody wrote.
+/// The outcome of an operation. A write that was certainly not done (503 with "unavailable" or "overloaded") is not in
+/// a history at all: a read that returns its info has read what was never written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// 201, 200, 204; a read is always done.
+    /// 201, 200 or 204. A read is always done.
     Done,
-    /// 409 for a register: there was a user. 404 for a replace or delete: there was none.
+    /// 409 for a register: there was a user. 404 for a replace or a delete: there was none.
     Refused,
     /// No answer, or 503 "outcome-unknown".
     Unknown,
@@ -38,20 +38,20 @@ pub struct Operation {
     pub start: u64,
     /// When the client had the whole answer; [`OPEN`] if the outcome is unknown.
     pub end: u64,
-    /// What was asked for.
+    /// What was requested.
     pub action: Action,
-    /// What came of it.
+    /// The outcome.
     pub outcome: Outcome,
-    /// Which replica was asked, and how it came by its answer: for people who read a trace.
+    /// Which replica answered, and how: for the reader of a trace.
     pub via: Via,
 }
 
-/// Who answered.
+/// How an operation was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Via {
     /// Such as `data-0`.
     pub replica: &'static str,
-    /// What `Cache-Status` said, in a word.
+    /// `Cache-Status` in a word, or the method of a write.
     pub source: &'static str,
 }
 
@@ -69,7 +69,7 @@ impl Operation {
         self.outcome == Outcome::Done && !matches!(self.action, Action::Read(_))
     }
 
-    /// Whether it is a write that has changed the state, or may.
+    /// Whether it is a write that has changed the state, or may have.
     pub fn is_effective_write(&self) -> bool {
         self.outcome != Outcome::Refused && !matches!(self.action, Action::Read(_))
     }

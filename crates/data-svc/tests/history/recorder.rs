@@ -1,7 +1,7 @@
-//! The clients: threads that read and write a few names as fast as they can, and note what they see.
+//! The clients: threads that read and write a few names as fast as they can, and record the answers.
 //!
-//! All clients use the same few names, so that they collide. Every second there are new ones, which keeps the history
-//! of a name short. Now and then a client comes back to an older name: what is wrong there is wrong for long.
+//! All clients use the same few names, so that they collide. Every second there are new names, which keeps the history
+//! of a name short. Now and then a client returns to an older name, to find errors that last.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{scope, sleep};
@@ -13,15 +13,15 @@ use crate::client::{Answer, Client, Reply};
 use crate::cluster::{Cluster, Replica};
 use crate::operation::{Action, OPEN, Operation, Outcome, Via};
 
-/// How many clients there are, and what they do.
+/// How many clients there are, and how they work.
 pub struct Load {
     pub readers: usize,
     pub writers: usize,
     /// How many names are in use at once.
     pub names: u32,
-    /// How long they are.
+    /// How long they are in use.
     pub rotation: Duration,
-    /// How long a writer rests after a write or a few, at most.
+    /// How long a writer rests at most, after one write or a few.
     pub pause: Duration,
     /// Which of the two `user-svc` are used.
     pub use_writers: &'static [usize],
@@ -40,19 +40,19 @@ impl Default for Load {
     }
 }
 
-/// How many rounds of names back a client goes at most: longer than a barrier stands.
+/// How many rounds back a client goes for a name at most: with rounds of one second, longer than a barrier stands.
 const MEMORY: u32 = 14;
 
-/// What was seen.
+/// What the clients recorded.
 #[derive(Default)]
 pub struct Recording {
     /// The operations of each name, in no order.
     pub histories: Vec<Vec<Operation>>,
-    /// Writes that were answered 503, and did not happen.
+    /// Writes that were answered with 503, and did not happen.
     pub refused: u64,
-    /// Reads without an answer, or answered 503.
+    /// Reads without an answer, or answered with 503.
     pub unanswered: u64,
-    /// Answers that the contract does not know.
+    /// Answers that are not in the contract.
     pub unexpected: Vec<String>,
 }
 
@@ -67,7 +67,9 @@ impl Recording {
 
     fn merge(mut self, other: Self) -> Self {
         for (name, operations) in (0..).zip(other.histories) {
-            operations.into_iter().for_each(|operation| self.add(name, operation));
+            for operation in operations {
+                self.add(name, operation);
+            }
         }
         self.refused += other.refused;
         self.unanswered += other.unanswered;
@@ -76,21 +78,26 @@ impl Recording {
     }
 }
 
-/// What clients share.
+/// What the clients share.
 struct Shared<'a> {
     cluster: &'a Cluster,
     load: &'a Load,
     stop: AtomicBool,
     rotations: AtomicU32,
-    /// The number of the next write. Replaces and registers of all clients count together.
+    /// The number of the next write: one series for the replaces and registers of all clients.
     infos: AtomicU32,
 }
 
 /// Lets clients work while `meanwhile` runs, and then reads every name once more, through both replicas and from
 /// Postgres itself.
 pub fn record(cluster: &Cluster, load: &Load, meanwhile: impl FnOnce()) -> Recording {
-    let (stop, rotations, infos) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(1));
-    let shared = Shared { cluster, load, stop, rotations, infos };
+    let shared = Shared {
+        cluster,
+        load,
+        stop: AtomicBool::new(false),
+        rotations: AtomicU32::new(0),
+        infos: AtomicU32::new(1),
+    };
     let recording = scope(|scope| {
         let reader = || shared.run(|client, recording| shared.read(client, recording));
         let writer = || shared.run(|client, recording| shared.write(client, recording));
@@ -116,7 +123,8 @@ struct Connections {
 
 impl Shared<'_> {
     fn run(&self, act: impl Fn(&mut Connections, &mut Recording)) -> Recording {
-        let (mut connections, mut recording) = (Connections::default(), Recording::default());
+        let mut connections = Connections::default();
+        let mut recording = Recording::default();
         while !self.stop.load(Ordering::SeqCst) {
             act(&mut connections, &mut recording);
         }
@@ -138,7 +146,7 @@ impl Shared<'_> {
         (self.rotations.load(Ordering::SeqCst) + 1) * self.load.names
     }
 
-    /// A name of now, or with this probability an older one.
+    /// A name that is in use now, or with the probability `older` one of an earlier round.
     fn choose(&self, older: f64) -> u32 {
         let names = self.names();
         let now = names - self.load.names;
@@ -149,10 +157,10 @@ impl Shared<'_> {
         }
     }
 
-    /// The name that half of all writes go to just now, so that they meet.
+    /// The name that half of all writes use at this moment, so that they collide.
     fn focus(&self) -> u32 {
-        let slot = self.cluster.beginning.elapsed().as_millis() / 150;
-        let number = u32::try_from(slot).unwrap_or(0) % self.load.names;
+        let moment = self.cluster.beginning.elapsed().as_millis() / 150;
+        let number = u32::try_from(moment).unwrap_or(0) % self.load.names;
         self.names() - self.load.names + number
     }
 
@@ -176,7 +184,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Reads `name` once, and notes it. Returns the entity tag and the info, if there was a user in the answer.
+    /// Reads `name` once, and records it. Returns the entity tag and the info if the answer has a user.
     fn get(
         &self,
         client: &mut Client,
@@ -188,7 +196,7 @@ impl Shared<'_> {
     ) -> Option<(String, u32)> {
         let request = format!("GET /user/h{name} HTTP/1.1\r\nHost: x\r\n{header}\r\n");
         let start = self.cluster.now();
-        let reply = client.ask(replica.address(), &request);
+        let reply = client.send(replica.address(), &request);
         let end = self.cluster.now();
         let (state, answer) = match reply {
             Reply::Answer(answer) => match (answer.status, info(&answer.body)) {
@@ -207,7 +215,7 @@ impl Shared<'_> {
             },
             Reply::Lost | Reply::Unsent => {
                 recording.unanswered += 1;
-                // It is being started again.
+                // The service is being started again.
                 sleep(Duration::from_millis(2));
                 return None;
             }
@@ -218,8 +226,8 @@ impl Shared<'_> {
         (answer.status == 200).then_some((answer.etag, state?))
     }
 
-    /// A few writes to one name, and a rest: a barrier stands for the most part of a write, and without rests there
-    /// would be nothing but barriers.
+    /// A few writes to one name, and a rest. A barrier stands for most of a write, and without rests the keys would
+    /// hold nothing but barriers.
     fn write(&self, connections: &mut Connections, recording: &mut Recording) {
         let name = if rand::random_bool(0.5) { self.focus() } else { self.choose(0.05) };
         let mut missing = rand::random_bool(0.3);
@@ -237,7 +245,7 @@ impl Shared<'_> {
         sleep(self.load.pause.mul_f64(rand::random()));
     }
 
-    /// Writes once, and notes it. Returns none if it certainly did not happen.
+    /// Writes once, and records it. Returns none if it certainly did not happen.
     fn change(
         &self,
         connections: &mut Connections,
@@ -249,7 +257,7 @@ impl Shared<'_> {
         let replica = &self.cluster.writers[at];
         let (method, request) = request(name, action);
         let start = self.cluster.now();
-        let reply = connections.clients[at].ask(replica.address(), &request);
+        let reply = connections.clients[at].send(replica.address(), &request);
         let end = self.cluster.now();
         let outcome = match reply {
             Reply::Unsent => None,
@@ -282,8 +290,8 @@ impl Shared<'_> {
         Some(outcome)
     }
 
-    /// Reads every name: from both replicas, from Postgres, and from both again. A last word on every unknown outcome,
-    /// and on whatever was left in a cache.
+    /// Reads every name: from both replicas, from Postgres, and from both replicas again. This decides every unknown
+    /// outcome, and finds stale entries that are still in a cache.
     fn sweep(&self, mut recording: Recording) -> Recording {
         let mut connections = Connections::default();
         for round in 0..2 {
@@ -328,7 +336,7 @@ fn request(name: u32, action: Action) -> (&'static str, String) {
     (method, format!("{method} {path} HTTP/1.1\r\n{head}\r\n\r\n{body}"))
 }
 
-/// The number of the write whose info the body holds.
+/// The number of the write whose info is in the body.
 fn info(body: &[u8]) -> Option<u32> {
     let (_, rest) = std::str::from_utf8(body).ok()?.split_once(r#""info":"w"#)?;
     rest.split_once('"')?.0.parse().ok()

@@ -1,4 +1,4 @@
-//! What a recording came to: counts, and for a violation the operations around it.
+//! The result of a recording: counts, and for each violation the operations around it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use crate::faults::Log;
 use crate::operation::{Action, OPEN, Operation, Outcome};
 use crate::recorder::Recording;
 
-/// How many operations of a name are shown before and after the one that is wrong.
+/// How many operations of a name are shown before the one that is wrong. A quarter as many are shown after it.
 const AROUND: usize = 40;
 
 /// The promises.
@@ -22,22 +22,22 @@ pub enum Promise {
     Bounded,
 }
 
-/// What was counted.
+/// The result of a recording.
 pub struct Report {
     pub reads: usize,
     pub writes: usize,
     pub unknown: usize,
     /// Reads by how they were answered.
     pub sources: BTreeMap<&'static str, usize>,
-    /// Violations, shown.
+    /// A trace of each violation.
     pub violations: Vec<String>,
-    /// For how long the stalest user, and the stalest absence, had been overwritten when it was read.
+    /// For how long the stalest user and the stalest absence had been overwritten when they were read.
     pub oldest: [Duration; 2],
     text: String,
 }
 
 impl Report {
-    /// Checks every history, counts, and prints what it counted.
+    /// Checks every history, and prints the counts.
     pub fn of(test: &str, promise: Promise, cluster: &Cluster, recording: &Recording, faults: &Log) -> Self {
         let all = || recording.histories.iter().flatten();
         let is_read = |it: &&Operation| matches!(it.action, Action::Read(_));
@@ -48,7 +48,8 @@ impl Report {
             *sources.entry(read.via.source).or_insert(0) += 1;
         }
         let started = Instant::now();
-        let (mut violations, mut first) = (Vec::new(), OPEN);
+        let mut violations = Vec::new();
+        let mut first = OPEN;
         for (name, operations) in recording.histories.iter().enumerate() {
             let found = match promise {
                 Promise::Visible => checker::visible(operations).into_iter().next(),
@@ -62,7 +63,8 @@ impl Report {
         }
         let oldest = oldest(recording);
         let mut text = String::new();
-        let (names, seconds) = (recording.histories.len(), cluster.beginning.elapsed().as_secs());
+        let names = recording.histories.len();
+        let seconds = cluster.beginning.elapsed().as_secs();
         let writes = all().count() - reads;
         let counted = format!("{reads} reads, {writes} writes ({unknown} unknown) of {names} names");
         let lost = format!("{} writes refused, {} reads unanswered", recording.refused, recording.unanswered);
@@ -80,12 +82,12 @@ impl Report {
         Self { reads, writes, unknown, sources, violations, oldest, text }
     }
 
-    /// How often a read was answered like this.
+    /// How many reads were answered in this way.
     pub fn source(&self, source: &str) -> usize {
         self.sources.get(source).copied().unwrap_or(0)
     }
 
-    /// Panics with the traces if there is a violation, or if something else went wrong that never may.
+    /// Panics with the traces if there is a violation, an unexpected answer or a panic in a service.
     pub fn is_good(&self, cluster: &Cluster, recording: &Recording) {
         let shown: Vec<&str> = self.violations.iter().take(3).map(String::as_str).collect();
         assert!(self.violations.is_empty(), "{}\n{}", self.text, shown.join("\n"));
@@ -110,13 +112,13 @@ fn oldest(recording: &Recording) -> [Duration; 2] {
     oldest.map(Duration::from_nanos)
 }
 
-/// The operations around a violation, by their start, with the faults between them.
+/// The operations around a violation by their start, with the faults between them, and the write whose info was read.
 fn trace(name: usize, operations: &[Operation], violation: &Violation, faults: &Log) -> String {
     let wrong = &operations[violation.operation];
     let mut sorted: Vec<&Operation> = operations.iter().collect();
     sorted.sort_by_key(|it| it.start);
     let at = sorted.iter().position(|it| std::ptr::eq(*it, wrong)).unwrap_or(0);
-    // Writes tell more than the reads between them.
+    // More before the violation than after it, since a write before it is the likely cause.
     let is_near = |number: usize| number + AROUND > at && number < at + AROUND / 4;
     let about = |it: &Operation| it.writes().is_some_and(|info| wrong.action == Action::Read(Some(info)));
     let shown: Vec<&Operation> =

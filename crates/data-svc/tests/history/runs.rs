@@ -1,4 +1,4 @@
-//! The recordings: what holds under which faults.
+//! The recordings: which promise holds under which faults.
 
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
@@ -9,32 +9,33 @@ use crate::one_at_a_time;
 use crate::recorder::{Load, record};
 use crate::report::{Promise, Report};
 
-/// The staleness test's TTLs, short so that it meets them.
+/// The TTLs of the test of stale reads, short so that entries reach them.
 const TTL: Duration = Duration::from_secs(2);
 const ABSENT_TTL: Duration = Duration::from_secs(1);
-/// What a measured age may be beyond them: from the SELECT to Redis' clock, on a machine with more threads than cores.
+/// How far a measured age may exceed them: the time from the SELECT to the SET in Redis, on a machine with more threads
+/// than cores.
 const SLACK: Duration = Duration::from_millis(500);
 
-/// More connections than the default, and so more near waits at once; no write without its barrier.
+/// More connections than by default, and so more near waits at once. No write without its barrier.
 const STRICT: [(&str, &str); 2] = [("DATABASE_CONNECTIONS", "24"), ("CACHE_STRICT", "true")];
 
-/// How long a soak's faults go on in one recording.
+/// How long the faults of one recording go on in a soak.
 fn soak_seconds() -> Option<u64> {
     std::env::var("SOAK_SECONDS").ok()?.parse().ok()
 }
 
-/// How long the faults of one recording go on: some seconds, or as long as `SOAK_SECONDS` says.
+/// How long the faults of one recording go on: `default` seconds, or `SOAK_SECONDS` if it is set.
 fn time(default: u64) -> Duration {
     Duration::from_secs(soak_seconds().unwrap_or(default))
 }
 
-/// The clients of a recording; a soak has more of them.
+/// The clients of a recording. A soak has more of them.
 fn load() -> Load {
     let usual = Load::default();
     Load { readers: if soak_seconds().is_some() { 4 * usual.readers } else { usual.readers }, ..usual }
 }
 
-/// Asserts that all ways to answer a read were seen.
+/// Asserts that reads were answered in every way.
 fn saw_every_tier(report: &Report) {
     for source in ["near hit", "hit", "negative hit", "miss, stored", "forced, stored", "bypass"] {
         assert!(report.source(source) >= 5, "few or none of {source:?}: {:?}", report.sources);
@@ -60,7 +61,7 @@ fn reads_are_linearizable_under_every_fault_that_keeps_barriers() {
     let log = Log::default();
     let recording = record(&cluster, &load(), || {
         scope(|scope| {
-            // Two at a time: what one of them hurts the other has to live with.
+            // Two faults at a time, one of each list.
             scope.spawn(|| faults::inject(&cluster, REDIS_KEEPS_BARRIERS, time(18), &log));
             faults::inject(&cluster, &[POSTGRES, SERVICES].concat(), time(18), &log);
         });
@@ -79,8 +80,8 @@ fn reads_are_linearizable_under_every_fault_that_keeps_barriers() {
 #[test]
 fn acknowledged_writes_are_visible_under_every_fault() {
     let _turn = one_at_a_time();
-    // A barrier may be lost here, and then only the writer itself can repair what came of it: it stays alive, and has
-    // the time to reach Redis again.
+    // A barrier may be lost here, and then only its writer can remove what was stored meanwhile. So no writer is
+    // killed, and each has the time to reach Redis again.
     let writers = [&STRICT[..], &[("DATABASE_DEADLINE", "5s")]].concat();
     let cluster = Cluster::start(&[], &writers);
     let log = Log::default();
@@ -94,14 +95,14 @@ fn acknowledged_writes_are_visible_under_every_fault() {
 }
 
 #[test]
-fn without_strict_a_read_is_stale_for_the_ttl_at_most_when_the_writer_cannot_reach_redis() {
+fn a_writer_without_redis_or_strict_leaves_reads_stale_for_the_ttl_at_most() {
     let _turn = one_at_a_time();
-    let text = |time: Duration| format!("{}ms", time.as_millis());
-    let (ttl, absent) = (text(TTL), text(ABSENT_TTL));
-    let readers = [("CACHE_TTL", ttl.as_str()), ("CACHE_ABSENT_TTL", absent.as_str())];
+    let ttl = format!("{}ms", TTL.as_millis());
+    let absent_ttl = format!("{}ms", ABSENT_TTL.as_millis());
+    let readers = [("CACHE_TTL", ttl.as_str()), ("CACHE_ABSENT_TTL", absent_ttl.as_str())];
     let cluster = Cluster::start(&readers, &[("DATABASE_CONNECTIONS", "24")]);
-    // The writer behind the proxy alone, on names that live long enough to be read when they are stale. Each read of an
-    // entry may refresh it early: with many readers none lives to be old.
+    // Only the writer behind the proxy writes, and names are in use long enough to be read when they are stale. Few
+    // readers, since each read may refresh its entry early: with many of them no entry becomes old.
     let load = Load { readers: 2, rotation: Duration::from_secs(4), use_writers: &[1], ..Load::default() };
     let recording = record(&cluster, &load, || {
         let end = Instant::now() + time(9);

@@ -32,12 +32,15 @@ pub(super) fn is_ready(port: u16) -> bool {
 
 /// Starts each service, or keeps it if it is up to date. Returns the URLs of user-svc and data-svc when both are ready.
 pub(super) fn up(paths: &Paths, database_url: &str, redis_url: &str) -> Result<[String; 2]> {
-    // data-svc is planned first, since user-svc sends its address to clients. user-svc runs first, since it migrates.
-    let data = plan(paths, DATA_SVC, &[("DATABASE_URL", database_url), ("REDIS_URL", redis_url)])?;
-    let data_url = url(data.port);
-    let stores = [("DATABASE_URL", database_url), ("REDIS_URL", redis_url), ("PUBLIC_DATA_URL", &data_url)];
-    let user = plan(paths, USER_SVC, &stores)?;
-    let user_url = url(user.port);
+    // Ports come first, since each service sends the other's address to clients.
+    let user_ports = ports(paths, USER_SVC)?;
+    let data_ports = ports(paths, DATA_SVC)?;
+    let user_url = url(user_ports.0);
+    let data_url = url(data_ports.0);
+    let settings = |public| [("DATABASE_URL", database_url), ("REDIS_URL", redis_url), public];
+    let user = plan(paths, USER_SVC, user_ports, &settings(("PUBLIC_DATA_URL", &data_url)))?;
+    let data = plan(paths, DATA_SVC, data_ports, &settings(("PUBLIC_USER_URL", &user_url)))?;
+    // user-svc runs first, since it migrates.
     let ports = [(USER_SVC, user.port), (DATA_SVC, data.port)];
     run(paths, USER_SVC, user)?;
     run(paths, DATA_SVC, data)?;
@@ -59,6 +62,7 @@ pub(super) fn check(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
+/// The service's port, and its port for metrics.
 fn ports(paths: &Paths, name: &'static str) -> Result<(u16, u16)> {
     let environment = environment(paths);
     let setting = |variable: &str| std::env::var(variable).ok().or_else(|| line_of(&environment, variable));
@@ -71,9 +75,13 @@ fn environment(paths: &Paths) -> String {
 }
 
 /// How the service is to run now. It reads the checkout's `.env` too, but the settings here override that.
-fn plan(paths: &Paths, name: &'static str, settings: &[(&str, &str)]) -> Result<Start> {
+fn plan(
+    paths: &Paths,
+    name: &'static str,
+    (port, metrics_port): (u16, u16),
+    settings: &[(&str, &str)],
+) -> Result<Start> {
     let program = sibling(name)?;
-    let (port, metrics_port) = ports(paths, name)?;
     let mut settings: Vec<(String, String)> =
         settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     settings.push(("PORT".to_owned(), port.to_string()));

@@ -1,4 +1,4 @@
-//! What `user-svc` promises over HTTP: docs/http.md, row by row.
+//! The promises of `user-svc` over HTTP: docs/http.md, row by row.
 
 mod register;
 mod schema;

@@ -36,7 +36,7 @@ fn a_valid_pair_is_stored_and_answered_with_201_location_and_etag() {
 }
 
 #[test]
-fn the_name_is_answered_as_stored_in_normal_form_c() {
+fn the_name_is_returned_as_it_is_stored_in_normal_form_c() {
     let response = post(r#"{"name":"Zoe\u0308","info":"i"}"#);
     assert_eq!(response.json()["name"], "Zo\u{eb}");
     refused(&post(r#"{"name":"Zo\u00eb","info":"i"}"#), 409, "name-taken");
@@ -63,9 +63,9 @@ fn every_wrong_member_is_named_at_once() {
 
 #[test]
 fn the_longest_pair_fits_however_it_is_escaped() {
-    let escaped = |text: &str, times| text.repeat(times);
-    let body =
-        format!(r#"{{"name":"{}","info":"{}"}}"#, escaped(r"\u00fc", 64), escaped(r"\u0001", 16 * 1024),);
+    let name = r"\u00fc".repeat(64);
+    let info = r"\u0001".repeat(16 * 1024);
+    let body = format!(r#"{{"name":"{name}","info":"{info}"}}"#);
     assert!(body.len() > 98_000);
     assert_eq!(post(body).status, 201);
 }
@@ -95,7 +95,7 @@ fn members_that_are_not_known_are_ignored() {
 }
 
 #[test]
-fn only_plain_application_json_is_taken() {
+fn only_plain_application_json_is_accepted() {
     let url = service().url_of("/register");
     let send = |headers: &[(&str, &str)]| http::send("POST", &url, headers, r#"{"name":"","info":"i"}"#);
     for accepted in ["application/json", "application/json; charset=utf-8", "Application/JSON"] {

@@ -1,8 +1,8 @@
-//! That `schema.rs` and the CHECKs say what the database says.
+//! `schema.rs` and the limits of names and info agree with the migrated database.
 
 use devstack::Stack;
 
-/// What the Diesel CLI prints for the migrated database: the part of it that our types need.
+/// What the Diesel CLI prints for the migrated database, as far as our types need it.
 fn printed(stack: &Stack) -> String {
     let columns = stack.sql(
         "SELECT attname || ' ' || format_type(atttypid, atttypmod) || ' ' || attnotnull FROM pg_attribute
@@ -19,7 +19,7 @@ fn printed(stack: &Stack) -> String {
         let kind = match kind {
             "text" => "Text",
             "timestamp with time zone" => "Timestamptz",
-            other => panic!("a type that this test does not know: {other}"),
+            other => panic!("this test has no name for the type {other}"),
         };
         let kind = if not_null == "true" { kind.to_owned() } else { format!("Nullable<{kind}>") };
         text += &format!("        {name} -> {kind},\n");
@@ -35,7 +35,7 @@ fn schema_rs_is_what_the_migrated_database_holds() {
 }
 
 #[test]
-fn tables_are_as_many_as_schema_rs_knows() {
+fn the_database_has_no_table_beside_those_of_schema_rs_and_diesel() {
     let tables = Stack::shared().sql("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1");
     assert_eq!(tables.trim(), "__diesel_schema_migrations\nusers");
 }

@@ -1,4 +1,4 @@
-//! `--help`, and that it is true.
+//! `--help`, the configuration page and the example file agree with the settings.
 
 use std::collections::BTreeMap;
 
@@ -21,14 +21,14 @@ fn help_names_every_setting_with_its_default() {
 }
 
 #[test]
-fn the_configuration_page_and_the_example_file_name_what_help_names_with_its_defaults() {
+fn the_configuration_page_and_the_example_file_agree_with_help() {
     let page = include_str!("../../../../docs/configuration.md");
     let user_svc = defaults_in_help("user-svc");
     let mut either = defaults_in_help("data-svc");
     assert_eq!(defaults_on_page(page, 2), user_svc, "docs/configuration.md, user-svc");
     assert_eq!(defaults_on_page(page, 3), either, "docs/configuration.md, data-svc");
 
-    // The example has one line for both services: where their defaults differ, user-svc's.
+    // The example file has one line for both services. If their defaults differ, it has user-svc's.
     either.extend(user_svc);
     let example = include_str!("../../../../.env.example");
     assert_eq!(defaults_in_example(example), either, ".env.example");

@@ -55,7 +55,7 @@ fn an_unknown_user_is_404_whatever_if_match_says() {
 }
 
 #[test]
-fn if_match_lets_only_those_write_who_have_read_the_newest() {
+fn if_match_admits_only_writes_that_are_based_on_the_newest_state() {
     let first = register("match-1");
     let second = put("match-1", &[("If-Match", &first)], r#"{"info":"second"}"#);
     let second = second.header("etag").expect("an ETag").to_owned();

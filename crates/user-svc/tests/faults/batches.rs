@@ -1,5 +1,4 @@
-//! Registrations that wait together share a transaction, and none of them is told anything that it would not be told
-//! alone.
+//! Registrations that wait together share a transaction, and each gets the answer that it would have got alone.
 
 use std::thread::scope;
 
@@ -8,18 +7,18 @@ use devstack::{Service, ServiceBuilder, Stack, http};
 
 use crate::{Session, unavailable, wait_for_locked};
 
-/// A service with as much patience as a test needs, but for locks.
-fn patient(stack: &Stack, lock_timeout: &str) -> ServiceBuilder {
+/// A service with long time-outs, and with this one for locks.
+fn with_lock_timeout(stack: &Stack, lock_timeout: &str) -> ServiceBuilder {
     let builder = stack.user_svc().env("DATABASE_DEADLINE", "9s").env("DATABASE_STATEMENT_TIMEOUT", "9s");
     builder.env("DATABASE_LOCK_TIMEOUT", lock_timeout)
 }
 
-/// The same, which serves one batch at a time.
+/// The same, started, with one batch at a time.
 fn one_batch_at_a_time(stack: &Stack, lock_timeout: &str) -> Service {
-    patient(stack, lock_timeout).env("DATABASE_CONNECTIONS", "4").start()
+    with_lock_timeout(stack, lock_timeout).env("DATABASE_CONNECTIONS", "4").start()
 }
 
-/// Registers `names`, all in one batch: they wait until `lock`, which holds up the one before them, is let go.
+/// Registers `names`, all in one batch: they wait while a lock on the table holds up the batch before them.
 fn register_together(stack: &Stack, service: &Service, names: &[&'static str]) -> Vec<http::Response> {
     let lock = Session::holding(stack, "LOCK TABLE users");
     scope(|scope| {
@@ -29,7 +28,7 @@ fn register_together(stack: &Stack, service: &Service, names: &[&'static str]) -
             .zip(names)
             .map(|(number, name)| {
                 let request = scope.spawn(move || register(service, name));
-                wait_until("it waits", || metric(service, "database_queries_waiting") == number);
+                wait_until("the request waits", || metric(service, "database_queries_waiting") == number);
                 request
             })
             .collect();
@@ -61,7 +60,7 @@ fn of_two_that_register_one_name_together_one_is_201_and_the_other_409() {
 }
 
 #[test]
-fn a_name_that_is_taken_is_409_and_those_that_wait_with_it_are_201() {
+fn a_name_that_is_taken_is_409_and_the_rest_of_its_batch_201() {
     let stack = Stack::shared();
     let service = one_batch_at_a_time(&stack, "9s");
     assert_eq!(register(&service, "taken").status, 201);
@@ -70,11 +69,12 @@ fn a_name_that_is_taken_is_409_and_those_that_wait_with_it_are_201() {
 }
 
 #[test]
-fn a_name_that_another_session_holds_is_503_and_those_that_wait_with_it_are_201() {
+fn a_name_that_another_session_holds_is_503_and_the_rest_of_its_batch_201() {
     let stack = Stack::shared();
     let service = one_batch_at_a_time(&stack, "2s");
     let other = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
-    // The table's lock of `register_together` would wait for `other`: a first one that holds up the rest is enough.
+    // Not `register_together`, whose lock on the table would wait for `other`. The first registration holds up the
+    // rest.
     scope(|scope| {
         let first = scope.spawn(|| register(&service, "held"));
         wait_for_locked(&stack, 1);
@@ -86,13 +86,13 @@ fn a_name_that_another_session_holds_is_503_and_those_that_wait_with_it_are_201(
         assert_eq!(statuses(&answers), [201, 503, 201]);
     });
     drop(other);
-    assert_eq!(register(&service, "held").status, 201, "what was refused has not happened");
+    assert_eq!(register(&service, "held").status, 201, "the refused registrations have not happened");
 }
 
 #[test]
-fn a_batch_that_is_stuck_at_a_name_holds_up_nobody_who_comes_after_it() {
+fn a_batch_that_is_stuck_at_a_name_holds_up_no_later_registration() {
     let stack = Stack::shared();
-    let service = patient(&stack, "9s").start();
+    let service = with_lock_timeout(&stack, "9s").start();
     let other = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
     scope(|scope| {
         let stuck = scope.spawn(|| register(&service, "held"));
@@ -105,7 +105,7 @@ fn a_batch_that_is_stuck_at_a_name_holds_up_nobody_who_comes_after_it() {
 }
 
 #[test]
-fn of_many_who_register_at_the_same_time_each_is_registered() {
+fn each_of_many_registrations_at_the_same_time_succeeds() {
     let stack = Stack::shared();
     let service = &stack.user_svc().start();
     scope(|scope| {

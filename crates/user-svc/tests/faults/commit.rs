@@ -1,29 +1,39 @@
-//! The moments around COMMIT, hit exactly by triggers: before it a lost connection is no matter, during it the outcome
-//! is unknown and must be called so.
+//! The moments around COMMIT, hit exactly by triggers. A connection lost before COMMIT does no harm. A connection lost
+//! during COMMIT leaves the outcome unknown, and the answer must say so.
 
 use devstack::Stack;
 use devstack::testing::{metric, register, wait_until};
 
 use crate::{is_registered, problem, unavailable};
 
-/// A trigger on users that does `body`; with `deferred` during COMMIT, else during INSERT.
-fn trigger(stack: &Stack, deferred: bool, body: &str) {
-    let kind = if deferred { "CONSTRAINT TRIGGER" } else { "TRIGGER" };
-    let when = if deferred { "DEFERRABLE INITIALLY DEFERRED" } else { "" };
+/// When a trigger runs.
+enum When {
+    DuringInsert,
+    DuringCommit,
+}
+
+use When::{DuringCommit, DuringInsert};
+
+/// Creates a trigger on users that runs `body`.
+fn trigger(stack: &Stack, when: When, body: &str) {
+    let (kind, timing) = match when {
+        DuringInsert => ("TRIGGER", ""),
+        DuringCommit => ("CONSTRAINT TRIGGER", "DEFERRABLE INITIALLY DEFERRED"),
+    };
     stack.sql(&format!(
         "CREATE SEQUENCE calls; \
          CREATE FUNCTION hurt() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN NEW; END $$; \
-         CREATE {kind} hurt AFTER INSERT ON users {when} FOR EACH ROW EXECUTE FUNCTION hurt()"
+         CREATE {kind} hurt AFTER INSERT ON users {timing} FOR EACH ROW EXECUTE FUNCTION hurt()"
     ));
 }
 
 #[test]
-fn a_connection_lost_before_commit_is_replaced_and_the_registration_done_once_more() {
+fn a_registration_whose_connection_is_lost_before_commit_is_done_again() {
     let stack = Stack::shared();
     // A sequence does not roll back: only the first call ends its session.
     trigger(
         &stack,
-        false,
+        DuringInsert,
         "IF nextval('calls') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF",
     );
     let service = stack.user_svc().start();
@@ -33,9 +43,9 @@ fn a_connection_lost_before_commit_is_replaced_and_the_registration_done_once_mo
 }
 
 #[test]
-fn a_connection_lost_again_and_again_before_commit_is_unavailable_and_changed_nothing() {
+fn losing_each_connection_before_commit_is_unavailable_and_changes_nothing() {
     let stack = Stack::shared();
-    trigger(&stack, false, "PERFORM pg_terminate_backend(pg_backend_pid())");
+    trigger(&stack, DuringInsert, "PERFORM pg_terminate_backend(pg_backend_pid())");
     let service = stack.user_svc().start();
     assert_eq!(unavailable(&register(&service, "john")), "unavailable");
     assert!(!is_registered(&stack, "john"));
@@ -46,7 +56,7 @@ fn a_connection_lost_during_commit_is_outcome_unknown() {
     let stack = Stack::shared();
     trigger(
         &stack,
-        true,
+        DuringCommit,
         "IF nextval('calls') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF",
     );
     let service = stack.user_svc().start();
@@ -56,24 +66,24 @@ fn a_connection_lost_during_commit_is_outcome_unknown() {
 }
 
 #[test]
-fn a_commit_whose_answer_is_lost_is_outcome_unknown_and_a_retry_says_409() {
+fn a_commit_whose_answer_is_lost_is_outcome_unknown_and_a_retry_is_safe() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
     let service = stack.user_svc().postgres_through(&proxy).start();
-    // During COMMIT it waits for a lock that this session holds, so that the connection can be cut just then.
-    trigger(&stack, true, "PERFORM pg_advisory_xact_lock(7)");
+    // COMMIT waits for a lock that this session holds, so that the connection can be reset in the middle of it.
+    trigger(&stack, DuringCommit, "PERFORM pg_advisory_xact_lock(7)");
     let held = crate::Session::holding(&stack, "SELECT pg_advisory_xact_lock(7)");
     std::thread::scope(|scope| {
         let client = scope.spawn(|| register(&service, "john"));
         let waiting =
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND query = 'COMMIT'";
         wait_until("COMMIT waits", || stack.sql(waiting) == "1");
-        // Its answer will not come through, but the server goes on with it.
+        // The reply to COMMIT is lost, but the server goes on with it.
         proxy.reset();
         drop(held);
         assert_eq!(unavailable(&client.join().expect("answered")), "outcome-unknown");
     });
-    wait_until("the server has ended it", || {
+    wait_until("the server has ended COMMIT", || {
         stack.sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == "0"
     });
     let stored = is_registered(&stack, "john");
@@ -84,9 +94,9 @@ fn a_commit_whose_answer_is_lost_is_outcome_unknown_and_a_retry_says_409() {
 #[test]
 fn a_commit_that_the_server_cancels_is_unavailable_and_changed_nothing() {
     let stack = Stack::shared();
-    trigger(&stack, true, "PERFORM pg_sleep(30)");
+    trigger(&stack, DuringCommit, "PERFORM pg_sleep(30)");
     let service = stack.user_svc().start();
-    // By hand: Postgres' statement time-out does not cover COMMIT.
+    // Cancelled by the test, since Postgres' statement time-out does not cover COMMIT.
     std::thread::scope(|scope| {
         let client = scope.spawn(|| register(&service, "john"));
         let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
@@ -95,7 +105,7 @@ fn a_commit_that_the_server_cancels_is_unavailable_and_changed_nothing() {
         assert_eq!(unavailable(&client.join().expect("answered")), "unavailable");
     });
     assert!(!is_registered(&stack, "john"));
-    // The connection is sound, and used on.
+    // The connection is sound, and stays in use.
     stack.sql("DROP TRIGGER hurt ON users");
     assert_eq!(register(&service, "john").status, 201);
 }
@@ -103,7 +113,7 @@ fn a_commit_that_the_server_cancels_is_unavailable_and_changed_nothing() {
 #[test]
 fn a_commit_that_takes_longer_than_the_deadline_is_outcome_unknown() {
     let stack = Stack::shared();
-    trigger(&stack, true, "PERFORM pg_sleep(1)");
+    trigger(&stack, DuringCommit, "PERFORM pg_sleep(1)");
     let builder = stack.user_svc().env("DATABASE_DEADLINE", "300ms");
     let service = builder.env("DATABASE_STATEMENT_TIMEOUT", "5s").start();
     assert_eq!(unavailable(&register(&service, "john")), "outcome-unknown");
@@ -115,16 +125,16 @@ fn a_commit_that_takes_longer_than_the_deadline_is_outcome_unknown() {
 }
 
 #[test]
-fn a_deadline_that_passes_before_commit_is_unavailable_and_nothing_happens_later() {
+fn a_deadline_passed_before_commit_is_unavailable_and_nothing_happens_later() {
     let stack = Stack::shared();
     let builder = stack.user_svc().env("DATABASE_DEADLINE", "300ms").env("DATABASE_LOCK_TIMEOUT", "9s");
     let service = builder.env("DATABASE_STATEMENT_TIMEOUT", "9s").start();
     let lock = crate::Session::holding(&stack, "LOCK TABLE users");
     assert_eq!(unavailable(&register(&service, "john")), "unavailable");
-    assert_eq!(metric(&service, "database_connections_in_use"), 1, "it waits for the lock still");
+    assert_eq!(metric(&service, "database_connections_in_use"), 1, "it still waits for the lock");
     drop(lock);
-    // The INSERT goes through now, but what the client was told must stay true.
-    wait_until("it has ended", || metric(&service, "database_connections_in_use") == 0);
+    // The INSERT succeeds now, but it must not be committed: the client's answer was that nothing has changed.
+    wait_until("the transaction has ended", || metric(&service, "database_connections_in_use") == 0);
     assert!(!is_registered(&stack, "john"));
     assert_eq!(register(&service, "john").status, 201);
 }

@@ -29,7 +29,7 @@ fn body(name: &str) -> String {
     serde_json::json!({ "name": name, "info": "some info" }).to_string()
 }
 
-/// The slug of the problem that this 503 is about. Panics if it is anything else than a whole and honest 503.
+/// The slug of the problem in this 503. Panics unless the answer is a complete and correct 503.
 fn unavailable(answer: &Response) -> String {
     assert_eq!(answer.status, 503, "{}", answer.text());
     assert_eq!(answer.header("content-type"), Some("application/problem+json"));
@@ -48,9 +48,10 @@ fn is_registered(stack: &Stack, name: &str) -> bool {
     stack.sql(&format!("SELECT count(*) FROM users WHERE name = '{name}'")) == "1"
 }
 
-/// Waits until so many of the stack's sessions wait for a lock: their statements are on their way, and their batches taken.
+/// Waits until this many of the stack's sessions wait for a lock: their statements are sent, so their batches are
+/// taken.
 fn wait_for_locked(stack: &Stack, count: usize) {
-    wait_until("they wait for a lock", || {
+    wait_until("the sessions wait for a lock", || {
         stack.sql(
             "SELECT count(*) FROM pg_stat_activity \
              WHERE datname = current_database() AND wait_event_type = 'Lock'",
@@ -58,19 +59,22 @@ fn wait_for_locked(stack: &Stack, count: usize) {
     });
 }
 
-/// Another session that holds what `statement` has locked, until it is dropped.
+/// Another session. It holds the locks of its statement until it is dropped.
 struct Session<'a> {
     stack: &'a Stack,
     thread: Option<JoinHandle<()>>,
 }
 
 impl<'a> Session<'a> {
-    /// Starts a transaction with `statement`; returns once it has been done.
+    /// Starts a transaction with `statement`. Returns once the statement is done.
     fn holding(stack: &'a Stack, statement: &str) -> Session<'a> {
-        let (stores, database) = (stack.stores().clone(), stack.database().to_owned());
+        let stores = stack.stores().clone();
+        let database = stack.database().to_owned();
         let script = format!("BEGIN; {statement}; SELECT pg_sleep(60)");
-        // It ends by being terminated, which psql calls a failure.
-        let thread = spawn(move || drop(stores.postgres().try_sql(&database, &script)));
+        let thread = spawn(move || {
+            // An error: the session is terminated.
+            let _ = stores.postgres().try_sql(&database, &script);
+        });
         wait_until("the other session sleeps", || {
             stack.sql(
                 "SELECT count(*) FROM pg_stat_activity \
@@ -85,15 +89,16 @@ impl Drop for Session<'_> {
     fn drop(&mut self) {
         terminate(self.stack, "query LIKE 'BEGIN; %'");
         if let Some(thread) = self.thread.take() {
-            drop(thread.join());
+            // A panic in it must not become a second one here.
+            let _ = thread.join();
         }
     }
 }
 
-/// Ends the sessions on the stack's database that meet `condition`, as an administrator or a failover does, and
-/// returns how many there were.
+/// Ends the sessions on the stack's database that meet `condition`, as an administrator or a failover does. Returns how
+/// many there were.
 fn terminate(stack: &Stack, condition: &str) -> usize {
-    // Chosen first, or the planner may terminate before it looks at the conditions.
+    // Chosen first: otherwise the planner may terminate sessions before it checks the conditions.
     let ended = stack.sql(&format!(
         "WITH chosen AS MATERIALIZED (SELECT pid FROM pg_stat_activity \
          WHERE datname = current_database() AND pid <> pg_backend_pid() AND {condition}) \

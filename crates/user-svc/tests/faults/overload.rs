@@ -1,4 +1,4 @@
-//! More work than Postgres does: locks are not waited for too long, and the queue is bounded.
+//! More work than Postgres can do: the wait for a lock has a time-out, and the queue a bound.
 
 use std::thread::scope;
 use std::time::{Duration, Instant};
@@ -13,7 +13,8 @@ fn replace(service: &Service, name: &str) -> http::Response {
     http::send("PUT", &service.url_of(&format!("/user/{name}")), &[JSON], r#"{"info":"another"}"#)
 }
 
-/// A service in which one replace at a time may hold a connection, which the row of `held` makes it do.
+/// A service with one turn: one replace at a time may hold a connection. A replace of `held` does so while its row is
+/// locked.
 fn with_one_turn(stack: &Stack, queue: &str) -> Service {
     let mut builder = stack.user_svc().env("DATABASE_CONNECTIONS", "4").env("DATABASE_QUEUE", queue);
     for name in ["DATABASE_DEADLINE", "DATABASE_STATEMENT_TIMEOUT", "DATABASE_LOCK_TIMEOUT"] {
@@ -27,7 +28,7 @@ fn with_one_turn(stack: &Stack, queue: &str) -> Service {
 }
 
 #[test]
-fn more_replaces_than_may_wait_for_their_turn_are_refused_at_once() {
+fn replaces_beyond_those_that_may_wait_for_a_turn_are_refused_at_once() {
     let stack = Stack::shared();
     let service = &with_one_turn(&stack, "1");
     let row = Session::holding(&stack, "SELECT FROM users WHERE name = 'held' FOR UPDATE");
@@ -35,9 +36,9 @@ fn more_replaces_than_may_wait_for_their_turn_are_refused_at_once() {
         let first = scope.spawn(|| replace(service, "held"));
         wait_for_locked(&stack, 1);
         let second = scope.spawn(|| replace(service, "free"));
-        wait_until("one waits", || metric(service, "database_queries_waiting") == 1);
+        wait_until("one replace waits", || metric(service, "database_queries_waiting") == 1);
         assert_eq!(unavailable(&replace(service, "free")), "overloaded");
-        assert_eq!(register(service, "new").status, 201, "who creates needs no turn");
+        assert_eq!(register(service, "new").status, 201, "a register needs no turn");
         drop(row);
         assert_eq!([first, second].map(|it| it.join().expect("answered").status), [200; 2]);
     });
@@ -45,7 +46,7 @@ fn more_replaces_than_may_wait_for_their_turn_are_refused_at_once() {
 }
 
 #[test]
-fn a_replace_whose_turn_would_come_too_late_is_refused_before_it_takes_the_time_of_others() {
+fn a_replace_whose_turn_comes_too_late_is_refused_before_it_delays_others() {
     let stack = Stack::shared();
     let service = &with_one_turn(&stack, "10");
     let row = Session::holding(&stack, "SELECT FROM users WHERE name = 'held' FOR UPDATE");
@@ -53,7 +54,7 @@ fn a_replace_whose_turn_would_come_too_late_is_refused_before_it_takes_the_time_
         let first = scope.spawn(|| replace(service, "held"));
         wait_for_locked(&stack, 1);
         assert_eq!(unavailable(&replace(service, "free")), "unavailable");
-        assert!(!first.is_finished(), "who came first has more time left, and goes on");
+        assert!(!first.is_finished(), "the first replace has more time left, and goes on");
         drop(row);
         assert_eq!(first.join().expect("answered").status, 200);
     });
@@ -64,7 +65,7 @@ fn a_replace_whose_turn_would_come_too_late_is_refused_before_it_takes_the_time_
 fn a_full_queue_refuses_at_once_and_what_waits_is_served() {
     let stack = Stack::shared();
     let mut builder = stack.user_svc().env("DATABASE_CONNECTIONS", "1").env("DATABASE_QUEUE", "2");
-    // The lock is held as long as this test wants.
+    // The test decides how long the lock is held.
     for name in ["DATABASE_DEADLINE", "DATABASE_STATEMENT_TIMEOUT", "DATABASE_LOCK_TIMEOUT"] {
         builder = builder.env(name, "9s");
     }
@@ -76,15 +77,15 @@ fn a_full_queue_refuses_at_once_and_what_waits_is_served() {
         wait_for_locked(&stack, 1);
         let waiting: Vec<_> =
             ["second", "third"].map(|name| scope.spawn(move || register(service, name))).into();
-        wait_until("two wait", || metric(service, "database_queries_waiting") == 2);
+        wait_until("two registrations wait", || metric(service, "database_queries_waiting") == 2);
 
         let start = Instant::now();
         for number in 0..20 {
             assert_eq!(unavailable(&register(service, &format!("more-{number}"))), "overloaded");
         }
-        // 10 ms for each, and five times that as slack.
+        // 10 ms for each answer, and five times that as slack.
         assert!(start.elapsed() < 5 * 20 * Duration::from_millis(10), "{:?}", start.elapsed());
-        // Health is not in the queue.
+        // The health check does not wait in the queue.
         assert_eq!(http::get(&service.url_of("/livez")).status, 200);
 
         drop(lock);
@@ -96,13 +97,13 @@ fn a_full_queue_refuses_at_once_and_what_waits_is_served() {
     assert_eq!(metric(&service, "database_refused_total"), 20);
     assert_eq!(stack.sql("SELECT count(*) FROM users"), "3");
 
-    // One line a second with a count, and none for each request.
-    let told = || -> u64 {
+    // One line a second with a count, and no line for each request.
+    let logged = || -> u64 {
         let lines = service.log();
         let lines = lines.lines().filter(|line| line.contains("too many were waiting"));
         lines.filter_map(|line| line.rsplit_once("count=")?.1.trim().parse::<u64>().ok()).sum()
     };
-    wait_until("all refusals are told", || told() == 20);
+    wait_until("all refusals are logged", || logged() == 20);
     let log = service.log();
     assert!(log.matches("too many were waiting").count() <= 5, "{log}");
     assert_eq!(log.matches("POST /register 503").count(), 0, "{log}");
@@ -111,11 +112,11 @@ fn a_full_queue_refuses_at_once_and_what_waits_is_served() {
 #[test]
 fn a_locked_table_is_503_and_then_works_again() {
     let stack = Stack::shared();
-    // Nothing but the lock time-out may end the waiting.
+    // Long, so that only the lock time-out ends the wait.
     let builder = stack.user_svc().env("DATABASE_STATEMENT_TIMEOUT", "60s").env("DATABASE_DEADLINE", "60s");
     let service = builder.start();
     let lock = Session::holding(&stack, "LOCK TABLE users");
-    // More than there are connections: none of them may be stuck.
+    // More requests than connections: no connection may get stuck.
     scope(|scope| {
         for number in 0..12 {
             let service = &service;
@@ -125,23 +126,23 @@ fn a_locked_table_is_503_and_then_works_again() {
             });
         }
     });
-    // The server has given up as well, though the lock is still held: no connection is stuck in it.
-    wait_until("nobody waits", || metric(&service, "database_connections_in_use") == 0);
+    // The server has given up as well, although the lock is still held: no connection is stuck in it.
+    wait_until("no connection is in use", || metric(&service, "database_connections_in_use") == 0);
     drop(lock);
     assert_eq!(register(&service, "after").status, 201);
-    assert_eq!(stack.sql("SELECT count(*) FROM users"), "1", "what was refused has not happened");
+    assert_eq!(stack.sql("SELECT count(*) FROM users"), "1", "the refused registrations have not happened");
 }
 
 #[test]
-fn a_name_that_another_session_has_written_but_not_committed_is_503_and_not_409() {
+fn a_name_in_the_open_transaction_of_another_session_is_503_and_not_409() {
     let stack = Stack::shared();
     let service = stack.user_svc().start();
     let insert = "INSERT INTO users (name, info) VALUES ('john', 'uncommitted')";
     let other = Session::holding(&stack, insert);
-    // Whether the name is taken is not decided yet.
+    // It is not decided yet whether the name is taken.
     assert_eq!(unavailable(&register(&service, "john")), "unavailable");
-    assert_eq!(register(&service, "jane").status, 201, "nobody else waits");
-    // It rolls back.
+    assert_eq!(register(&service, "jane").status, 201, "no other registration waits");
+    // The other session rolls back.
     drop(other);
     assert_eq!(register(&service, "john").status, 201);
 }
@@ -155,8 +156,8 @@ fn a_statement_that_takes_too_long_is_cancelled_and_503() {
     );
     let service = stack.user_svc().start();
     assert_eq!(unavailable(&register(&service, "john")), "unavailable");
-    // Cancelled, not left behind.
-    wait_until("the server has ended it", || {
+    // The statement is cancelled, and does not go on in the server.
+    wait_until("the server has ended the statement", || {
         stack.sql(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'",
         ) == "0"

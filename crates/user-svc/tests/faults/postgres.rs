@@ -1,28 +1,31 @@
-//! Postgres killed, frozen, read-only, garbled: no acknowledged user is lost, no answer is a 500, and no restart of ours
-//! is needed.
+//! Postgres killed, frozen, read-only, garbled: no acknowledged user is lost, no answer is a 500, and no service needs
+//! a restart.
 
-use std::sync::Mutex;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
 use devstack::testing::{StopAtEnd, metric, register, wait_until};
 use devstack::{Service, Stack, http};
+use parking_lot::Mutex;
 
 use crate::{is_registered, terminate, try_register, unavailable};
 
-/// What clients were told while they registered one name after the other.
+/// The answers that clients got while they registered one name after the other.
 #[derive(Default)]
-struct Told {
+struct Answers {
+    /// The names that were answered with 201.
     acknowledged: Mutex<Vec<String>>,
+    /// The names that were answered with a 503 which says that nothing has changed.
     unchanged: Mutex<Vec<String>>,
     count: AtomicUsize,
     refused: AtomicUsize,
     stop: AtomicBool,
 }
 
-impl Told {
-    /// Registers until told to stop. Only 201 and an honest 503 will do.
+impl Answers {
+    /// Registers names until `stop` is set. Panics at any answer but 201 and a correct 503.
     fn client(&self, service: &Service, client: usize) {
         for number in 0.. {
             if self.stop.load(Ordering::Relaxed) {
@@ -32,15 +35,15 @@ impl Told {
             let answer = try_register(service, &name)
                 .unwrap_or_else(|error| panic!("{name} was not answered: {error}"));
             if answer.status == 201 {
-                self.acknowledged.lock().expect("no client panicked").push(name);
+                self.acknowledged.lock().push(name);
                 self.count.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
             if unavailable(&answer) == "unavailable" {
-                self.unchanged.lock().expect("no client panicked").push(name);
+                self.unchanged.lock().push(name);
             }
             self.refused.fetch_add(1, Ordering::Relaxed);
-            // As Retry-After asks of it, but shorter, to see more of the outage.
+            // Shorter than Retry-After, to send more requests during the outage.
             sleep(Duration::from_millis(10));
         }
     }
@@ -51,35 +54,34 @@ impl Told {
     }
 }
 
-/// Lets clients register while `hurt` is done, and looks afterwards whether what they were told is true.
-fn under_load(stack: &Stack, service: &Service, hurt: impl FnOnce(&Told)) {
-    let told = Told::default();
+/// Lets clients register while `fault` runs, and then checks whether their answers were true.
+fn under_load(stack: &Stack, service: &Service, fault: impl FnOnce(&Answers)) {
+    let answers = Answers::default();
     scope(|scope| {
-        let stop = StopAtEnd(&told.stop);
+        let _stop = StopAtEnd(&answers.stop);
         for client in 0..6 {
-            let told = &told;
+            let answers = &answers;
             scope.spawn(move || {
-                let _stop = StopAtEnd(&told.stop);
-                told.client(service, client);
+                let _stop = StopAtEnd(&answers.stop);
+                answers.client(service, client);
             });
         }
-        told.wait_for_more("registered before", &told.count, 50);
-        hurt(&told);
-        told.wait_for_more("registered afterwards", &told.count, 50);
-        drop(stop);
+        answers.wait_for_more("registered before", &answers.count, 50);
+        fault(&answers);
+        answers.wait_for_more("registered afterwards", &answers.count, 50);
     });
     let stored = stack.sql("SELECT name FROM users");
-    let stored: std::collections::HashSet<&str> = stored.lines().collect();
-    for name in told.acknowledged.into_inner().expect("no client panicked") {
+    let stored: HashSet<&str> = stored.lines().collect();
+    for name in answers.acknowledged.into_inner() {
         assert!(stored.contains(name.as_str()), "{name} was acknowledged and is lost");
     }
-    for name in told.unchanged.into_inner().expect("no client panicked") {
-        assert!(!stored.contains(name.as_str()), "{name}: told that nothing had changed, but it had");
+    for name in answers.unchanged.into_inner() {
+        assert!(!stored.contains(name.as_str()), "{name} is stored, although the answer was a refusal");
     }
     assert_eq!(metric_500(service), 0, "{}", service.log());
 }
 
-/// Answers with status 500 so far.
+/// How many routes have answered with status 500 so far.
 fn metric_500(service: &Service) -> usize {
     let text = http::get(&format!("{}/metrics", service.metrics_url())).text();
     text.lines().filter(|line| line.contains("_count{") && line.contains(r#"status="500""#)).count()
@@ -89,21 +91,21 @@ fn metric_500(service: &Service) -> usize {
 fn postgres_killed_under_load_and_restarted_loses_no_acknowledged_user() {
     let stack = Stack::private();
     let service = stack.user_svc().start();
-    under_load(&stack, &service, |told| {
+    under_load(&stack, &service, |answers| {
         stack.postgres().kill();
-        told.wait_for_more("refused while Postgres is away", &told.refused, 20);
+        answers.wait_for_more("refused while Postgres is away", &answers.refused, 20);
         stack.postgres().restart();
-        told.wait_for_more("registered again", &told.count, 50);
+        answers.wait_for_more("registered again", &answers.count, 50);
     });
 }
 
 #[test]
-fn postgres_restarted_in_good_order_under_load_loses_no_acknowledged_user() {
+fn an_orderly_restart_of_postgres_under_load_loses_no_acknowledged_user() {
     let stack = Stack::private();
     let service = stack.user_svc().start();
-    under_load(&stack, &service, |told| {
+    under_load(&stack, &service, |answers| {
         stack.postgres().restart();
-        told.wait_for_more("registered again", &told.count, 50);
+        answers.wait_for_more("registered again", &answers.count, 50);
     });
 }
 
@@ -112,10 +114,10 @@ fn connections_reset_under_load_lose_no_acknowledged_user() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
     let service = stack.user_svc().postgres_through(&proxy).start();
-    under_load(&stack, &service, |told| {
+    under_load(&stack, &service, |answers| {
         for _ in 0..10 {
             proxy.reset();
-            told.wait_for_more("registered again", &told.count, 5);
+            answers.wait_for_more("registered again", &answers.count, 5);
         }
     });
 }
@@ -124,28 +126,28 @@ fn connections_reset_under_load_lose_no_acknowledged_user() {
 fn sessions_terminated_under_load_lose_no_acknowledged_user() {
     let stack = Stack::shared();
     let service = stack.user_svc().start();
-    under_load(&stack, &service, |told| {
+    under_load(&stack, &service, |answers| {
         for _ in 0..10 {
             terminate(&stack, "application_name = 'users'");
-            told.wait_for_more("registered again", &told.count, 5);
+            answers.wait_for_more("registered again", &answers.count, 5);
         }
     });
 }
 
 #[test]
-fn postgres_frozen_is_answered_with_503_within_the_deadline_and_thawed_is_used_again() {
+fn postgres_frozen_is_503_within_the_deadline_and_thawed_is_used_again() {
     let stack = Stack::private();
-    // Two connections, so that some of the eight requests are on their way and others only queued.
+    // Two connections, so that some of the eight requests are in PostgreSQL and the others in the queue.
     let service = stack.user_svc().env("DATABASE_CONNECTIONS", "2").start();
     assert_eq!(register(&service, "before").status, 201);
 
     stack.postgres().freeze();
-    let told: Vec<(String, String)> = scope(|scope| {
+    let answers: Vec<(String, String)> = scope(|scope| {
         let clients = (0..8).map(|number| {
             let service = &service;
             scope.spawn(move || {
                 let name = format!("frozen-{number}");
-                // It waits 10 s for the answer, five times the deadline.
+                // The client waits 10 s for the answer, five times the deadline.
                 let slug = unavailable(&register(service, &name));
                 (name, slug)
             })
@@ -159,25 +161,25 @@ fn postgres_frozen_is_answered_with_503_within_the_deadline_and_thawed_is_used_a
 
     service.wait_for_readiness(200);
     assert_eq!(register(&service, "after").status, 201);
-    // What had begun ends now, one way or the other.
+    // The statements that had begun end now, one way or the other.
     wait_until("no work is left", || metric(&service, "database_connections_in_use") == 0);
-    for (name, slug) in &told {
+    for (name, slug) in &answers {
         match slug.as_str() {
             "outcome-unknown" => {}
-            "unavailable" => assert!(!is_registered(&stack, name), "{name}: told that nothing changed"),
+            "unavailable" => assert!(!is_registered(&stack, name), "{name} was refused, and is stored"),
             other => panic!("{name}: {other}"),
         }
     }
-    let unknown = told.iter().filter(|(_, slug)| slug == "outcome-unknown").count();
-    assert!(unknown <= 2, "no more can be on their way than there are connections: {told:?}");
+    let unknown = answers.iter().filter(|(_, slug)| slug == "outcome-unknown").count();
+    assert!(unknown <= 2, "no more statements can be sent than there are connections: {answers:?}");
 }
 
 #[test]
-fn while_postgres_is_known_to_be_away_a_request_does_not_wait_for_the_deadline() {
+fn while_postgres_is_known_to_be_away_no_request_waits_for_its_deadline() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
     let builder = stack.user_svc().postgres_through(&proxy);
-    // With this deadline the client of this test would give up before the service does.
+    // With this deadline the client of this test would time out before the service.
     let service = builder.env("DATABASE_DEADLINE", "60s").start();
     proxy.cut();
     service.wait_for_readiness(503);
@@ -190,9 +192,9 @@ fn while_postgres_is_known_to_be_away_a_request_does_not_wait_for_the_deadline()
 }
 
 #[test]
-fn a_connection_that_was_terminated_between_requests_is_replaced_and_nobody_notices() {
+fn a_connection_terminated_between_requests_is_replaced_and_no_client_notices() {
     let stack = Stack::shared();
-    // One connection, or each request would meet another one, which the pool has looked at.
+    // One connection: with more, each request would get another one, which the pool has just checked.
     let service = stack.user_svc().env("DATABASE_CONNECTIONS", "1").start();
     for round in 0..5 {
         assert_eq!(register(&service, &format!("before-{round}")).status, 201);
@@ -202,10 +204,10 @@ fn a_connection_that_was_terminated_between_requests_is_replaced_and_nobody_noti
 }
 
 #[test]
-fn a_connection_that_was_reset_between_requests_is_replaced_and_nobody_notices() {
+fn a_connection_reset_between_requests_is_replaced_and_no_client_notices() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
-    // One connection, or each request would meet another one, which the pool has looked at.
+    // One connection: with more, each request would get another one, which the pool has just checked.
     let service = stack.user_svc().postgres_through(&proxy).env("DATABASE_CONNECTIONS", "1").start();
     for round in 0..5 {
         assert_eq!(register(&service, &format!("before-{round}")).status, 201);
@@ -228,14 +230,14 @@ fn a_read_only_database_is_503_until_it_can_be_written_again() {
     assert_eq!(unavailable(&register(&service, "two")), "unavailable");
 
     set("RESET default_transaction_read_only");
-    // No restart and no help: connections to what has become read-only are given up by themselves.
+    // No restart and no help: the service discards connections to a server that has become read-only.
     wait_until("writable again", || register(&service, "three").status != 503);
     assert!(is_registered(&stack, "three"));
     assert!(!is_registered(&stack, "one"));
 }
 
 #[test]
-fn a_role_that_may_not_connect_any_more_is_503_and_not_500() {
+fn a_role_that_may_no_longer_connect_is_503_and_not_500() {
     let stack = Stack::shared();
     let url = stack.database_url().replacen("postgres@", "limited@", 1);
     stack.sql("CREATE ROLE limited LOGIN; GRANT SELECT, INSERT ON users TO limited; GRANT SELECT ON __diesel_schema_migrations TO limited");
@@ -252,7 +254,7 @@ fn a_role_that_may_not_connect_any_more_is_503_and_not_500() {
 }
 
 #[test]
-fn a_role_that_may_not_insert_is_503_and_the_log_says_why_with_the_request_id() {
+fn a_role_that_may_not_insert_is_503_and_the_log_has_cause_and_request_id() {
     let stack = Stack::shared();
     let url = stack.database_url().replacen("postgres@", "reader@", 1);
     stack.sql("CREATE ROLE reader LOGIN; GRANT SELECT ON users, __diesel_schema_migrations TO reader");
@@ -262,7 +264,7 @@ fn a_role_that_may_not_insert_is_503_and_the_log_says_why_with_the_request_id() 
     assert!(!answer.text().contains("permission"), "the cause goes to the log alone: {}", answer.text());
     let line = service.wait_for_log("permission denied");
     assert!(line.contains(answer.header("x-request-id").expect("an id")), "{line}");
-    assert_eq!(service.log().matches("permission denied").count(), 1, "told once");
+    assert_eq!(service.log().matches("permission denied").count(), 1, "logged once");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Many clients who want the same.
+//! Many clients that register the same name.
 
 use std::sync::Barrier;
 use std::thread::scope;
@@ -9,12 +9,13 @@ use devstack::testing::register;
 use crate::problem;
 
 #[test]
-fn of_fifty_clients_who_race_for_a_name_one_gets_it_and_the_others_409() {
+fn of_fifty_clients_that_race_for_a_name_one_gets_it_and_the_others_409() {
     let stack = Stack::shared();
-    // Two replicas: it is the table's key that decides.
+    // Two replicas, so that only the table's key can decide.
     let replicas = [stack.user_svc().start(), stack.user_svc().start()];
     for round in 0..3 {
-        let (name, start) = (format!("wanted-{round}"), Barrier::new(50));
+        let name = format!("wanted-{round}");
+        let start = Barrier::new(50);
         let statuses: Vec<u16> = scope(|scope| {
             let clients: Vec<_> = (0..50)
                 .map(|number| {

@@ -1,4 +1,4 @@
-//! Settings that are wrong, settings from files, and what must never be printed: secrets, names and info.
+//! Wrong settings, settings from files, and texts that must never be printed: secrets, names and info.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,11 +32,12 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        drop(fs::remove_dir_all(&self.0));
+        // A folder that is left over does no harm.
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// A service without stores: for settings that it refuses before it looks for them.
+/// A service without stores, for settings that it refuses before it connects.
 fn bare() -> ServiceBuilder {
     ServiceBuilder::new("user-svc")
 }
@@ -50,7 +51,7 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Asserts that the settings are refused, and that the message names exactly these.
+/// Asserts that the settings are refused, and that the message names exactly the settings `names`.
 fn refused(output: &Output, names: &[&str]) {
     let text = text(output);
     assert_eq!(output.status.code(), Some(2), "{text}");
@@ -98,7 +99,7 @@ fn numbers_beyond_any_type_are_mistakes_and_no_panics() {
 #[test]
 fn the_longest_durations_that_are_accepted_work_and_longer_ones_are_refused() {
     let stack = Stack::shared();
-    // What somebody writes who wants no time-outs at all.
+    // Values that an operator may choose to have no time-outs at all.
     let names = [
         "DATABASE_DEADLINE",
         "DATABASE_STATEMENT_TIMEOUT",
@@ -123,8 +124,9 @@ fn an_unknown_flag_is_exit_code_2() {
 
 #[test]
 fn secrets_are_read_from_the_files_that_are_named() {
-    let (stack, redis) = (Stack::shared(), Redis::start_with_password("from a file"));
-    // The one role that needs a password, on a server that asks no other for one.
+    let stack = Stack::shared();
+    let redis = Redis::start_with_password("from a file");
+    // The only role that needs a password on this server.
     stack.sql("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'pass/word@:#'");
     let rules = "host all app 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust";
     let file = stack.sql("SHOW hba_file");
@@ -160,12 +162,12 @@ fn a_secret_given_twice_or_in_a_file_that_is_not_there_is_a_mistake() {
 }
 
 #[test]
-fn dotenv_in_the_working_directory_is_read_and_the_environment_is_stronger() {
+fn dotenv_in_the_working_directory_is_read_and_the_environment_wins() {
     let folder = Folder::new();
     folder.file(".env", "CACHE_TTL=from-dotenv\nWORKERS=from-dotenv\n");
     refused(&run_in(&folder.0, &bare()), &["CACHE_TTL", "WORKERS"]);
-    let stronger = bare().env("CACHE_TTL", "5s").env("DATABASE_QUEUE", "wrong");
-    refused(&run_in(&folder.0, &stronger), &["WORKERS", "DATABASE_QUEUE"]);
+    let with_environment = bare().env("CACHE_TTL", "5s").env("DATABASE_QUEUE", "wrong");
+    refused(&run_in(&folder.0, &with_environment), &["WORKERS", "DATABASE_QUEUE"]);
 }
 
 #[test]
@@ -209,8 +211,8 @@ fn a_mistake_in_a_secret_does_not_show_it() {
 }
 
 #[test]
-fn a_secret_that_libpq_cannot_read_is_not_shown_by_its_complaint() {
-    // libpq quotes what it does not understand: the whole password, for a % that should have been %25.
+fn a_secret_that_libpq_cannot_read_is_not_shown_in_the_error() {
+    // libpq's error quotes the text that it cannot read: the whole password, for a % that should have been %25.
     let stack = Stack::shared();
     for password in ["hunter2%zz", "hunter2%", "hunter2%00"] {
         let url = stack.database_url().replacen("postgres@", &format!("postgres:{password}@"), 1);
@@ -225,14 +227,16 @@ fn a_secret_that_libpq_cannot_read_is_not_shown_by_its_complaint() {
 
 #[test]
 fn neither_secrets_nor_names_nor_info_are_in_the_log_at_its_highest_level() {
-    let (stack, redis) = (Stack::shared(), Redis::start_with_password("hunter2-redis"));
+    let stack = Stack::shared();
+    let redis = Redis::start_with_password("hunter2-redis");
     let url = stack.database_url().replacen("postgres@", "postgres:hunter2-url@", 1);
     for format in ["human", "json"] {
         let set = |builder: ServiceBuilder| {
             let builder = builder.env("RUST_LOG", "trace").env("LOG_FORMAT", format);
             builder.env("DATABASE_URL", &url).env("REDIS_URL", redis.url(0)).start()
         };
-        let (users, data) = (set(stack.user_svc()), set(stack.data_svc()));
+        let users = set(stack.user_svc());
+        let data = set(stack.data_svc());
         for service in [&users, &data] {
             service.wait_for_log("Redis is there");
         }
@@ -247,7 +251,7 @@ fn neither_secrets_nor_names_nor_info_are_in_the_log_at_its_highest_level() {
             http::send("GET", &data.url_of(&format!("/user/{name}")), headers, "").status
         };
         assert_eq!((get(&[]), get(&[]), get(&[("Cache-Control", "no-cache")])), (200, 200, 200));
-        // Failures are where careless logs quote most.
+        // Errors are the most likely place for a quoted name.
         stack.sql("ALTER TABLE users RENAME TO elsewhere");
         assert_eq!((post(&body), get(&[("Cache-Control", "no-cache")])), (503, 503));
         stack.sql("ALTER TABLE elsewhere RENAME TO users");
@@ -284,7 +288,7 @@ fn health_is_0_only_for_a_service_that_is_ready() {
     let health =
         |host: &str| builder.clone().env("PORT", port).env("HOST", host).run(&["health"]).status.code();
     assert_eq!(health("127.0.0.1"), Some(0));
-    // What a container listens on is no address to connect to.
+    // A container listens on 0.0.0.0, which is no address to connect to.
     assert_eq!(health("0.0.0.0"), Some(0));
     proxy.cut();
     service.wait_for_readiness(503);

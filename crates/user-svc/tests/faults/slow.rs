@@ -1,7 +1,8 @@
-//! Clients that take their time, and connections that are kept for nothing.
+//! Slow clients, and connections that send no whole request.
 
 use std::sync::OnceLock;
-use std::thread::{scope, sleep};
+use std::sync::mpsc::channel;
+use std::thread::{scope, sleep, spawn};
 use std::time::{Duration, Instant};
 
 use devstack::http::{self, Connection, Response};
@@ -10,7 +11,7 @@ use devstack::{Service, Stack};
 
 use crate::{body, problem};
 
-/// Five times what a head or a body may take.
+/// How long an answer may take: five times as long as a head or a body.
 const BOUND: Duration = Duration::from_secs(25);
 
 fn service() -> (Stack, Service) {
@@ -19,14 +20,15 @@ fn service() -> (Stack, Service) {
     (stack, service)
 }
 
-/// What became of a client that was too slow.
+/// What happened to a client that was too slow.
 struct Slow {
     answer: Response,
     took: Duration,
     closed: bool,
 }
 
-/// Sends `start` at once, then the rest byte by byte for six seconds: each soon after the last, the whole too late.
+/// Sends `start` at once, and then `rest` byte by byte for six seconds: each byte soon after the last, but the whole
+/// too late.
 fn slow_client(address: &str, start: &str, rest: &str) -> Slow {
     let begin = Instant::now();
     let mut connection = Connection::open(address);
@@ -39,7 +41,7 @@ fn slow_client(address: &str, start: &str, rest: &str) -> Slow {
     Slow { answer, took: begin.elapsed(), closed: connection.is_closed() }
 }
 
-/// Three slow clients, all at once: each takes more than five seconds, in which nothing else happens.
+/// Three slow clients at the same time, since each takes more than five seconds.
 fn slow_clients() -> &'static [Slow; 3] {
     static ENDED: OnceLock<[Slow; 3]> = OnceLock::new();
     ENDED.get_or_init(|| {
@@ -58,7 +60,7 @@ fn slow_clients() -> &'static [Slow; 3] {
 }
 
 #[test]
-fn a_later_head_that_does_not_come_whole_is_given_as_long_as_an_idle_connection_and_no_longer() {
+fn a_later_head_that_does_not_end_has_as_long_as_an_idle_connection() {
     let stack = Stack::shared();
     let service = stack.user_svc().env("WORKERS", "1").env("MAX_CONNECTIONS", "1").start();
     let mut connection = Connection::open(service.address());
@@ -66,21 +68,21 @@ fn a_later_head_that_does_not_come_whole_is_given_as_long_as_an_idle_connection_
     assert_eq!(connection.receive().expect("an answer").status, 200);
     let answered = Instant::now();
     connection.send("GET /livez HTTP/1.1\r\nHos");
-    // 80 s, and 5 until it is looked at; each of these waits for 10.
+    // 80 s, and up to 5 s until the next check. Each call waits for 10 s.
     assert!((0..12).any(|_| connection.is_closed()));
-    assert!(answered.elapsed() > Duration::from_secs(75), "it would be kept so long without a request");
+    assert!(answered.elapsed() > Duration::from_secs(75), "an idle connection is kept as long");
     assert_eq!(http::get(&service.url_of("/livez")).status, 200, "its place is free");
 }
 
 #[test]
-fn a_head_that_does_not_come_whole_is_408_and_the_connection_is_closed() {
+fn a_head_that_does_not_end_is_408_and_the_connection_is_closed() {
     let [slow, _, _] = slow_clients();
     assert_eq!((slow.answer.status, slow.closed), (408, true));
     assert!(slow.took < BOUND);
 }
 
 #[test]
-fn a_body_that_does_not_come_is_408_and_the_connection_is_closed() {
+fn a_body_that_does_not_arrive_is_408_and_the_connection_is_closed() {
     let [_, slow, _] = slow_clients();
     assert_eq!(
         (slow.answer.status, problem(&slow.answer).as_str(), slow.closed),
@@ -91,7 +93,7 @@ fn a_body_that_does_not_come_is_408_and_the_connection_is_closed() {
 }
 
 #[test]
-fn a_body_that_trickles_is_408_since_the_whole_must_come_in_time() {
+fn a_body_that_trickles_is_408_since_the_whole_must_arrive_in_time() {
     let [_, _, slow] = slow_clients();
     assert_eq!(
         (slow.answer.status, problem(&slow.answer).as_str(), slow.closed),
@@ -124,19 +126,19 @@ fn connections_are_bounded_and_a_free_place_is_taken_again() {
             connection
         })
         .collect();
-    // The kernel takes a fifth, the service does not.
+    // The kernel accepts a fifth connection, the service does not.
     let mut fifth = Connection::open(service.address());
     fifth.send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
-    let (sender, answers) = std::sync::mpsc::channel();
-    std::thread::spawn(move || sender.send(fifth.receive()));
-    assert!(answers.recv_timeout(Duration::from_millis(300)).is_err(), "four were the bound");
+    let (sender, answers) = channel();
+    spawn(move || sender.send(fifth.receive()));
+    assert!(answers.recv_timeout(Duration::from_millis(300)).is_err(), "four are the bound");
     drop(held);
-    let answer = answers.recv_timeout(BOUND).expect("its turn comes").expect("an answer");
+    let answer = answers.recv_timeout(BOUND).expect("it is accepted").expect("an answer");
     assert_eq!(answer.status, 200);
 }
 
 #[test]
-fn a_request_behind_a_refused_body_is_not_read_as_one() {
+fn a_request_within_a_refused_body_is_not_served() {
     let (stack, service) = service();
     let hidden = body("hidden");
     let inner = format!(
@@ -148,7 +150,7 @@ fn a_request_behind_a_refused_body_is_not_read_as_one() {
         format!("POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n", inner.len()),
         format!("POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", inner.len()),
         format!("DELETE /register HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", inner.len()),
-        // Which length holds is what smuggling is about (RFC 9112, section 6.3).
+        // Two lengths that differ: request smuggling relies on them (RFC 9112, section 6.3).
         "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
         "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n".to_owned(),
     ];

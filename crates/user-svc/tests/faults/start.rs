@@ -1,6 +1,8 @@
-//! Starting: alone, together, and before the stores are there.
+//! The start of a service: alone, together with others, and before the stores are there.
 
-use std::thread::scope;
+use std::net::TcpListener;
+use std::thread::{scope, sleep};
+use std::time::Duration;
 
 use devstack::http;
 use devstack::testing::register;
@@ -8,7 +10,7 @@ use devstack::{Stack, Stores};
 
 use crate::{is_registered, problem, unavailable};
 
-/// Few connections each, so that twenty services fit into Postgres' 200.
+/// Few connections each, so that twenty services fit into Postgres' limit of 200.
 const CONNECTIONS: (&str, &str) = ("DATABASE_CONNECTIONS", "1");
 
 fn tables(stack: &Stack) -> String {
@@ -56,7 +58,7 @@ fn a_migration_without_postgres_fails_and_says_why() {
 }
 
 #[test]
-fn without_postgres_it_starts_and_becomes_ready_by_itself_when_postgres_appears() {
+fn it_starts_without_postgres_and_is_ready_by_itself_when_postgres_appears() {
     let stack = Stack::unmigrated(Stores::shared());
     let proxy = stack.postgres_proxy();
     proxy.cut();
@@ -64,7 +66,7 @@ fn without_postgres_it_starts_and_becomes_ready_by_itself_when_postgres_appears(
 
     assert_eq!(http::get(&service.url_of("/livez")).status, 200);
     assert_eq!(unavailable(&http::get(&service.url_of("/readyz"))), "not-ready");
-    // No work can have begun: the client must be told that nothing has changed.
+    // No work can have begun. So the answer must be that nothing has changed.
     assert_eq!(unavailable(&register(&service, "early")), "unavailable");
     service.wait_for_log("PostgreSQL cannot be used");
 
@@ -75,20 +77,20 @@ fn without_postgres_it_starts_and_becomes_ready_by_itself_when_postgres_appears(
 }
 
 #[test]
-fn a_service_that_waits_for_postgres_says_so_once_and_not_at_every_attempt() {
+fn a_service_that_waits_for_postgres_logs_it_once_not_at_every_attempt() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
     proxy.cut();
     let service = stack.user_svc().postgres_through(&proxy).spawn();
     service.wait_for_log("PostgreSQL cannot be used");
-    // Six more attempts of the one that watches, which fail in two or three ways here.
-    std::thread::sleep(std::time::Duration::from_millis(1500));
+    // Time for six more attempts of the monitor, which fail in two or three ways here.
+    sleep(Duration::from_millis(1500));
     let lines = service.log().matches("PostgreSQL cannot be used").count();
     assert!(lines <= 3, "{}", service.log());
 }
 
 #[test]
-fn a_postgres_that_takes_connections_and_says_nothing_does_not_hang_the_service() {
+fn a_postgres_that_accepts_connections_and_stays_silent_hangs_no_service() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
     proxy.stall();
@@ -114,10 +116,10 @@ fn a_port_that_is_taken_ends_the_service_with_its_address_in_the_message() {
 #[test]
 fn a_service_that_ends_while_its_threads_connect_to_postgres_ends_by_no_signal() {
     let stack = Stack::shared();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("bound").port().to_string();
     let service = stack.user_svc().env("PORT", &port);
-    // One in thirty was killed, when exit handlers took the libraries down under threads that used them.
+    // One in thirty was killed when exit handlers freed the memory of libraries that the threads still used.
     for _ in 0..100 {
         assert_eq!(service.run(&[]).status.code(), Some(1));
     }

@@ -1,8 +1,8 @@
-//! SIGTERM: what was accepted is answered, clients are told to go elsewhere, and the process ends in time with 0.
+//! SIGTERM: every accepted request is answered, answers say `Connection: close`, and the process ends in time with 0.
 
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::scope;
+use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use devstack::http::{self, Connection};
@@ -30,10 +30,11 @@ fn says_close(answer: &http::Response) -> bool {
 fn sigterm_under_load_answers_every_request_that_was_sent_and_ends_with_0() {
     let stack = Stack::shared();
     let service = stack.user_svc().env("DRAIN_DELAY", "1s").start();
-    let (answered, told) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let answered = AtomicUsize::new(0);
+    let closing = AtomicUsize::new(0);
     scope(|scope| {
         for client in 0..8 {
-            let (service, answered, told) = (&service, &answered, &told);
+            let (service, answered, closing) = (&service, &answered, &closing);
             scope.spawn(move || {
                 let mut connection = Connection::open(service.address());
                 for number in 0.. {
@@ -42,7 +43,7 @@ fn sigterm_under_load_answers_every_request_that_was_sent_and_ends_with_0() {
                     assert_eq!(answer.status, 201);
                     answered.fetch_add(1, Ordering::Relaxed);
                     if says_close(&answer) {
-                        told.fetch_add(1, Ordering::Relaxed);
+                        closing.fetch_add(1, Ordering::Relaxed);
                         assert!(connection.is_closed());
                         return;
                     }
@@ -52,14 +53,14 @@ fn sigterm_under_load_answers_every_request_that_was_sent_and_ends_with_0() {
         wait_until("there is load", || answered.load(Ordering::Relaxed) > 50);
         service.terminate();
     });
-    assert_eq!(told.load(Ordering::Relaxed), 8, "each connection was told to close before it was closed");
+    assert_eq!(closing.load(Ordering::Relaxed), 8, "each connection got a `close` before it was closed");
     assert_eq!(service.wait().code(), Some(0));
     let stored: usize = stack.sql("SELECT count(*) FROM users").parse().expect("a count");
     assert_eq!(stored, answered.load(Ordering::Relaxed));
 }
 
 #[test]
-fn sigterm_without_drain_delay_still_answers_what_was_begun() {
+fn sigterm_without_drain_delay_still_answers_every_request_that_has_begun() {
     let stack = Stack::shared();
     let builder = stack.user_svc().env("DATABASE_LOCK_TIMEOUT", "9s").env("DATABASE_STATEMENT_TIMEOUT", "9s");
     let service = builder.env("DATABASE_DEADLINE", "9s").start();
@@ -74,7 +75,9 @@ fn sigterm_without_drain_delay_still_answers_what_was_begun() {
     connections.push(begin(1));
     wait_for_locked(&stack, 2);
     connections.extend((2..8).map(begin));
-    wait_until("six wait to share a transaction", || metric(&service, "database_queries_waiting") == 6);
+    wait_until("six requests wait to share a transaction", || {
+        metric(&service, "database_queries_waiting") == 6
+    });
     service.terminate();
     service.wait_for_log("stopping");
     drop(lock);
@@ -87,27 +90,27 @@ fn sigterm_without_drain_delay_still_answers_what_was_begun() {
 }
 
 #[test]
-fn no_worker_ends_while_another_ones_request_waits_for_what_it_does() {
+fn no_worker_ends_while_a_request_of_another_worker_waits_for_its_work() {
     let stack = Stack::shared();
     let builder = stack.user_svc().env("DATABASE_LOCK_TIMEOUT", "9s").env("DATABASE_STATEMENT_TIMEOUT", "9s");
-    // One batch at a time: who waits cannot send for another server.
+    // One batch at a time: the second register cannot start a task for a batch of its own.
     let builder = builder.env("DATABASE_DEADLINE", "9s").env("DATABASE_CONNECTIONS", "4");
     let service = builder.env("WORKERS", "2").start();
     let lock = Session::holding(&stack, "LOCK TABLE users");
-    // Workers get connections in turn.
+    // The workers get connections by turns.
     let mut connections = [(); 2].map(|()| Connection::open(service.address()));
     connections[0].send(request("first"));
     wait_for_locked(&stack, 1);
     connections[1].send(request("second"));
-    wait_until("the second waits", || metric(&service, "database_queries_waiting") == 1);
-    // The worker that serves both has no connection left.
+    wait_until("the second request waits", || metric(&service, "database_queries_waiting") == 1);
+    // The worker whose task serves both batches has no client connection left.
     let [first, mut second] = connections;
     first.reset();
     service.terminate();
     service.wait_for_log("stopping");
-    wait_until("who connects now is refused", || TcpStream::connect(service.address()).is_err());
-    // Time in which it could end.
-    std::thread::sleep(Duration::from_millis(500));
+    wait_until("new connections are refused", || TcpStream::connect(service.address()).is_err());
+    // Time in which that worker could end.
+    sleep(Duration::from_millis(500));
     drop(lock);
     assert_eq!(second.receive().expect("an answer").status, 201);
     assert_eq!(service.wait().code(), Some(0));
@@ -124,7 +127,7 @@ fn during_the_drain_delay_readiness_is_503_work_goes_on_and_answers_say_close() 
     let readiness = http::get(&service.url_of("/readyz"));
     assert_eq!((readiness.status, problem(&readiness).as_str()), (503, "not-ready"));
     assert!(says_close(&readiness));
-    // A new connection, as from a balancer that has not looked yet.
+    // A new connection, as from a balancer that has not checked readiness yet.
     let during = register(&service, "during");
     assert_eq!(during.status, 201);
     assert!(says_close(&during));
@@ -133,7 +136,7 @@ fn during_the_drain_delay_readiness_is_503_work_goes_on_and_answers_say_close() 
 }
 
 #[test]
-fn an_idle_connection_does_not_hold_the_end_up() {
+fn an_idle_connection_does_not_delay_the_end() {
     let stack = Stack::shared();
     let service = stack.user_svc().start();
     let mut idle = Connection::open(service.address());
@@ -143,7 +146,7 @@ fn an_idle_connection_does_not_hold_the_end_up() {
     let start = Instant::now();
     service.terminate();
     assert_eq!(service.wait().code(), Some(0));
-    assert!(start.elapsed() < GRACE, "there was nothing to wait for: {:?}", start.elapsed());
+    assert!(start.elapsed() < GRACE, "no request was under way: {:?}", start.elapsed());
     assert!(idle.is_closed() && silent.is_closed());
 }
 
@@ -163,7 +166,7 @@ fn a_request_that_never_ends_is_cut_off_by_the_grace_period() {
 }
 
 #[test]
-fn sigterm_while_it_waits_for_postgres_ends_it_with_0() {
+fn sigterm_ends_a_service_that_waits_for_postgres_with_0() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
     proxy.stall();
@@ -175,7 +178,7 @@ fn sigterm_while_it_waits_for_postgres_ends_it_with_0() {
 }
 
 #[test]
-fn sigterm_with_postgres_frozen_in_the_middle_of_a_request_ends_it_with_0_in_time() {
+fn sigterm_with_postgres_frozen_during_a_request_still_ends_with_0_in_time() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
     let service = stack.user_svc().postgres_through(&proxy).env("DATABASE_DEADLINE", "500ms").start();
@@ -183,7 +186,7 @@ fn sigterm_with_postgres_frozen_in_the_middle_of_a_request_ends_it_with_0_in_tim
     let mut client = Connection::open(service.address());
     client.send(request("stalled"));
     let busy = || metric(&service, "database_connections_in_use") > 0;
-    wait_until("it has begun", busy);
+    wait_until("the request has begun", busy);
     let start = Instant::now();
     service.terminate();
     assert_eq!(client.receive().expect("an answer, if not a good one").status, 503);
@@ -192,7 +195,7 @@ fn sigterm_with_postgres_frozen_in_the_middle_of_a_request_ends_it_with_0_in_tim
 }
 
 #[test]
-fn sigint_ends_it_as_sigterm_does() {
+fn sigint_ends_a_service_as_sigterm_does() {
     let stack = Stack::shared();
     let service = stack.user_svc().start();
     service.signal(Signal::INT);
@@ -206,14 +209,16 @@ fn a_client_that_leaves_at_readiness_503_sees_no_failure_when_a_replica_goes() {
     let replicas = [stack.data_svc().env("DRAIN_DELAY", "2s").start(), stack.data_svc().start()];
     let users = stack.user_svc().start();
     assert_eq!(register(&users, "john").status, 201);
-    let (answered, stop, gone) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicBool::new(false));
+    let answered = AtomicUsize::new(0);
+    let stop = AtomicBool::new(false);
+    let gone = AtomicBool::new(false);
     scope(|scope| {
-        let stop_all = StopAtEnd(&stop);
-        // What a balancer does: it asks for readiness many times in the drain delay.
+        let _stop = StopAtEnd(&stop);
+        // As a balancer does, it checks readiness many times in the drain delay.
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 gone.store(!replicas[0].is_ready(), Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(100));
+                sleep(Duration::from_millis(100));
             }
         });
         for client in 0..4 {
@@ -236,8 +241,7 @@ fn a_client_that_leaves_at_readiness_503_sees_no_failure_when_a_replica_goes() {
         replicas[0].terminate();
         let status = replicas[0].wait();
         let so_far = answered.load(Ordering::Relaxed);
-        wait_until("the other serves on", || answered.load(Ordering::Relaxed) > so_far + 50);
-        drop(stop_all);
+        wait_until("the other replica serves on", || answered.load(Ordering::Relaxed) > so_far + 50);
         assert_eq!(status.code(), Some(0));
     });
 }

@@ -1,4 +1,4 @@
-//! TLS to Postgres, with an authority that the test has made.
+//! TLS to Postgres, with a certificate authority of the test's own.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -8,7 +8,7 @@ use devstack::{Certificates, Postgres, Redis, Service, ServiceBuilder, Stack, St
 
 use crate::problem;
 
-/// One Postgres that refuses all but TLS, for all tests here.
+/// One Postgres that accepts only TLS, for all tests here.
 fn stack() -> (&'static Certificates, Stack) {
     static RUNNING: OnceLock<(Certificates, Arc<Stores>)> = OnceLock::new();
     let (certificates, stores) = RUNNING.get_or_init(|| {
@@ -71,7 +71,7 @@ fn sslmode_verify_full_without_an_authority_is_refused() {
 }
 
 #[test]
-fn sslmode_disable_is_refused_by_a_server_that_wants_tls() {
+fn sslmode_disable_is_refused_by_a_server_that_requires_tls() {
     let (_, stack) = stack();
     stays_without(&with(&stack, "disable", None).spawn(), "no encryption");
 }

@@ -26,14 +26,26 @@ fn reads_are_linearizable_with_two_writers() {
 
 #[test]
 fn writes_are_visible_when_barriers_are_lost_and_nothing_is_deleted() {
-    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::NoDeletes);
-    passes(Near { promise, faults, writes, writers: 2, commits: 2, ..PROTOCOL });
+    passes(Near {
+        promise: Promise::Visible,
+        faults: Faults::BarriersLost,
+        writes: Writes::NoDeletes,
+        writers: 2,
+        commits: 2,
+        ..PROTOCOL
+    });
 }
 
 #[test]
 fn writes_are_visible_when_barriers_are_lost_and_registers_wait() {
-    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::RegistersWait);
-    passes(Near { promise, faults, writes, writers: 2, commits: 2, ..PROTOCOL });
+    passes(Near {
+        promise: Promise::Visible,
+        faults: Faults::BarriersLost,
+        writes: Writes::RegistersWait,
+        writers: 2,
+        commits: 2,
+        ..PROTOCOL
+    });
 }
 
 #[test]
@@ -41,13 +53,15 @@ fn writes_are_visible_when_redis_restarts() {
     passes(Near { promise: Promise::Visible, faults: Faults::RedisRestarts, ..PROTOCOL });
 }
 
-/// What "a register need not wait" costs: it trusts that the delete before it has waited. It has, but a delete whose
-/// barrier was lost must wait again, after its COMMIT, and then the name is free: who registers it in that time is
-/// acknowledged while a replica may still hold, for d at most, the user who was deleted.
+/// The price of "a register need not wait": it relies on the wait of the delete before it. That delete has waited. But
+/// if its barrier was lost, it must wait again after its COMMIT, and the name is free by then. A register in that time
+/// is acknowledged while a replica may still return the deleted user, until its proof ends.
 #[test]
 fn a_register_over_a_delete_whose_barrier_was_lost_breaks_visible() {
-    let (promise, faults) = (Promise::Visible, Faults::BarriersLost);
-    breaks(Near { promise, faults, writers: 2, commits: 2, ..PROTOCOL }, "visible");
+    breaks(
+        Near { promise: Promise::Visible, faults: Faults::BarriersLost, writers: 2, commits: 2, ..PROTOCOL },
+        "visible",
+    );
 }
 
 // Larger bounds.
@@ -68,30 +82,48 @@ fn reads_are_linearizable_with_three_writes() {
 
 #[test]
 #[ignore = "a larger bound: see main.rs"]
-fn writes_are_visible_with_two_fetches_when_barriers_are_lost_and_nothing_is_deleted() {
-    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::NoDeletes);
-    passes(Near { promise, faults, writes, ..LARGER });
+fn writes_are_visible_with_two_fetches_lost_barriers_and_no_deletes() {
+    passes(Near {
+        promise: Promise::Visible,
+        faults: Faults::BarriersLost,
+        writes: Writes::NoDeletes,
+        ..LARGER
+    });
 }
 
 #[test]
 #[ignore = "a larger bound: see main.rs"]
-fn writes_are_visible_with_two_fetches_when_barriers_are_lost_and_registers_wait() {
-    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::RegistersWait);
-    passes(Near { promise, faults, writes, ..LARGER });
+fn writes_are_visible_with_two_fetches_lost_barriers_and_waiting_registers() {
+    passes(Near {
+        promise: Promise::Visible,
+        faults: Faults::BarriersLost,
+        writes: Writes::RegistersWait,
+        ..LARGER
+    });
 }
 
 #[test]
 #[ignore = "a larger bound: see main.rs"]
-fn writes_are_visible_with_three_writes_when_barriers_are_lost_and_registers_wait() {
-    let (promise, faults, writes) = (Promise::Visible, Faults::BarriersLost, Writes::RegistersWait);
-    passes(Near { promise, faults, writes, fetches: 1, commits: 3, ..LARGER });
+fn writes_are_visible_with_three_writes_lost_barriers_and_waiting_registers() {
+    passes(Near {
+        promise: Promise::Visible,
+        faults: Faults::BarriersLost,
+        writes: Writes::RegistersWait,
+        fetches: 1,
+        commits: 3,
+        ..LARGER
+    });
 }
 
 #[test]
 #[ignore = "a larger bound: see main.rs"]
-fn writes_are_visible_with_two_writers_when_redis_restarts_and_registers_wait() {
-    let (promise, faults, writes) = (Promise::Visible, Faults::RedisRestarts, Writes::RegistersWait);
-    passes(Near { promise, faults, writes, ..LARGER });
+fn writes_are_visible_with_two_writers_redis_restarts_and_waiting_registers() {
+    passes(Near {
+        promise: Promise::Visible,
+        faults: Faults::RedisRestarts,
+        writes: Writes::RegistersWait,
+        ..LARGER
+    });
 }
 
 // The rules, one by one.
@@ -106,9 +138,16 @@ fn no_wait_breaks_visible() {
 }
 
 #[test]
-fn no_wait_of_a_writer_who_cannot_reach_redis_breaks_visible() {
-    let (promise, without) = (Promise::Visible, Some(Rule::WaitWithoutRedis));
-    breaks(Near { promise, faults: Faults::RedisRestarts, without, ..PROTOCOL }, "visible");
+fn no_wait_of_a_writer_that_cannot_reach_redis_breaks_visible() {
+    breaks(
+        Near {
+            promise: Promise::Visible,
+            faults: Faults::RedisRestarts,
+            without: Some(Rule::WaitWithoutRedis),
+            ..PROTOCOL
+        },
+        "visible",
+    );
 }
 
 #[test]
@@ -122,8 +161,8 @@ fn a_wait_counted_from_begin_breaks_visible() {
 }
 
 #[test]
-fn a_wait_skipped_when_publish_reached_nobody_breaks_visible() {
-    breaks_visible_without(Rule::WaitForNobody);
+fn a_wait_skipped_when_publish_reached_no_subscriber_breaks_visible() {
+    breaks_visible_without(Rule::WaitWithoutSubscribers);
 }
 
 #[test]
@@ -133,13 +172,20 @@ fn a_publish_before_the_barrier_breaks_visible() {
 
 #[test]
 fn no_second_publish_and_wait_after_a_lost_barrier_breaks_visible() {
-    let (promise, without) = (Promise::Visible, Some(Rule::SecondRound));
-    breaks(Near { promise, faults: Faults::BarriersLost, without, ..PROTOCOL }, "visible");
+    breaks(
+        Near {
+            promise: Promise::Visible,
+            faults: Faults::BarriersLost,
+            without: Some(Rule::SecondRound),
+            ..PROTOCOL
+        },
+        "visible",
+    );
 }
 
 #[test]
-fn a_lease_counted_from_the_arrival_of_the_pong_breaks_visible() {
-    breaks_visible_without(Rule::LeaseFromSending);
+fn a_proof_counted_from_the_arrival_of_the_pong_breaks_visible() {
+    breaks_visible_without(Rule::ProofFromSending);
 }
 
 #[test]
@@ -153,7 +199,7 @@ fn a_ping_sent_before_subscribe_breaks_visible() {
 }
 
 #[test]
-fn a_lease_longer_than_the_wait_breaks_visible() {
+fn a_proof_that_outlives_the_wait_breaks_visible() {
     breaks_visible_without(Rule::OneLength);
 }
 
@@ -168,13 +214,13 @@ fn a_check_apart_from_its_put_breaks_visible() {
 }
 
 #[test]
-fn an_entry_removed_before_the_count_moves_breaks_visible() {
+fn a_copy_removed_before_the_count_moves_breaks_visible() {
     breaks_visible_without(Rule::RemoveWithCount);
 }
 
 #[test]
-fn a_count_noted_after_the_get_breaks_visible() {
-    breaks_visible_without(Rule::NoteBeforeGet);
+fn a_stamp_taken_after_the_get_breaks_visible() {
+    breaks_visible_without(Rule::StampBeforeGet);
 }
 
 #[test]
@@ -183,12 +229,12 @@ fn a_fill_that_outlives_a_break_breaks_visible() {
 }
 
 #[test]
-fn a_note_taken_while_out_of_use_breaks_visible() {
-    breaks_visible_without(Rule::NoteInUse);
+fn a_stamp_taken_while_out_of_use_breaks_visible() {
+    breaks_visible_without(Rule::StampInUse);
 }
 
 #[test]
-fn entries_kept_across_a_break_break_visible() {
+fn copies_kept_across_a_break_break_visible() {
     breaks_visible_without(Rule::BreakForgets);
 }
 
@@ -198,8 +244,8 @@ fn a_fill_from_a_bypass_breaks_visible() {
 }
 
 #[test]
-fn an_entry_taken_before_the_time_of_the_ping_is_read_breaks_visible() {
-    breaks_visible_without(Rule::TimeBeforeEntry);
+fn a_copy_taken_before_the_proof_is_read_breaks_visible() {
+    breaks_visible_without(Rule::ProofBeforeCopy);
 }
 
 #[test]

@@ -1,27 +1,27 @@
-//! How a copy comes into the near cache: from a hit in Redis, or from an accepted fill or swap.
+//! How a copy gets into the near cache: from a hit in Redis, or from a fill or a refresh that Redis accepted.
 
-use super::{Action, Near, Rule, Slot, State};
+use super::{Action, Held, Near, Rule, State};
 use crate::check::Version;
 
-/// Where a fetch is. Those that cannot put anything anywhere any more are dropped: their readers ask for nothing else.
+/// How far a fetch is. A fetch that can store nothing any more ends at once: its reader is answered already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fetch {
     Idle,
-    /// The count is noted, the GET comes next.
-    Noted,
-    /// Has a copy, and put it near if the count has not moved.
+    /// Has a stamp. The GET is next.
+    Stamped,
+    /// Has an entry and a stamp. It puts a copy near if the count has not moved.
     Putting(Version),
-    /// Took the lease, or read a copy that it is going to replace. The SELECT comes next.
+    /// Took the lease, or read an entry that it will replace. The SELECT is next.
     Loading,
     /// Has the row, and may fill.
     Loaded(Version),
-    /// The same, and the count is noted.
+    /// Has the row and a stamp, and may fill.
     Filling(Version),
-    /// Only without [`Rule::NoteBeforeGet`]: has a copy, the count is yet to be noted.
-    Unnoted(Version),
+    /// Only without [`Rule::StampBeforeGet`]: has an entry, and no stamp yet.
+    Unstamped(Version),
     /// Only without [`Rule::CheckWithPut`]: has found the count unmoved.
     Checked(Version),
-    /// Only without [`Rule::TimeBeforeEntry`]: took the near entry, which was too old for this reader, or was not.
+    /// Only without [`Rule::ProofBeforeCopy`]: took the near copy, which was too old for this reader, or was not.
     Taken {
         version: Version,
         too_old: bool,
@@ -31,30 +31,30 @@ pub enum Fetch {
 /// What a fetch does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    Note,
+    Stamp,
     Get,
-    /// Takes the lease, or reads the copy that it is going to replace.
+    /// Takes the lease, or reads the entry that it will replace.
     Lease,
     Select,
     Fill,
     Put,
-    /// Only without [`Rule::TimeBeforeEntry`].
-    TakeEntry,
+    /// Only without [`Rule::ProofBeforeCopy`].
+    TakeCopy,
     GiveUp,
 }
 
 impl Fetch {
-    /// What it would compare with is gone from the key.
-    pub fn lose_key(&mut self) {
+    /// The bytes that it expects are gone from the key.
+    pub fn lose_bytes(&mut self) {
         if matches!(self, Self::Loading | Self::Loaded(_) | Self::Filling(_)) {
             *self = Self::Idle;
         }
     }
 
-    /// The count that it noted has moved.
-    pub fn lose_note(&mut self) {
+    /// The count has moved since its stamp.
+    pub fn lose_stamp(&mut self) {
         *self = match *self {
-            Self::Noted | Self::Putting(_) => Self::Idle,
+            Self::Stamped | Self::Putting(_) => Self::Idle,
             Self::Filling(row) => Self::Loaded(row),
             other => other,
         };
@@ -63,40 +63,40 @@ impl Fetch {
 
 impl Near {
     pub(super) fn fetch_actions(&self, state: &State, actions: &mut Vec<Action>) {
-        let may_note = state.replica.is_in_use() || !self.keeps(Rule::NoteInUse);
+        let may_stamp = state.replica.is_in_use() || !self.keeps(Rule::StampInUse);
         let busy = state.fetches.iter().filter(|&&fetch| fetch != Fetch::Idle).count();
-        // The idle ones are sorted to the front.
+        // Idle fetches are sorted to the front.
         if busy < self.fetches {
-            if may_note {
-                actions.push(Action::Fetch(0, Step::Note));
+            if may_stamp {
+                actions.push(Action::Fetch(0, Step::Stamp));
             }
-            if matches!(state.key, Slot::Nothing | Slot::Value(_)) && state.is_redis_up() {
+            if matches!(state.key, Held::Nothing | Held::Entry(_)) && state.is_redis_up() {
                 actions.push(Action::Fetch(0, Step::Lease));
             }
-            if !self.keeps(Rule::NoteBeforeGet) && matches!(state.key, Slot::Value(_)) {
+            if !self.keeps(Rule::StampBeforeGet) && matches!(state.key, Held::Entry(_)) {
                 actions.push(Action::Fetch(0, Step::Get));
             }
-            if !self.keeps(Rule::TimeBeforeEntry) && state.replica.entry().is_some() {
-                actions.push(Action::Fetch(0, Step::TakeEntry));
+            if !self.keeps(Rule::ProofBeforeCopy) && state.replica.copy().is_some() {
+                actions.push(Action::Fetch(0, Step::TakeCopy));
             }
         }
         for (index, fetch) in state.fetches.iter().enumerate() {
             let mut may = |step| actions.push(Action::Fetch(index, step));
             match fetch {
                 Fetch::Idle => continue,
-                Fetch::Noted => may(Step::Get),
+                Fetch::Stamped => may(Step::Get),
                 Fetch::Putting(_) | Fetch::Checked(_) => may(Step::Put),
                 Fetch::Loading => may(Step::Select),
                 Fetch::Loaded(_) => {
                     may(Step::Fill);
-                    if may_note {
-                        may(Step::Note);
+                    if may_stamp {
+                        may(Step::Stamp);
                     }
                 }
                 Fetch::Filling(_) => may(Step::Fill),
-                Fetch::Unnoted(_) if may_note => may(Step::Note),
-                Fetch::Unnoted(_) => {}
-                Fetch::Taken { .. } if self.lease_holds(&state.replica) => may(Step::TakeEntry),
+                Fetch::Unstamped(_) if may_stamp => may(Step::Stamp),
+                Fetch::Unstamped(_) => {}
+                Fetch::Taken { .. } if self.proof_holds(&state.replica) => may(Step::TakeCopy),
                 Fetch::Taken { .. } => {}
             }
             may(Step::GiveUp);
@@ -106,18 +106,18 @@ impl Near {
     pub(super) fn fetch(&self, state: &mut State, index: usize, step: Step) {
         let fetch = state.fetches[index];
         state.fetches[index] = match (step, fetch) {
-            (Step::Note, Fetch::Idle) => Fetch::Noted,
-            (Step::Note, Fetch::Loaded(row)) => Fetch::Filling(row),
-            (Step::Note, Fetch::Unnoted(version)) => Fetch::Putting(version),
+            (Step::Stamp, Fetch::Idle) => Fetch::Stamped,
+            (Step::Stamp, Fetch::Loaded(row)) => Fetch::Filling(row),
+            (Step::Stamp, Fetch::Unstamped(version)) => Fetch::Putting(version),
             (Step::Get, _) => match state.key {
-                Slot::Value(version) if fetch == Fetch::Idle => Fetch::Unnoted(version),
-                Slot::Value(version) => Fetch::Putting(version),
-                Slot::Barrier if !self.keeps(Rule::NoFillFromBypass) => Fetch::Putting(state.committed),
+                Held::Entry(version) if fetch == Fetch::Idle => Fetch::Unstamped(version),
+                Held::Entry(version) => Fetch::Putting(version),
+                Held::Barrier if !self.keeps(Rule::NoFillFromBypass) => Fetch::Putting(state.committed),
                 _ => Fetch::Idle,
             },
             (Step::Lease, _) => {
-                if state.key == Slot::Nothing {
-                    state.set(Slot::Lease);
+                if state.key == Held::Nothing {
+                    state.set(Held::Lease);
                 }
                 Fetch::Loading
             }
@@ -126,11 +126,11 @@ impl Near {
                 Fetch::Loaded(state.committed)
             }
             (Step::Fill, Fetch::Loaded(row)) => {
-                state.set(Slot::Value(row));
+                state.set(Held::Entry(row));
                 Fetch::Idle
             }
             (Step::Fill, Fetch::Filling(row)) => {
-                state.set(Slot::Value(row));
+                state.set(Held::Entry(row));
                 Fetch::Putting(row)
             }
             (Step::Put, Fetch::Putting(version)) if !self.keeps(Rule::CheckWithPut) => {
@@ -142,11 +142,11 @@ impl Near {
                 }
                 Fetch::Idle
             }
-            (Step::TakeEntry, Fetch::Idle) => match state.replica.entry() {
+            (Step::TakeCopy, Fetch::Idle) => match state.replica.copy() {
                 Some(version) => Fetch::Taken { version, too_old: version < state.history.newest() },
                 None => Fetch::Idle,
             },
-            (Step::TakeEntry, Fetch::Taken { version, too_old }) => {
+            (Step::TakeCopy, Fetch::Taken { version, too_old }) => {
                 if too_old {
                     state.history.returned(version, self.promise);
                 }

@@ -2,33 +2,33 @@
 
 use std::mem::{discriminant, take};
 
-use super::{Action, LEASE, Near, Rule, State};
+use super::{Action, Near, PROOF_LIFE, Rule, State};
 use crate::check::Version;
 
-/// Messages on their way to the replica, at most.
+/// How many messages are on their way to the replica at most.
 const INBOX: usize = 6;
 
 /// What the replica knows, and its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Replica {
-    entry: Option<Version>,
-    /// Ticks since the newest answered PING was sent.
+    copy: Option<Version>,
+    /// How many ticks ago the newest answered PING was sent.
     proof: u8,
-    /// A PING was answered on this connection.
+    /// Whether a PING was answered on this connection.
     in_use: bool,
     link: Link,
     inbox: [Option<Message>; INBOX],
-    /// Only without [`Rule::RemoveWithCount`]: the entry is removed, the count has yet to move.
+    /// Only without [`Rule::RemoveWithCount`]: the copy is removed, and the count has not moved yet.
     half_applied: bool,
 }
 
 /// The connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Link {
-    /// SUBSCRIBE is sent, and not there yet.
+    /// SUBSCRIBE is sent, and has not arrived yet.
     Fresh,
     Subscribed,
-    /// Redis has dropped it; the replica does not know, and may still find messages in its buffer.
+    /// Redis has dropped it. The replica does not know yet, and may still have messages in its buffer.
     Cut,
     Down,
 }
@@ -37,22 +37,22 @@ enum Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Message {
     Invalidation,
-    /// The answer to a PING that was sent so many ticks ago.
+    /// The reply to a PING that was sent this many ticks ago.
     Pong(u8),
 }
 
 /// What happens to the replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Sends a PING, and Redis answers at once: a PING that is longer on its way proves less.
+    /// Sends a PING, and Redis replies at once: a PING that takes longer proves less.
     Ping,
     /// Applies the next message.
     Receive,
-    /// Only without [`Rule::RemoveWithCount`]: the second half of that.
+    /// Only without [`Rule::RemoveWithCount`]: the second half of an invalidation.
     MoveCounts,
-    /// Redis, or something in between, drops the connection.
+    /// Redis, or a proxy in between, drops the connection.
     Break,
-    /// The replica sees it. What is left in the buffer is lost.
+    /// The replica notices that. The rest of its buffer is lost.
     NoticeBreak,
     /// Sends SUBSCRIBE on a new connection.
     Reconnect,
@@ -60,11 +60,11 @@ pub enum Step {
 }
 
 impl Replica {
-    /// Connected for long, with nothing proved.
+    /// Connected for long, without a proof.
     pub fn start(model: &Near) -> Self {
         Self {
-            entry: None,
-            proof: model.lease(),
+            copy: None,
+            proof: model.proof_life(),
             in_use: true,
             link: Link::Subscribed,
             inbox: [None; INBOX],
@@ -76,17 +76,17 @@ impl Replica {
         self.link == Link::Subscribed
     }
 
-    /// Whether counts may be noted.
+    /// Whether stamps may be taken.
     pub fn is_in_use(&self) -> bool {
         self.in_use
     }
 
-    pub fn entry(&self) -> Option<Version> {
-        self.entry
+    pub fn copy(&self) -> Option<Version> {
+        self.copy
     }
 
     pub fn put(&mut self, version: Version) {
-        self.entry = Some(version);
+        self.copy = Some(version);
     }
 
     /// Redis drops the connection.
@@ -103,8 +103,8 @@ impl Replica {
         }
     }
 
-    /// Adds to what is under way. Of two invalidations in a row, or two PONGs, the last is enough: the one removes no
-    /// less, the other proves no less.
+    /// Adds a message to those under way. Of two invalidations in a row, or of two PONGs, the last is enough: it
+    /// removes no less, or proves no less.
     fn push(&mut self, message: Message) {
         let len = self.inbox.iter().flatten().count();
         let last = len.checked_sub(1).and_then(|last| self.inbox[last]);
@@ -124,29 +124,29 @@ impl Replica {
 }
 
 impl Near {
-    /// What the near cache may answer with now.
+    /// What the near cache may return now.
     pub(super) fn near_answer(&self, state: &State) -> Option<Version> {
-        state.replica.entry.filter(|_| self.lease_holds(&state.replica))
+        state.replica.copy.filter(|_| self.proof_holds(&state.replica))
     }
 
-    pub(super) fn lease_holds(&self, replica: &Replica) -> bool {
-        replica.proof < self.lease()
+    pub(super) fn proof_holds(&self, replica: &Replica) -> bool {
+        replica.proof < self.proof_life()
     }
 
-    fn lease(&self) -> u8 {
-        if self.keeps(Rule::OneLength) { LEASE } else { LEASE + 1 }
+    fn proof_life(&self) -> u8 {
+        if self.keeps(Rule::OneLength) { PROOF_LIFE } else { PROOF_LIFE + 1 }
     }
 
     pub(super) fn age_replica(&self, replica: &mut Replica) {
-        let older = |age: u8| (age + 1).min(self.lease());
+        let older = |age: u8| (age + 1).min(self.proof_life());
         replica.proof = older(replica.proof);
         let messages = take(&mut replica.inbox);
         for message in messages.into_iter().flatten() {
             match message {
                 Message::Pong(age) => {
                     let age = older(age);
-                    // Proves nothing any more.
-                    if age < self.lease() || !replica.in_use || !self.keeps(Rule::LeaseFromSending) {
+                    // One that proves nothing any more is left out.
+                    if age < self.proof_life() || !replica.in_use || !self.keeps(Rule::ProofFromSending) {
                         replica.push(Message::Pong(age));
                     }
                 }
@@ -161,7 +161,7 @@ impl Near {
         let may_ping = match replica.link {
             Link::Subscribed => true,
             Link::Fresh => !self.keeps(Rule::SubscribeFirst),
-            // Another connection may still be there.
+            // The other connection may still be open.
             Link::Cut => !self.keeps(Rule::SameConnection),
             Link::Down => false,
         };
@@ -195,7 +195,7 @@ impl Near {
             Step::Ping => replica.push(Message::Pong(0)),
             Step::Receive => match replica.pop() {
                 Some(Message::Invalidation) => {
-                    replica.entry = None;
+                    replica.copy = None;
                     if self.keeps(Rule::RemoveWithCount) {
                         self.move_counts(state);
                     } else {
@@ -203,7 +203,7 @@ impl Near {
                     }
                 }
                 Some(Message::Pong(age)) => {
-                    replica.proof = if self.keeps(Rule::LeaseFromSending) { age } else { 0 };
+                    replica.proof = if self.keeps(Rule::ProofFromSending) { age } else { 0 };
                     replica.in_use = true;
                 }
                 None => {}
@@ -214,8 +214,8 @@ impl Near {
             }
             Step::Break => replica.cut(),
             Step::NoticeBreak => {
-                let entry = replica.entry.filter(|_| !self.keeps(Rule::BreakForgets));
-                *replica = Replica { entry, link: Link::Down, in_use: false, ..Replica::start(self) };
+                let copy = replica.copy.filter(|_| !self.keeps(Rule::BreakForgets));
+                *replica = Replica { copy, link: Link::Down, in_use: false, ..Replica::start(self) };
                 if self.keeps(Rule::BreakMovesCounts) {
                     self.move_counts(state);
                 }

@@ -1,6 +1,6 @@
-//! A writer, with what the near caches ask of it: publish, and wait.
+//! A writer, with the two steps that near caches need: it publishes, and it waits.
 
-use super::{Action, Faults, LEASE, Near, Rule, Slot, State, Writes};
+use super::{Action, Faults, Held, Near, PROOF_LIFE, Rule, State, Writes};
 use crate::check::Version;
 
 /// A writer.
@@ -9,11 +9,11 @@ pub struct Writer {
     stage: Stage,
     /// The barrier at the key is this writer's.
     pub mine: bool,
-    /// Ticks of its wait, as far as they count.
+    /// How many ticks it has waited, as far as they count.
     waited: u8,
 }
 
-/// Where a writer is.
+/// How far a writer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Stage {
     Idle,
@@ -21,49 +21,49 @@ enum Stage {
     Barriered,
     /// Only without [`Rule::BarrierFirst`]: has published, and has no barrier yet.
     Announced,
-    /// Barrier and publish are done. The wait, and COMMIT, are next.
+    /// Has raised its barrier and published. The wait and COMMIT are next.
     Published,
-    /// Redis is not there. Goes on without: the wait, and COMMIT, are next.
+    /// Redis is down, and the writer goes on without it. The wait and COMMIT are next.
     Unreached,
-    /// Sent COMMIT and died, or lost its connection: Postgres decides, and nobody hears of it.
+    /// Sent COMMIT and died, or lost its connection: Postgres decides, and no process learns the outcome.
     InDoubt,
     /// The un-barrier is next.
     Committed(Version),
-    /// Found its barrier lost, has published again, waits again.
+    /// Found its barrier lost, has published again, and waits again.
     SecondWait(Version),
 }
 
-/// What a writer does next, or what befalls it.
+/// What a writer does next, or what happens to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     Lock,
     SetBarrier,
     Publish,
-    /// Redis is not there for one of these.
+    /// Redis is down at one of these.
     GoOn,
-    /// Register or replace (a user is there after it), or delete.
+    /// COMMIT of a register or a replace, which leave a user, or of a delete.
     Commit {
         user: bool,
     },
     /// The connection breaks, or the writer dies, while COMMIT is under way.
     CommitUnanswered,
-    /// A COMMIT in doubt took place.
+    /// A COMMIT in doubt took effect.
     CommitLands {
         user: bool,
     },
     UnBarrier,
-    /// Redis does not answer within the deadline: acknowledged all the same.
+    /// Redis does not reply by the deadline: the write is acknowledged all the same.
     UnBarrierUnanswered,
-    /// Ends its second wait.
+    /// The second wait is over.
     Acknowledge,
-    /// Dies, or rolls back: its barrier stands until it expires.
+    /// The writer dies, or rolls back: its barrier stands until it expires.
     Die,
 }
 
 impl Writer {
     pub const IDLE: Self = Self { stage: Stage::Idle, mine: false, waited: 0 };
 
-    /// Whether it set a barrier for a COMMIT that may still come.
+    /// Whether it raised a barrier for a COMMIT that may still happen.
     pub fn relies_on_barrier(&self) -> bool {
         matches!(self.stage, Stage::Barriered | Stage::Published | Stage::InDoubt)
     }
@@ -82,7 +82,7 @@ impl Near {
             Stage::Idle | Stage::InDoubt => false,
         };
         if waits {
-            writer.waited = (writer.waited + 1).min(LEASE);
+            writer.waited = (writer.waited + 1).min(PROOF_LIFE);
         }
     }
 
@@ -90,7 +90,7 @@ impl Near {
     fn may_commit(&self, state: &State, writer: Writer) -> bool {
         let registers = !state.has_user(state.committed) && self.writes != Writes::RegistersWait;
         let rule = if writer.stage == Stage::Unreached { Rule::WaitWithoutRedis } else { Rule::Wait };
-        registers || writer.waited == LEASE || !self.keeps(rule) || !self.keeps(Rule::WaitBeforeCommit)
+        registers || writer.waited == PROOF_LIFE || !self.keeps(rule) || !self.keeps(Rule::WaitBeforeCommit)
     }
 
     pub(super) fn write_actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -99,7 +99,7 @@ impl Near {
         if busy < self.writers && !locked && state.committed < self.commits {
             actions.push(Action::Write(0, Step::Lock));
         }
-        // There is always a user after a register; after a replace, too; but not after a delete.
+        // A register and a replace leave a user, a delete leaves none.
         let may_delete = state.has_user(state.committed) && self.writes != Writes::NoDeletes;
         let outcomes = if may_delete { &[true, false][..] } else { &[true] };
         for (index, writer) in state.writers.iter().enumerate() {
@@ -114,13 +114,21 @@ impl Near {
                 Stage::Announced => may(Step::SetBarrier),
                 Stage::Published | Stage::Unreached => {
                     if self.may_commit(state, *writer) {
-                        outcomes.iter().for_each(|&user| may(Step::Commit { user }));
+                        for &user in outcomes {
+                            may(Step::Commit { user });
+                        }
                         may(Step::CommitUnanswered);
                     }
                 }
-                Stage::InDoubt => outcomes.iter().for_each(|&user| may(Step::CommitLands { user })),
+                Stage::InDoubt => {
+                    for &user in outcomes {
+                        may(Step::CommitLands { user });
+                    }
+                }
                 Stage::Committed(_) => {
-                    if state.is_redis_up() && (self.keeps(Rule::WaitBeforeCommit) || writer.waited == LEASE) {
+                    if state.is_redis_up()
+                        && (self.keeps(Rule::WaitBeforeCommit) || writer.waited == PROOF_LIFE)
+                    {
                         may(Step::UnBarrier);
                     }
                     if self.faults == Faults::BarriersKept || !state.is_redis_up() {
@@ -128,7 +136,7 @@ impl Near {
                     }
                 }
                 Stage::SecondWait(_) => {
-                    if writer.waited == LEASE {
+                    if writer.waited == PROOF_LIFE {
                         may(Step::Acknowledge);
                     }
                 }
@@ -142,14 +150,14 @@ impl Near {
         match step {
             Step::Lock => writer.stage = Stage::Locked,
             Step::SetBarrier => {
-                state.set(Slot::Barrier);
+                state.set(Held::Barrier);
                 writer.mine = true;
                 writer.stage =
                     if writer.stage == Stage::Announced { Stage::Published } else { Stage::Barriered };
             }
             Step::Publish => {
-                if !self.keeps(Rule::WaitForNobody) && !state.replica.is_subscribed() {
-                    writer.waited = LEASE;
+                if !self.keeps(Rule::WaitWithoutSubscribers) && !state.replica.is_subscribed() {
+                    writer.waited = PROOF_LIFE;
                 }
                 state.replica.invalidate();
                 writer.stage =
@@ -181,11 +189,11 @@ impl Near {
         state.writers[index] = writer;
     }
 
-    /// The script, and what the writer does by its reply.
+    /// The script, and what its reply makes the writer do.
     fn un_barrier(&self, state: &mut State, writer: Writer) -> Writer {
         let Stage::Committed(version) = writer.stage else { unreachable!("un-barrier of {writer:?}") };
-        if writer.mine || state.key != Slot::Barrier {
-            state.set(Slot::Nothing);
+        if writer.mine || state.key != Held::Barrier {
+            state.set(Held::Nothing);
         }
         if writer.mine || !self.keeps(Rule::SecondRound) {
             state.history.acknowledged(version);

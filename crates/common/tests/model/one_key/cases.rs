@@ -40,7 +40,7 @@ fn writes_are_visible_with_three_loads_and_writers() {
     passes(OneKey { promise: Promise::Visible, faults, loads: 3, writers: 3, commits: 4, ..PROTOCOL });
 }
 
-// The limits that the protocol names.
+// The limits that the documentation of the protocol states.
 
 #[test]
 fn a_lost_barrier_breaks_linearizable() {
@@ -109,12 +109,12 @@ fn a_barrier_that_ends_before_its_commit_breaks_linearizable() {
 }
 
 #[test]
-fn an_un_barrier_that_takes_anothers_barrier_breaks_linearizable() {
+fn an_un_barrier_that_removes_anothers_barrier_breaks_linearizable() {
     breaks_linearizable_without(Rule::SpareForeignBarriers);
 }
 
 #[test]
-fn an_un_barrier_that_takes_an_unanswered_barrier_breaks_linearizable() {
+fn an_un_barrier_that_removes_an_unanswered_barrier_breaks_linearizable() {
     breaks_linearizable_without(Rule::SpareUnansweredBarriers);
 }
 

@@ -1,13 +1,13 @@
-//! A load: from the lease, or the copy to be replaced, to the conditional fill.
+//! A load: from the lease, or from the entry to be replaced, to the conditional fill.
 
-use super::{Action, OneKey, Rule, Slot, State};
+use super::{Action, Held, OneKey, Rule, State};
 use crate::check::Version;
 
-/// Where a load is. Its reader is answered as soon as there is a row; the fill may come late, or never.
+/// How far a load is. Its reader is answered as soon as there is a row; the fill may arrive late, or never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Load {
     Idle,
-    /// Only without [`Rule::SelectAfterReply`]: has the row, but does not know yet what is at the key.
+    /// Only without [`Rule::SelectAfterReply`]: has the row, but no reply yet about the key.
     Ahead {
         row: Version,
     },
@@ -22,37 +22,38 @@ pub enum Load {
     },
 }
 
-/// What a fill has to find at the key.
+/// What a fill requires at the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Expected {
     /// The load's own lease.
     Lease { still_there: bool },
-    /// The copy that it has read, of a user whose info is `info`: writes 0, 2, 4... say the same, and 1, 3, 5...
-    Copy { info: u8, still_there: bool },
+    /// The entry that the load has read. Its user has the info `info`, which the writes 0, 2, 4... have in common, and
+    /// so have the writes 1, 3, 5...
+    Entry { info: u8, still_there: bool },
 }
 
 /// What a load does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Finds nothing, and takes the lease. (That it finds something is [`Action::Hit`] or [`Action::Bypass`].)
+    /// Finds nothing, and takes the lease. (A read that finds something is [`Action::Hit`] or [`Action::Bypass`].)
     TakeLease,
-    /// Finds a copy that it is going to replace: a forced read, or an early refresh.
-    ReadCopy,
+    /// Finds an entry that it will replace: a forced read, or an early refresh.
+    ReadEntry,
     /// Only without [`Rule::SelectAfterReply`].
     SelectAhead,
     /// Gets this row.
     Select(Version),
-    /// Puts its copy at the key, if it may.
+    /// Sets the key to its entry, if it may.
     Fill,
-    /// Fails, or its process ends. A lease stays behind until it expires.
+    /// Fails, or its process ends. A lease stays until it expires.
     GiveUp,
 }
 
 impl Load {
-    /// The bytes that it would compare with are gone from the key.
-    pub fn forget_bytes(&mut self) {
+    /// The bytes that it expects are gone from the key.
+    pub fn lose_bytes(&mut self) {
         if let Self::Loading { expected } | Self::Filling { expected, .. } = self {
-            let (Expected::Lease { still_there } | Expected::Copy { still_there, .. }) = expected;
+            let (Expected::Lease { still_there } | Expected::Entry { still_there, .. }) = expected;
             *still_there = false;
         }
     }
@@ -65,12 +66,12 @@ fn info(version: Version) -> u8 {
 impl OneKey {
     pub(super) fn load_actions(&self, state: &State, actions: &mut Vec<Action>) {
         let busy = state.loads.iter().filter(|&&load| load != Load::Idle).count();
-        // The idle ones are sorted to the front.
+        // Idle loads are sorted to the front.
         if busy < self.loads {
             match state.key {
-                Slot::Nothing | Slot::Version(_) => actions.push(Action::Load(0, Step::TakeLease)),
-                Slot::Value(_) => actions.push(Action::Load(0, Step::ReadCopy)),
-                Slot::Lease | Slot::Barrier => {}
+                Held::Nothing | Held::Version(_) => actions.push(Action::Load(0, Step::TakeLease)),
+                Held::Entry(_) => actions.push(Action::Load(0, Step::ReadEntry)),
+                Held::Lease | Held::Barrier => {}
             }
             if !self.keeps(Rule::SelectAfterReply) {
                 actions.push(Action::Load(0, Step::SelectAhead));
@@ -79,8 +80,8 @@ impl OneKey {
         for (index, load) in state.loads.iter().enumerate() {
             match load {
                 Load::Idle => continue,
-                Load::Ahead { .. } if matches!(state.key, Slot::Value(_)) => {
-                    actions.push(Action::Load(index, Step::ReadCopy));
+                Load::Ahead { .. } if matches!(state.key, Held::Entry(_)) => {
+                    actions.push(Action::Load(index, Step::ReadEntry));
                 }
                 Load::Ahead { .. } => {}
                 Load::Loading { .. } => {
@@ -99,13 +100,13 @@ impl OneKey {
         state.loads[index] = match (step, load) {
             (Step::TakeLease, _) => {
                 if self.keeps(Rule::Leases) {
-                    state.set(Slot::Lease);
+                    state.set(Held::Lease);
                 }
                 Load::Loading { expected: Expected::Lease { still_there: true } }
             }
-            (Step::ReadCopy, _) => {
-                let Slot::Value(version) = state.key else { unreachable!("no copy to read") };
-                let expected = Expected::Copy { info: info(version), still_there: true };
+            (Step::ReadEntry, _) => {
+                let Held::Entry(version) = state.key else { unreachable!("no entry to read") };
+                let expected = Expected::Entry { info: info(version), still_there: true };
                 match load {
                     Load::Ahead { row } => Load::Filling { row, expected },
                     _ => Load::Loading { expected },
@@ -120,7 +121,7 @@ impl OneKey {
             }
             (Step::Fill, Load::Filling { row, expected }) => {
                 if self.may_fill(state.key, row, expected) {
-                    state.set(Slot::Value(row));
+                    state.set(Held::Entry(row));
                 }
                 Load::Idle
             }
@@ -130,20 +131,20 @@ impl OneKey {
     }
 
     /// The comparison in Redis.
-    fn may_fill(&self, key: Slot, row: Version, expected: Expected) -> bool {
+    fn may_fill(&self, key: Held, row: Version, expected: Expected) -> bool {
         match expected {
-            Expected::Lease { .. } if !self.keeps(Rule::TokenPerFill) => key == Slot::Lease,
+            Expected::Lease { .. } if !self.keeps(Rule::TokenPerFill) => key == Held::Lease,
             Expected::Lease { .. } if !self.keeps(Rule::Leases) => match key {
-                Slot::Nothing => true,
-                Slot::Value(there) => there < row,
-                Slot::Version(there) => there <= row,
-                Slot::Lease | Slot::Barrier => false,
+                Held::Nothing => true,
+                Held::Entry(there) => there < row,
+                Held::Version(there) => there <= row,
+                Held::Lease | Held::Barrier => false,
             },
-            Expected::Copy { .. } if !self.keeps(Rule::CompareOnRefresh) => true,
-            Expected::Copy { info: expected, .. } if !self.keeps(Rule::FillId) => {
-                matches!(key, Slot::Value(there) if info(there) == expected)
+            Expected::Entry { .. } if !self.keeps(Rule::CompareOnRefresh) => true,
+            Expected::Entry { info: expected, .. } if !self.keeps(Rule::FillId) => {
+                matches!(key, Held::Entry(there) if info(there) == expected)
             }
-            Expected::Lease { still_there } | Expected::Copy { still_there, .. } => still_there,
+            Expected::Lease { still_there } | Expected::Entry { still_there, .. } => still_there,
         }
     }
 }

@@ -1,64 +1,64 @@
-//! A writer: lock, barrier, COMMIT, un-barrier, acknowledge; and all the ways to be cut off in between.
+//! A writer: lock, barrier, COMMIT, un-barrier, acknowledgement; and all the ways to be cut off in between.
 
-use super::{Action, Faults, OneKey, Rule, Slot, State};
+use super::{Action, Faults, Held, OneKey, Rule, State};
 use crate::check::Version;
 
-/// A writer, or what is left of one.
+/// A writer, or what is still under way of one that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Writer {
     stage: Stage,
     /// The barrier at the key is this writer's.
     pub mine: bool,
-    /// A SET of its barrier got no reply, and may still arrive: after the writer's end, too.
+    /// A SET of its barrier got no reply, and may still arrive, even after the writer has ended.
     late: bool,
 }
 
-/// Where a writer is.
+/// How far a writer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Stage {
     Idle,
-    /// Only without [`Rule::BarrierAfterLock`]: has its barrier, waits for the lock.
+    /// Only without [`Rule::BarrierAfterLock`]: has its barrier, and waits for the lock.
     Early,
     Locked,
     /// Has the lock and a barrier. COMMIT is next.
     Ready,
-    /// Sent COMMIT and died, or lost its connection: Postgres decides, and nobody hears of it.
+    /// Sent COMMIT and died, or lost its connection: Postgres decides, and no process learns the outcome.
     InDoubt,
     /// The un-barrier is next.
     Committed(Version),
-    /// Has ended, acknowledged or rolled back; its un-barrier may still arrive.
+    /// Has ended, acknowledged or rolled back. Its un-barrier may still arrive.
     Over,
 }
 
-/// What a writer does next, or what befalls it.
+/// What a writer does next, or what happens to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     Lock,
     SetBarrier,
-    /// Redis does not answer: the SET may arrive later. The writer tries again, or ends here (503).
+    /// Redis does not reply: the SET may arrive later. The writer tries again, or ends here (503).
     SetBarrierUnanswered,
     /// That SET arrives.
     LateBarrierArrives,
     Commit,
     /// The connection breaks, or the writer dies, while COMMIT is under way.
     CommitUnanswered,
-    /// A COMMIT in doubt took place.
+    /// A COMMIT in doubt took effect.
     CommitLands,
     RollBack,
-    /// Is answered, and acknowledged.
+    /// Redis replies, and the write is acknowledged.
     UnBarrier,
-    /// Redis does not answer within the deadline: acknowledged all the same.
+    /// Redis does not reply by the deadline: the write is acknowledged all the same.
     UnBarrierUnanswered,
     /// That script arrives.
     LateUnBarrierArrives,
-    /// Dies, or what is left of it never arrives.
+    /// The writer dies, or its late message never arrives.
     Die,
 }
 
 impl Writer {
     pub const IDLE: Self = Self { stage: Stage::Idle, mine: false, late: false };
 
-    /// Whether it set a barrier for a COMMIT that may still come.
+    /// Whether it raised a barrier for a COMMIT that may still happen.
     pub fn relies_on_barrier(&self) -> bool {
         matches!(self.stage, Stage::Early | Stage::Ready | Stage::InDoubt)
     }
@@ -136,13 +136,13 @@ impl OneKey {
                 writer.stage = if writer.stage == Stage::Early { Stage::Ready } else { Stage::Locked };
             }
             Step::SetBarrier => {
-                state.set(Slot::Barrier);
+                state.set(Held::Barrier);
                 writer.mine = true;
                 writer.stage = if writer.stage == Stage::Idle { Stage::Early } else { Stage::Ready };
             }
             Step::SetBarrierUnanswered => writer.late = true,
             Step::LateBarrierArrives => {
-                state.set(Slot::Barrier);
+                state.set(Held::Barrier);
                 writer.late = false;
                 writer.mine = !self.keeps(Rule::SpareUnansweredBarriers) && writer.stage != Stage::Idle;
             }
@@ -186,15 +186,16 @@ impl OneKey {
         state.writers[index] = writer;
     }
 
-    /// The script: another's barrier stays, anything else goes. (Its publishing is in the model of the near cache.)
+    /// The script: another writer's barrier stays, anything else is removed. (What it publishes is in the model of the
+    /// near cache.)
     fn un_barrier(&self, state: &mut State, writer: Writer) {
-        if state.key == Slot::Barrier && !writer.mine && self.keeps(Rule::SpareForeignBarriers) {
+        if state.key == Held::Barrier && !writer.mine && self.keeps(Rule::SpareForeignBarriers) {
             return;
         }
         let committed = match writer.stage {
             Stage::Committed(version) => version,
             _ => 0,
         };
-        state.set(if self.keeps(Rule::Leases) { Slot::Nothing } else { Slot::Version(committed) });
+        state.set(if self.keeps(Rule::Leases) { Held::Nothing } else { Held::Version(committed) });
     }
 }

@@ -13,11 +13,11 @@ use crate::{BYPASS, NO_CACHE, wait_for_a_hit};
 /// A way to read, by the messages that it sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Read {
-    /// GET that takes the lease, SELECT, a fill.
+    /// Reads the key and takes the lease, SELECT, fill.
     Miss,
-    /// GET that would take the lease.
+    /// Reads the key, which holds an entry.
     Hit,
-    /// With no-cache: the same, SELECT, a fill in place of the copy.
+    /// With no-cache: reads the key, which holds an entry, SELECT, a fill over the entry.
     Forced,
 }
 
@@ -35,17 +35,17 @@ const STEPS: [(Read, Message); 7] = [
     (Forced, Redis(2)),
 ];
 
-/// What becomes of the held message after the replace.
+/// What happens to the held message after the replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Released,
-    /// Released after others have read the new user, and so have stored copies.
+    /// Released after other readers have read the new user, and so have stored copies.
     Late,
     Discarded,
 }
 
 impl Fate {
-    fn befalls(self, held: Held) {
+    fn apply_to(self, held: Held) {
         match self {
             Self::Released | Self::Late => held.release(),
             Self::Discarded => held.discard(),
@@ -53,12 +53,12 @@ impl Fate {
     }
 }
 
-fn at_every_step(of: impl Fn(&Fleet, Read, Step, Fate)) {
+fn at_every_step(case: impl Fn(&Fleet, Read, Step, Fate)) {
     let fleet = Fleet::start();
     for (read, message) in STEPS {
         for side in [Side::Message, Side::Reply] {
             for fate in [Fate::Released, Fate::Late, Fate::Discarded] {
-                of(&fleet, read, Step { message, side }, fate);
+                case(&fleet, read, Step { message, side }, fate);
             }
         }
     }
@@ -91,7 +91,7 @@ fn killed(victim: &Victim, read: Read, step: Step, name: &str) -> Held {
     held
 }
 
-/// Lets the user be replaced; from now on, whoever was not at it before reads the new one.
+/// Replaces the user. Every read that starts from now on must return the new one.
 fn replaced<'a>(fleet: &'a Fleet, name: &'a str, fate: Fate) -> Reads<'a> {
     let states = &["old", "new"];
     let mut reads = Reads { readers: fleet.readers.iter().collect(), name, states, possible: 0..=1 };
@@ -108,16 +108,16 @@ fn kill_at(fleet: &Fleet, read: Read, step: Step, fate: Fate) {
     let victim = prepare(fleet, read, name);
     let held = killed(&victim, read, step, name);
     let mut reads = replaced(fleet, name, fate);
-    fate.befalls(held);
+    fate.apply_to(held);
     victim.wait_until_forgotten(&fleet.stack, || ());
-    // The replace has removed every lease that was there before it, but for one that is late.
+    // The replace has removed every lease that was there before it, but not one that arrives later.
     let left = (step.message, step.side, fate) == (LEASE, Side::Message, Fate::Released);
     assert_eq!(kind(&fleet.stack, name) == "L", left);
     if left {
         assert_eq!(get(&fleet.readers[0], name).header("cache-status"), Some(BYPASS));
     }
     reads.look();
-    fleet.let_pass(name, "L");
+    fleet.expire(name, "L");
     reads.look_closely();
 }
 
@@ -129,8 +129,8 @@ fn hold_up_at(fleet: &Fleet, read: Read, step: Step, fate: Fate) {
         let client = scope.spawn(|| get_with(&victim.service, name, headers(read)));
         held.wait();
         let reads = replaced(fleet, name, fate);
-        fate.befalls(held);
-        // It began before the replace was acknowledged, and may say so; what comes after may not.
+        fate.apply_to(held);
+        // This read began before the replace was acknowledged, so it may return the old user. Later reads may not.
         let answer = client.join().expect("answered");
         assert!(["old", "new"].contains(&answer.json()["info"].as_str().unwrap_or_default()));
         reads
@@ -140,9 +140,9 @@ fn hold_up_at(fleet: &Fleet, read: Read, step: Step, fate: Fate) {
 }
 
 #[test]
-fn a_reader_killed_at_any_step_leaves_no_old_user_and_nothing_that_blocks_others() {
+fn a_reader_killed_at_any_step_leaves_no_old_user_and_blocks_no_other_reader() {
     at_every_step(|fleet, read, step, fate| {
-        // A reply to the dead is lost, whatever becomes of it.
+        // A reply to a dead reader is lost in any case.
         if step.side == Side::Message || fate == Fate::Released {
             kill_at(fleet, read, step, fate);
         }
@@ -150,18 +150,18 @@ fn a_reader_killed_at_any_step_leaves_no_old_user_and_nothing_that_blocks_others
 }
 
 #[test]
-fn a_reader_held_up_at_any_step_leaves_no_old_user_for_whoever_reads_later() {
+fn a_reader_held_up_at_any_step_leaves_no_old_user_for_later_reads() {
     at_every_step(hold_up_at);
 }
 
 #[test]
-fn the_lease_of_a_dead_reader_is_passed_by_until_its_time_is_over() {
+fn the_lease_of_a_dead_reader_is_bypassed_until_it_expires() {
     let fleet = Fleet::start();
     let victim = prepare(&fleet, Miss, "ann");
     let _held = killed(&victim, Miss, Step { message: Postgres(1), side: Side::Message }, "ann");
     for reader in &fleet.readers {
         assert_eq!(get(reader, "ann").header("cache-status"), Some(BYPASS));
     }
-    fleet.let_pass("ann", "L");
+    fleet.expire("ann", "L");
     fleet.warm("ann");
 }

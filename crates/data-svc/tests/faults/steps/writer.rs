@@ -1,4 +1,4 @@
-//! user-svc is killed at each step of a write, with the message of that step in the proxy's hands.
+//! user-svc is killed at each step of a write, while the proxy holds the message of that step.
 
 use std::thread::scope;
 
@@ -7,7 +7,7 @@ use devstack::testing::kind;
 use super::Message::{Commit, Postgres, Redis};
 use super::{Fleet, Message, NOBODY, Reads, Side, Step, Victim, Write, name_of};
 
-/// What becomes of the held message after the writer's death.
+/// What happens to the held message after the writer's death.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Released,
@@ -23,12 +23,12 @@ const UNBARRIER: Message = Redis(2);
 fn messages(write: Write) -> &'static [Message] {
     match write {
         Write::Register => &[Postgres(1), BARRIER, Commit, UNBARRIER],
-        // First the row is locked and looked at, then changed.
+        // First the row is locked and read, then changed.
         Write::Replace | Write::Delete => &[Postgres(1), Postgres(2), BARRIER, Commit, UNBARRIER],
     }
 }
 
-/// Whether the transaction of a writer that is killed there is committed in the end.
+/// Whether the transaction of a writer that is killed at `step` is committed in the end.
 fn commits(step: Step, fate: Fate) -> bool {
     match step.message {
         Postgres(_) | BARRIER => false,
@@ -37,19 +37,19 @@ fn commits(step: Step, fate: Fate) -> bool {
     }
 }
 
-/// Whether a barrier stands in the end that nobody will take down.
+/// Whether a barrier stands in the end that no writer will lower.
 fn leaves_a_barrier(step: Step, fate: Fate) -> bool {
     match (step.message, step.side) {
         (Postgres(_), _) => false,
         (BARRIER, Side::Message) => fate != Fate::Discarded,
-        // The other writer has put its own over it, and taken that down.
+        // The other writer has raised its own barrier over it, and lowered that.
         _ if fate == Fate::Late => false,
         (BARRIER, Side::Reply) | (Commit, _) => true,
         (Redis(_), side) => side == Side::Message && fate == Fate::Discarded,
     }
 }
 
-/// Whether nobody else can write while this is held: Postgres waits for it with the row locked.
+/// Whether no other writer can write while this step's message is held: Postgres waits for it with the row locked.
 fn keeps_the_lock(step: Step) -> bool {
     step.side == Side::Message && matches!(step.message, Postgres(2) | Commit)
 }
@@ -61,9 +61,9 @@ fn kill_at_every_step(write: Write) {
             for fate in [Fate::Released, Fate::Discarded, Fate::Late] {
                 let step = Step { message, side };
                 let impossible = fate == Fate::Late && keeps_the_lock(step);
-                // A reply to the dead is lost either way.
-                let known = fate == Fate::Discarded && side == Side::Reply;
-                if !(impossible || known) {
+                // A reply to a dead writer is lost in any case.
+                let repeated = fate == Fate::Discarded && side == Side::Reply;
+                if !(impossible || repeated) {
                     kill_at(&fleet, write, step, fate);
                 }
             }
@@ -92,7 +92,7 @@ fn kill_at(fleet: &Fleet, write: Write, step: Step, fate: Fate) {
         held.wait();
         reads.look();
         victim.service.kill();
-        assert!(client.join().expect("no panic").is_err(), "nobody was told anything");
+        assert!(client.join().expect("no panic").is_err(), "the client got no answer");
     });
     reads.look();
 
@@ -121,7 +121,7 @@ fn kill_at(fleet: &Fleet, write: Write, step: Step, fate: Fate) {
     reads.must_be(truth);
     reads.look();
     assert_eq!(kind(&fleet.stack, name) == "B", leaves_a_barrier(step, fate));
-    fleet.let_pass(name, "B");
+    fleet.expire(name, "B");
     reads.look_closely();
     if fate != Fate::Late {
         other_writes(&mut reads);
@@ -130,21 +130,21 @@ fn kill_at(fleet: &Fleet, write: Write, step: Step, fate: Fate) {
 }
 
 #[test]
-fn a_writer_killed_at_any_step_of_a_register_leaves_nothing_that_a_read_could_go_back_to() {
+fn no_read_goes_back_after_a_writer_is_killed_at_any_step_of_a_register() {
     kill_at_every_step(Write::Register);
 }
 
 #[test]
-fn a_writer_killed_at_any_step_of_a_replace_leaves_nothing_that_a_read_could_go_back_to() {
+fn no_read_goes_back_after_a_writer_is_killed_at_any_step_of_a_replace() {
     kill_at_every_step(Write::Replace);
 }
 
 #[test]
-fn a_writer_killed_at_any_step_of_a_delete_leaves_nothing_that_a_read_could_go_back_to() {
+fn no_read_goes_back_after_a_writer_is_killed_at_any_step_of_a_delete() {
     kill_at_every_step(Write::Delete);
 }
 
-/// Another writer has its barrier up and is about to commit when a message of the dead one arrives.
+/// Another writer has raised its barrier and is about to commit when a message of the dead writer arrives.
 fn a_late_message_meets_a_writer(fleet: &Fleet, late: Message) {
     let name = &name_of(("meets", late));
     let states = ["old", "new", "newest"];
@@ -156,7 +156,7 @@ fn a_late_message_meets_a_writer(fleet: &Fleet, late: Message) {
         let client = scope.spawn(|| Write::Replace.send(&dead.service, name, "new"));
         late.wait();
         dead.service.kill();
-        assert!(client.join().expect("no panic").is_err(), "nobody was told anything");
+        assert!(client.join().expect("no panic").is_err(), "the client got no answer");
     });
 
     let other = Victim::start(&fleet.stack, fleet.stack.user_svc(), "other");
@@ -169,7 +169,7 @@ fn a_late_message_meets_a_writer(fleet: &Fleet, late: Message) {
         commit.wait();
         late.release();
         dead.wait_until_forgotten(&fleet.stack, || reads.look());
-        assert_eq!(kind(&fleet.stack, name), "B", "one of the two stands");
+        assert_eq!(kind(&fleet.stack, name), "B", "one of the two barriers stands");
         reads.look_closely();
         commit.release();
         unbarrier.wait();
@@ -179,12 +179,14 @@ fn a_late_message_meets_a_writer(fleet: &Fleet, late: Message) {
         assert_eq!(client.join().expect("no panic").expect("answered").status, 200);
     });
     reads.look_closely();
-    fleet.let_pass(name, "B");
+    fleet.expire(name, "B");
     reads.look_closely();
 }
 
 #[test]
-fn a_dead_writers_late_message_takes_nothing_from_another_who_is_writing() {
+fn a_dead_writers_late_message_takes_nothing_from_another_writer() {
     let fleet = Fleet::start();
-    [BARRIER, UNBARRIER].iter().for_each(|late| a_late_message_meets_a_writer(&fleet, *late));
+    for late in [BARRIER, UNBARRIER] {
+        a_late_message_meets_a_writer(&fleet, late);
+    }
 }

@@ -1,4 +1,4 @@
-//! The checkers on histories made by hand: each kind of violation, and what only looks like one.
+//! The checkers on histories made by hand: each kind of violation, and cases that only look like one.
 
 use super::{linearizable, stale_reads, visible};
 use crate::operation::{Action, OPEN, Operation, Outcome, State, Via};
@@ -30,7 +30,7 @@ fn verdicts(operations: &[Operation]) -> (bool, bool) {
 
 const GOOD: (bool, bool) = (true, true);
 const BAD: (bool, bool) = (false, false);
-/// What *visible* does not speak of.
+/// *Visible* holds, *linearizable* does not.
 const OUT_OF_ORDER: (bool, bool) = (true, false);
 
 use Action::{Delete, Register, Replace};
@@ -78,24 +78,24 @@ fn a_stale_read_after_the_acknowledgement_is_bad() {
 fn an_absence_after_a_201_is_bad() {
     let history = [done(0, 1, Register(1)), read(2, 3, None)];
     assert_eq!(verdicts(&history), BAD);
-    // A replace that was acknowledged says as well that there is a user.
+    // An acknowledged replace shows as well that there is a user.
     let history = [unknown(0, Register(1)), done(1, 2, Replace(2)), read(3, 4, None)];
     assert_eq!(verdicts(&history), BAD);
 }
 
 #[test]
-fn an_absence_is_good_if_a_delete_can_have_come_in_between() {
+fn an_absence_is_good_if_a_delete_may_have_happened_in_between() {
     for delete in [unknown(0, Delete), unknown(5, Delete), done(1, 4, Delete), done(5, 9, Delete)] {
         let history = [done(2, 3, Register(1)), delete, read(6, 7, None)];
         assert!(visible(&history).is_empty(), "{delete:?}");
     }
-    // This one cannot.
+    // This delete cannot.
     let history = [done(0, 1, Register(1)), done(2, 3, Delete), done(4, 5, Register(2)), read(6, 7, None)];
     assert_eq!(verdicts(&history), BAD);
 }
 
 #[test]
-fn a_user_that_comes_back_after_its_delete_is_bad() {
+fn a_user_that_returns_after_its_delete_is_bad() {
     let history = [done(0, 1, Register(1)), done(2, 3, Delete), read(4, 5, Some(1))];
     assert_eq!(verdicts(&history), BAD);
 }
@@ -138,7 +138,7 @@ fn a_lost_update_is_out_of_order() {
         read(9, 10, Some(3)),
     ];
     assert_eq!(verdicts(&history), OUT_OF_ORDER);
-    // A delete that was acknowledged, and the user is still there to be replaced.
+    // An acknowledged delete, and a replace that still found the user.
     let history = [done(0, 1, Register(1)), done(2, 3, Delete), done(4, 5, Replace(2))];
     assert_eq!(verdicts(&history), OUT_OF_ORDER);
 }
@@ -163,7 +163,7 @@ fn a_409_without_a_user_is_out_of_order() {
 }
 
 #[test]
-fn a_read_of_what_nobody_wrote_is_bad() {
+fn a_read_of_an_info_that_was_never_written_is_bad() {
     assert_eq!(verdicts(&[read(0, 1, Some(7))]), BAD);
     // Before its write began.
     assert_eq!(verdicts(&[read(0, 1, Some(7)), done(2, 3, Register(7))]), BAD);
@@ -185,12 +185,12 @@ fn hundreds_of_unknown_writes_do_not_slow_the_check_down() {
         history.push(done(at + 1, at + 5, Replace(4000 + number)));
         history.push(read(at + 2, at + 6, Some(4000 + number)));
         history.push(read(at + 2, at + 6, Some(3000 + number)));
-        // Nine readers at a time, all of whom overlap the next round.
+        // Nine readers at a time, which all overlap the next round.
         history.extend((0..9).map(|_| read(at + 6, at + 15, Some(4000 + number))));
     }
     let start = std::time::Instant::now();
-    // What each round's replace overwrote is read after it was acknowledged in the last line of a round only if the
-    // unknown one comes second: both orders are there to be found.
+    // Each round has two replaces, one of them unknown, and reads of both infos. The checker must find the order of the
+    // two that explains the reads at the end of the round.
     let verdict = linearizable(&history);
     assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
     assert_eq!(verdict, None);

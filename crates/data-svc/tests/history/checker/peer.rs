@@ -1,4 +1,4 @@
-//! The linearizability checker against stateright's, on many small random histories.
+//! The linearizability checker compared with stateright's, on many small random histories.
 
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -14,42 +14,43 @@ const HISTORIES: u64 = 2_000;
 #[derive(Debug, Clone, PartialEq)]
 struct Name(State);
 
-/// What was asked for, without the answer.
+/// What was requested, without the answer.
 #[derive(Debug, Clone, PartialEq)]
-enum Asked {
+enum Call {
     Register(u32),
     Replace(u32),
     Delete,
     Read,
 }
 
+/// The answer to a call.
 #[derive(Debug, Clone, PartialEq)]
-enum Answered {
+enum Return {
     Done,
     Refused,
     State(State),
 }
 
 impl SequentialSpec for Name {
-    type Op = Asked;
-    type Ret = Answered;
+    type Op = Call;
+    type Ret = Return;
 
-    fn invoke(&mut self, asked: &Asked) -> Answered {
-        let (possible, next) = match asked {
-            Asked::Read => return Answered::State(self.0),
-            Asked::Register(info) => (self.0.is_none(), Some(*info)),
-            Asked::Replace(info) => (self.0.is_some(), Some(*info)),
-            Asked::Delete => (self.0.is_some(), None),
+    fn invoke(&mut self, call: &Call) -> Return {
+        let (possible, next) = match call {
+            Call::Read => return Return::State(self.0),
+            Call::Register(info) => (self.0.is_none(), Some(*info)),
+            Call::Replace(info) => (self.0.is_some(), Some(*info)),
+            Call::Delete => (self.0.is_some(), None),
         };
         if !possible {
-            return Answered::Refused;
+            return Return::Refused;
         }
         self.0 = next;
-        Answered::Done
+        Return::Done
     }
 }
 
-/// What stateright says. Each operation has a thread of its own, since one that is unknown occupies its thread.
+/// stateright's verdict. Each operation has a thread of its own, since an unknown operation never leaves its thread.
 fn is_linearizable(operations: &[Operation]) -> bool {
     let mut tester = LinearizabilityTester::new(Name(None));
     let mut events: Vec<(u64, usize)> = Vec::new();
@@ -62,47 +63,49 @@ fn is_linearizable(operations: &[Operation]) -> bool {
     events.sort_unstable();
     for (time, at) in events {
         let operation = &operations[at];
-        let told = if time == operation.start {
-            tester.on_invoke(at, asked(operation.action)).map(drop)
+        let recorded = if time == operation.start {
+            tester.on_invoke(at, call(operation.action))
         } else {
-            tester.on_return(at, answered(operation)).map(drop)
+            tester.on_return(at, result(operation))
         };
-        told.expect("each thread has one operation");
+        recorded.expect("each thread has one operation");
     }
     tester.is_consistent()
 }
 
-fn asked(action: Action) -> Asked {
+fn call(action: Action) -> Call {
     match action {
-        Action::Register(info) => Asked::Register(info),
-        Action::Replace(info) => Asked::Replace(info),
-        Action::Delete => Asked::Delete,
-        Action::Read(_) => Asked::Read,
+        Action::Register(info) => Call::Register(info),
+        Action::Replace(info) => Call::Replace(info),
+        Action::Delete => Call::Delete,
+        Action::Read(_) => Call::Read,
     }
 }
 
-fn answered(operation: &Operation) -> Answered {
+fn result(operation: &Operation) -> Return {
     match (operation.action, operation.outcome) {
-        (Action::Read(state), _) => Answered::State(state),
-        (_, Outcome::Refused) => Answered::Refused,
-        _ => Answered::Done,
+        (Action::Read(state), _) => Return::State(state),
+        (_, Outcome::Refused) => Return::Refused,
+        _ => Return::Done,
     }
 }
 
-/// Up to eight operations of which up to four overlap, at distinct times. They are what a plain variable would answer,
-/// but for now and then one that sees an older state.
+/// Up to eight operations, of which up to four overlap, at distinct times. Their answers are those of a plain variable,
+/// but now and then an operation sees an older state.
 fn random_history(random: &mut impl RngExt) -> Vec<Operation> {
-    let (mut name, mut older) = (Name(None), vec![None]);
+    let mut name = Name(None);
+    let mut older = vec![None];
     let mut operations = Vec::new();
     // Some histories hardly overlap.
     let spread = random.random_range(5..40);
     for number in 0..random.random_range(3..9_u64) {
         let info = number as u32 + 1;
         let effect = 20 * number + 10;
-        let (before, after) = (random.random_range(1..spread), random.random_range(1..spread));
-        let (start, end) = (effect.saturating_sub(before), effect + after);
+        let before = random.random_range(1..spread);
+        let after = random.random_range(1..spread);
         // Times with the operation's number as their last digit are distinct.
-        let (start, end) = (start * 10 + number, end * 10 + number);
+        let start = effect.saturating_sub(before) * 10 + number;
+        let end = (effect + after) * 10 + number;
         let action = match random.random_range(0..10) {
             0..2 => Action::Register(info),
             2..4 => Action::Replace(info),
@@ -111,22 +114,23 @@ fn random_history(random: &mut impl RngExt) -> Vec<Operation> {
         };
         let lost = random.random_bool(0.1);
         let stale = random.random_bool(0.3);
-        operations.push(match (action, name.clone().invoke(&asked(action))) {
+        operations.push(match (action, name.clone().invoke(&call(action))) {
             (Action::Read(_), _) => {
-                let state = if stale { *older.choose(random).expect("it began") } else { name.0 };
+                let state =
+                    if stale { *older.choose(random).expect("it has the first state") } else { name.0 };
                 done(start, end, Action::Read(state))
             }
-            // Lost on its way, or only its answer.
+            // The request was lost, or only its answer.
             _ if lost => {
                 if random.random() {
-                    name.invoke(&asked(action));
+                    name.invoke(&call(action));
                 }
                 unknown(start, action)
             }
-            (_, Answered::Refused) => refused(start, end, action),
+            (_, Return::Refused) => refused(start, end, action),
             _ if stale => done(start, end, action),
             _ => {
-                name.invoke(&asked(action));
+                name.invoke(&call(action));
                 done(start, end, action)
             }
         });

@@ -154,6 +154,7 @@ pub(crate) fn sibling(name: &str) -> Result<PathBuf, String> {
     if path.is_file() {
         return Ok(path);
     }
-    let release = if profile.ends_with("release") { " --release" } else { "" };
-    Err(format!("{} is missing: run `cargo build --workspace{release}` first", path.display()))
+    let profile = profile.file_name().unwrap_or_default().to_string_lossy();
+    let option = if profile == "debug" { String::new() } else { format!(" --profile {profile}") };
+    Err(format!("{} is missing: run `cargo build --workspace{option}` first", path.display()))
 }

@@ -103,7 +103,7 @@ mod tests {
         client.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn a_connection_is_closed_once_no_request_has_come_on_it_for_so_long() {
         let (client, data) = pair().await;
         close_idle(LONG);
@@ -117,7 +117,7 @@ mod tests {
         assert!(!is_open(&client));
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn connections_that_have_ended_are_forgotten() {
         let (_client, data) = pair().await;
         drop(data);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_web::rt::time::sleep;
-use actix_web::web::Data;
+use actix_web::web::{Data, ServiceConfig};
 use clap::{Arg, ArgMatches, Command};
 use common::cache::{Cache, Near};
 use common::config::{
@@ -124,11 +124,10 @@ pub async fn serve(config: Config) -> CommandResult {
         api: routes::api(&config.public_user_url),
         fast_path,
     };
-    service
-        .serve(move |config| {
-            // Each worker counts references on its own: a shared count would pass from core to core with each request.
-            config.app_data(Data::new(users.clone())).configure(routes::routes);
-        })
-        .await?;
+    let routes = move |config: &mut ServiceConfig| {
+        // Each worker counts references on its own: a shared count would pass from core to core with each request.
+        config.app_data(Data::new(users.clone())).configure(routes::routes);
+    };
+    service.serve(Arc::new(routes)).await?;
     Ok(())
 }

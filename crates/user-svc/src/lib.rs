@@ -4,7 +4,7 @@ pub mod routes;
 
 use std::sync::Arc;
 
-use actix_web::web::Data;
+use actix_web::web::{Data, ServiceConfig};
 use clap::Command;
 use common::cache::{Cache, Near};
 use common::config::{
@@ -93,11 +93,10 @@ pub async fn serve(config: Config) -> CommandResult {
         api,
         fast_path: None,
     };
-    service
-        .serve(move |config| {
-            config.app_data(users.clone()).app_data(registrations.clone()).app_data(links.clone());
-            config.configure(routes::routes);
-        })
-        .await?;
+    let routes = move |config: &mut ServiceConfig| {
+        config.app_data(users.clone()).app_data(registrations.clone()).app_data(links.clone());
+        config.configure(routes::routes);
+    };
+    service.serve(Arc::new(routes)).await?;
     Ok(())
 }

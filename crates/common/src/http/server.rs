@@ -1,6 +1,7 @@
 //! The HTTP server around a service's routes: it binds, listens, reports, drains and stops.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
@@ -9,6 +10,7 @@ use actix_web::http::KeepAlive;
 use actix_web::rt::time::sleep;
 use actix_web::web::{self, Data, ServiceConfig};
 use actix_web::{App, HttpResponse, HttpServer, rt};
+use futures_util::future::LocalBoxFuture;
 use rustix::net::{Shutdown, listen, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -32,6 +34,9 @@ const BACKLOG: i32 = 1024;
 
 /// How many clients may scrape `/metrics` at once: a few monitoring systems, each with a spare connection.
 const METRICS_CONNECTIONS: usize = 64;
+
+/// Adds the routes of a service to the application of one worker.
+pub type Routes = Arc<dyn Fn(&mut ServiceConfig) + Send + Sync>;
 
 /// A service, ready to be served.
 pub struct Service {
@@ -57,7 +62,12 @@ impl Service {
     ///
     /// # Errors
     /// A port that cannot be bound.
-    pub async fn serve(self, routes: impl Fn(&mut ServiceConfig) + Clone + Send + 'static) -> io::Result<()> {
+    pub fn serve(self, routes: Routes) -> LocalBoxFuture<'static, io::Result<()>> {
+        // Boxed, so that the server is compiled once, with this crate: async and generic code is compiled with its caller.
+        Box::pin(self.serve_until_stopped(routes))
+    }
+
+    async fn serve_until_stopped(self, routes: Routes) -> io::Result<()> {
         raise_open_files();
         let draining = Draining::default();
         let listener = bind(self.http.host, self.http.port)?;
@@ -100,7 +110,7 @@ impl Service {
     fn api_server(
         &self,
         listener: TcpListener,
-        routes: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
+        routes: Routes,
         draining: &Draining,
     ) -> io::Result<(Server, SocketAddr)> {
         let refusals = Refusals::default();
@@ -117,7 +127,7 @@ impl Service {
                 .app_data(health.clone())
                 .app_data(docs.clone())
                 .wrap(telemetry)
-                .configure(routes.clone())
+                .configure(|config| routes(config))
                 .configure(health::routes)
                 .configure(docs::routes)
                 .default_service(web::to(HttpResponse::NotFound))

@@ -5,6 +5,7 @@ pub mod routes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use actix_web::rt::System;
 use actix_web::rt::time::sleep;
 use actix_web::web::{Data, ServiceConfig};
 use clap::{Arg, ArgMatches, Command};
@@ -81,7 +82,11 @@ impl Config {
 ///
 /// # Errors
 /// A name that no user can have; Redis does not answer within five seconds.
-pub async fn purge(settings: &CacheSettings, arguments: &ArgMatches) -> CommandResult {
+pub fn purge(settings: &CacheSettings, arguments: &ArgMatches) -> CommandResult {
+    System::new().block_on(purge_names(settings, arguments))
+}
+
+async fn purge_names(settings: &CacheSettings, arguments: &ArgMatches) -> CommandResult {
     let mut keys = Vec::new();
     for name in arguments.get_many::<String>("NAME").into_iter().flatten() {
         let name = UserName::parse(name).map_err(|Invalid(what)| format!("{name:?}: a name {what}"))?;
@@ -102,7 +107,11 @@ pub async fn purge(settings: &CacheSettings, arguments: &ArgMatches) -> CommandR
 ///
 /// # Errors
 /// A port that cannot be bound, a URL that cannot be used.
-pub async fn serve(config: Config) -> CommandResult {
+pub fn serve(config: Config) -> CommandResult {
+    System::new().block_on(serve_until_stopped(config))
+}
+
+async fn serve_until_stopped(config: Config) -> CommandResult {
     let metrics = Metrics::new(NAME)?;
     let database = Database::start(&config.database, Schema::Await, metrics.database.clone())?;
     let cache = Cache::start(&config.cache)?;

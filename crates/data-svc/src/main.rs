@@ -10,9 +10,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() {
     start::main(data_svc::command(), &data_svc::settings(), Config::read, |command, config| match command {
         Some(("health", _)) => health::check(&config.http),
-        Some(("purge", arguments)) => {
-            actix_web::rt::System::new().block_on(data_svc::purge(&config.cache, arguments))
-        }
-        _ => actix_web::rt::System::new().block_on(data_svc::serve(config)),
+        Some(("purge", arguments)) => data_svc::purge(&config.cache, arguments),
+        _ => data_svc::serve(config),
     })
 }

@@ -4,6 +4,7 @@ pub mod routes;
 
 use std::sync::Arc;
 
+use actix_web::rt::System;
 use actix_web::web::{Data, ServiceConfig};
 use clap::Command;
 use common::cache::{Cache, Near};
@@ -71,7 +72,11 @@ impl Config {
 ///
 /// # Errors
 /// A port that cannot be bound, a URL that cannot be used.
-pub async fn serve(config: Config) -> CommandResult {
+pub fn serve(config: Config) -> CommandResult {
+    System::new().block_on(serve_until_stopped(config))
+}
+
+async fn serve_until_stopped(config: Config) -> CommandResult {
     let metrics = Metrics::new(NAME)?;
     let database = Database::start(&config.database, Schema::Migrate, metrics.database.clone())?;
     let cache = Cache::start(&config.cache)?;

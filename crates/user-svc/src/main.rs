@@ -11,6 +11,6 @@ fn main() {
     start::main(user_svc::command(), &user_svc::settings(), Config::read, |command, config| match command {
         Some(("health", _)) => health::check(&config.http),
         Some(("migrate", _)) => database::run_once(&config.database),
-        _ => actix_web::rt::System::new().block_on(user_svc::serve(config)),
+        _ => user_svc::serve(config),
     })
 }

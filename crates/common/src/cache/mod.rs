@@ -32,7 +32,7 @@ const LEASE: Duration = Duration::from_secs(3);
 pub const BARRIER: Duration = Duration::from_secs(10);
 /// How many keys of writes that Redis could not be told of are remembered at most: 20 MB of memory.
 const UNTOLD_MAX: usize = 100_000;
-/// How many of them are told in one round trip: a script of 100 keys is short beside the time-out.
+/// How many of these keys one round trip purges: a script of 100 keys is short beside the time-out.
 const TOLD_AT_ONCE: usize = 100;
 /// How often they are retried. Each reconnect retries too; this is for a Redis that refuses writes and stays connected.
 const TELL_INTERVAL: Duration = Duration::from_millis(250);

@@ -30,7 +30,7 @@ impl Docs {
     /// Prepares the answers for `api`.
     ///
     /// # Errors
-    /// A description that cannot be written as JSON, or no page in the binary: mistakes of ours.
+    /// A description that cannot be written as JSON, or no page in the binary: bugs.
     pub fn new(api: &OpenApi) -> io::Result<Self> {
         let api = complete(api.clone());
         let openapi = api.to_json().map_err(io::Error::other)?.into();

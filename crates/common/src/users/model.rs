@@ -112,7 +112,7 @@ impl Info {
     }
 }
 
-/// The body of a register: a user who is to be stored.
+/// The body of a register: the user to be stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct NewUser {
     /// The name to register.
@@ -121,7 +121,7 @@ pub struct NewUser {
     pub info: Info,
 }
 
-/// The body of a replace: the info that is to be stored.
+/// The body of a replace: the info to be stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct NewInfo {
     /// The info to keep.

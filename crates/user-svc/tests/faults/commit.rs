@@ -131,7 +131,7 @@ fn a_deadline_passed_before_commit_is_unavailable_and_nothing_happens_later() {
     let service = builder.env("DATABASE_STATEMENT_TIMEOUT", "9s").start();
     let lock = crate::Session::holding(&stack, "LOCK TABLE users");
     assert_eq!(unavailable(&register(&service, "john")), "unavailable");
-    assert_eq!(metric(&service, "database_connections_in_use"), 1, "it still waits for the lock");
+    assert_ne!(metric(&service, "database_connections_in_use"), 0, "it still waits for the lock");
     drop(lock);
     // The INSERT succeeds now, but it must not be committed: the client's answer was that nothing has changed.
     wait_until("the transaction has ended", || metric(&service, "database_connections_in_use") == 0);

@@ -51,7 +51,8 @@ pub enum Held {
     Entry(Copy),
     /// The lease of the load with this index; [`SLOTS`] if that load has ended.
     Lease(usize),
-    Barrier,
+    /// The barrier of the write that is to make this version. Writes hold the row's lock, so no other has the number.
+    Barrier(Version),
 }
 
 /// A copy of the row, with the tag of its epoch.
@@ -200,7 +201,7 @@ impl State {
             match held {
                 Held::Entry(copy) => self.past |= Grants::bit(copy),
                 Held::Lease(load) => self.past_leases |= 1 << load,
-                Held::Nothing | Held::Barrier => {}
+                Held::Nothing | Held::Barrier(_) => {}
             }
         }
     }
@@ -251,7 +252,7 @@ impl Model for Grants {
             let relied_on = state.writers.iter().any(|writer| writer.relies_on(process));
             match state.key(process) {
                 None | Some(Held::Nothing) => {}
-                Some(Held::Barrier) if relied_on => {}
+                Some(Held::Barrier(_)) if relied_on => {}
                 Some(_) => actions.push(Action::Evict(process)),
             }
             if self.may_grant(state, process) {

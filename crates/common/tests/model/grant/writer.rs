@@ -144,7 +144,7 @@ impl Grants {
             (Step::Lock, _) => Stage::Locked,
             (Step::ReadGrant, _) => Stage::Reads(state.grant),
             (Step::Barrier(process), _) => {
-                state.set(process, Held::Barrier);
+                state.set(process, Held::Barrier(state.committed + 1));
                 Stage::Ready(Some(process))
             }
             (Step::Refused, Stage::Reads(Grant { epoch, .. })) => Stage::Refused(epoch),
@@ -174,7 +174,7 @@ impl Grants {
             }
             (Step::Finish, Stage::Committed(version, process)) => {
                 if let Some(process) = process
-                    && state.key(process) == Some(Held::Barrier)
+                    && state.key(process) == Some(Held::Barrier(version))
                 {
                     state.set(process, Held::Nothing);
                 }

@@ -1,6 +1,6 @@
 //! A replica: its view of the grant, its hits in Redis and near, and its loads.
 
-use super::{Action, Copy, Grant, Grants, Held, NearCopy, Process, Rule, SLOTS, State};
+use super::{Action, Copy, Grant, Grants, Held, NearCopy, Process, Rule, State};
 use crate::check::Version;
 
 /// What a replica knows of the grant.
@@ -129,7 +129,9 @@ impl Grants {
             match state.questions[replica] {
                 Question::None if self.keeps(Rule::LookAfterArrival) => may(Step::Arrive),
                 Question::None | Question::Arrived { .. } => {
-                    targets.iter().for_each(|(process, _)| may(Step::Look(*process)));
+                    for (process, _) in &targets {
+                        may(Step::Look(*process));
+                    }
                 }
                 Question::Early { .. } => may(Step::Arrive),
                 Question::Sent { .. } => may(Step::Execute),
@@ -226,7 +228,6 @@ impl Grants {
     }
 
     pub(super) fn load(&self, state: &mut State, index: usize, step: LoadStep) {
-        debug_assert!(index < SLOTS);
         match (step, state.loads[index]) {
             (LoadStep::Lease(replica, process), _) => {
                 let Some((_, tag)) = state.views[replica].usable() else { unreachable!("no grant") };

@@ -82,7 +82,8 @@ impl<T: CacheAside, V: Send + Sync + 'static> Creations<T, V> {
         let change = move |connection: &mut PgConnection| {
             let _until_the_transaction_has_ended = &working;
             let rows: Vec<_> = taken.waiters().iter().map(|waiter| (&waiter.key, &waiter.value)).collect();
-            let inserted = insert(connection, &rows);
+            // Without rows another worker's batch has taken them.
+            let inserted = if rows.is_empty() { Ok(Vec::new()) } else { insert(connection, &rows) };
             *report.lock() = Progress::of(&inserted);
             inserted.map(changed)
         };

@@ -261,6 +261,9 @@ impl<T: CacheAside> Repository<T> {
             let taken = batch.clone();
             let query = move |connection: &mut PgConnection| {
                 let keys: Vec<&T::Key> = taken.waiters().iter().map(|waiter| &waiter.key).collect();
+                if keys.is_empty() {
+                    return Ok(HashMap::new()); // another worker's batch has taken them
+                }
                 let records = T::load(connection, &keys)?;
                 Ok(records.iter().map(|record| (T::key(record).clone(), T::encode(record))).collect())
             };

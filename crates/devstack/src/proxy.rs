@@ -1,4 +1,5 @@
-//! A TCP proxy that cuts, delays, stalls and garbles what passes between a service and a store, or holds one message.
+//! A TCP proxy that cuts, delays, stalls and garbles what passes between a service and a store, holds one message, or
+//! moves to another server.
 
 mod hold;
 mod pump;
@@ -25,8 +26,7 @@ pub struct Proxy {
 impl Proxy {
     /// Starts a proxy in front of `upstream`, which need not be there yet.
     pub fn start(upstream: impl ToSocketAddrs) -> Proxy {
-        let upstream =
-            upstream.to_socket_addrs().ok().and_then(|mut found| found.next()).expect("an address");
+        let upstream = resolve(upstream);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("some port is free");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared::new(upstream));
@@ -61,6 +61,13 @@ impl Proxy {
         self.shared.reset_all();
     }
 
+    /// Sends new connections to `upstream` from now on, as a failover does. Those that are open stay where they are until
+    /// [`Proxy::reset`].
+    pub fn retarget(&self, upstream: impl ToSocketAddrs) {
+        let upstream = resolve(upstream);
+        self.change(|state| state.upstream = upstream);
+    }
+
     /// Resets all connections once; new ones pass.
     pub fn reset(&self) {
         self.shared.reset_all();
@@ -86,7 +93,8 @@ impl Proxy {
     /// connection in the same direction. All else passes: earlier messages, other connections, the other direction.
     ///
     /// A message is what one read returns. A short message that a client sends with one write comes in one piece,
-    /// perhaps with more of the same connection before or after it. Panics if another message is held already.
+    /// perhaps with more of the same connection before or after it. Every message contains the empty needle. Panics if
+    /// another message is held already.
     pub fn hold(&self, direction: Direction, needle: impl AsRef<[u8]>, nth: usize) -> Held {
         self.set_hold(Hold::new(direction, needle.as_ref(), Target::Message, nth))
     }
@@ -119,6 +127,10 @@ impl Proxy {
     }
 }
 
+fn resolve(address: impl ToSocketAddrs) -> SocketAddr {
+    address.to_socket_addrs().ok().and_then(|mut found| found.next()).expect("an address")
+}
+
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.change(|state| {
@@ -139,6 +151,14 @@ pub struct Held {
 }
 
 impl Held {
+    /// Lets the message go on by itself when it has been held for `limit`, as a packet does that is lost and sent again.
+    pub fn at_most(self, limit: Duration) -> Held {
+        if let Some(hold) = &mut self.shared.state.lock().hold {
+            hold.set_limit(limit);
+        }
+        self
+    }
+
     /// Waits until the proxy has the message. Panics if it does not come within 10 s.
     pub fn wait(&self) {
         assert!(self.wait_for(Hold::has_come), "no message to hold: {:?}", self.shared.state.lock().hold);

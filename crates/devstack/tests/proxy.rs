@@ -257,3 +257,32 @@ fn a_hold_that_is_dropped_lets_its_message_go_on() {
     drop(held);
     assert_eq!(receive(&mut stream, 5), b"hello");
 }
+
+#[test]
+fn a_held_message_goes_on_by_itself_after_its_limit() {
+    let proxy = Proxy::start(echo_server());
+    let mut one = connect(&proxy);
+    let mut other = connect(&proxy);
+    let limit = Duration::from_millis(250);
+    // The next message, whatever it is.
+    let held = proxy.hold(Direction::ToUpstream, "", 1).at_most(limit);
+    let start = Instant::now();
+    one.write_all(b"hello").expect("it is open");
+    held.wait();
+    assert_eq!(exchange(&mut other, b"hello"), Ok(b"hello".to_vec()));
+    assert_eq!(receive(&mut one, 5), b"hello");
+    assert!(start.elapsed() >= limit);
+    assert_eq!(exchange(&mut one, b"again"), Ok(b"again".to_vec()));
+}
+
+#[test]
+fn a_retargeted_proxy_leaves_open_connections_where_they_are() {
+    let (old, proxy) = listener_behind_a_proxy();
+    let new = TcpListener::bind("127.0.0.1:0").expect("some port is free");
+    let (mut before, mut at_old) = pair(&old, &proxy);
+    proxy.retarget(new.local_addr().expect("it is bound"));
+    let (mut after, mut at_new) = pair(&new, &proxy);
+    before.write_all(b"old").expect("it is open");
+    after.write_all(b"new").expect("it is open");
+    assert_eq!((receive(&mut at_old, 3), receive(&mut at_new, 3)), (b"old".to_vec(), b"new".to_vec()));
+}

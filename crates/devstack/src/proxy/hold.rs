@@ -1,5 +1,7 @@
 //! Which message is held, and how far it has come. It knows no thread and no socket: [`super::pump`] asks it.
 
+use std::time::Duration;
+
 /// The two ways through the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -33,6 +35,7 @@ pub(super) struct Hold {
     direction: Direction,
     needle: Vec<u8>,
     target: Target,
+    limit: Option<Duration>,
     phase: Phase,
 }
 
@@ -52,13 +55,23 @@ enum Phase {
 
 impl Hold {
     pub(super) fn new(direction: Direction, needle: &[u8], target: Target, nth: usize) -> Hold {
-        assert!(nth > 0 && !needle.is_empty(), "messages count from 1, and the needle has bytes");
-        Hold { direction, needle: needle.to_vec(), target, phase: Phase::Awaited(nth) }
+        assert!(nth > 0, "messages count from 1");
+        Hold { direction, needle: needle.to_vec(), target, limit: None, phase: Phase::Awaited(nth) }
+    }
+
+    /// How long the message is held, unless it is released before.
+    pub(super) fn limit(&self) -> Option<Duration> {
+        self.limit
+    }
+
+    pub(super) fn set_limit(&mut self, limit: Duration) {
+        self.limit = Some(limit);
     }
 
     /// Looks at a piece of data that is about to pass, and returns whether it is held.
     pub(super) fn takes(&mut self, connection: u64, direction: Direction, data: &[u8]) -> bool {
-        let has_needle = || data.windows(self.needle.len()).any(|bytes| bytes == self.needle);
+        let has_needle =
+            || self.needle.is_empty() || data.windows(self.needle.len()).any(|bytes| bytes == self.needle);
         self.phase = match self.phase {
             Phase::Awaited(1) if direction == self.direction && has_needle() => match self.target {
                 Target::Message => Phase::Held(connection),

@@ -18,14 +18,15 @@ use super::hold::{Direction, Hold};
 /// What a proxy's handle and its threads have in common.
 #[derive(Debug)]
 pub(super) struct Shared {
-    upstream: SocketAddr,
     pub(super) state: Mutex<State>,
     pub(super) changed: Condvar,
 }
 
 /// The faults, and the open connections.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct State {
+    /// Where new connections go.
+    pub(super) upstream: SocketAddr,
     pub(super) ended: bool,
     pub(super) cut: bool,
     pub(super) stalled: bool,
@@ -48,7 +49,18 @@ pub(super) struct Connection {
 
 impl Shared {
     pub(super) fn new(upstream: SocketAddr) -> Shared {
-        Shared { upstream, state: Mutex::default(), changed: Condvar::new() }
+        let state = State {
+            upstream,
+            ended: false,
+            cut: false,
+            stalled: false,
+            garbled: false,
+            delay: Duration::ZERO,
+            hold: None,
+            connections: HashMap::new(),
+            accepted: 0,
+        };
+        Shared { state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// Accepts connections until the proxy ends.
@@ -80,10 +92,11 @@ impl Shared {
     /// Connects to upstream. Resets the client if that fails or the proxy is cut.
     fn open(&self, client: TcpStream) -> Option<Arc<Connection>> {
         close_by_reset(&client);
-        if self.state.lock().cut {
-            return None;
-        }
-        let upstream = TcpStream::connect(self.upstream).ok()?;
+        let address = {
+            let state = self.state.lock();
+            (!state.cut).then_some(state.upstream)?
+        };
+        let upstream = TcpStream::connect(address).ok()?;
         for stream in [&client, &upstream] {
             // A blocked write looks for a cut this often. Small messages leave at once, as they would without the proxy.
             stream.set_write_timeout(Some(Duration::from_millis(50))).ok()?;
@@ -147,8 +160,17 @@ impl Shared {
         }
         if state.hold.as_mut().is_some_and(|hold| hold.takes(connection.number, direction, data)) {
             self.changed.notify_all();
-            let is_held = |state: &State| state.hold.as_ref().is_some_and(Hold::is_held);
-            self.changed.wait_while(&mut state, |state| !connection.is_reset() && is_held(state));
+            let is_held =
+                |state: &mut State| !connection.is_reset() && state.hold.as_ref().is_some_and(Hold::is_held);
+            match state.hold.as_ref().and_then(Hold::limit) {
+                Some(limit) => {
+                    self.changed.wait_while_for(&mut state, is_held, limit);
+                    if let Some(hold) = &mut state.hold {
+                        hold.release();
+                    }
+                }
+                None => self.changed.wait_while(&mut state, is_held),
+            }
             if state.hold.as_ref().is_some_and(Hold::is_discarded) {
                 connection.reset();
                 self.changed.notify_all();

@@ -41,12 +41,20 @@ pub(crate) fn postgres_arguments(data: &Path, port: u16) -> Vec<String> {
 /// The arguments of `redis-server` on this port: 127.0.0.1 alone, nothing on disk, and at most 256 MB of memory, beyond
 /// which it evicts.
 pub(crate) fn redis_arguments(folder: &Path, port: u16) -> Vec<String> {
+    let storage = ["--save", "", "--appendonly", "no"];
+    let memory = ["--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru"];
+    let mut arguments = default_redis_arguments(folder, port);
+    arguments.extend([&storage[..], &memory].concat().into_iter().map(str::to_owned));
+    arguments
+}
+
+/// The arguments of `redis-server` on this port of 127.0.0.1 and this folder, with Redis' own defaults for all else: it
+/// saves snapshots, and has no limit of memory.
+pub(crate) fn default_redis_arguments(folder: &Path, port: u16) -> Vec<String> {
     let port = port.to_string();
     let folder = folder.display().to_string();
-    let network = ["--bind", "127.0.0.1", "--port", &port, "--daemonize", "no"];
-    let storage = ["--save", "", "--appendonly", "no", "--dir", &folder];
-    let memory = ["--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru"];
-    [&network[..], &storage, &memory].concat().into_iter().map(str::to_owned).collect()
+    let arguments = ["--bind", "127.0.0.1", "--port", &port, "--daemonize", "no", "--dir", &folder];
+    arguments.map(str::to_owned).to_vec()
 }
 
 /// Returns whether a Redis without a password on this port answers PING within a second.

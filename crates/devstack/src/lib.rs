@@ -13,8 +13,8 @@
 //! | `stack` | **start here**: a fresh database and Redis key space for one test, and the services on them |
 //! | `service` | one running `user-svc` or `data-svc`: its address, log, signals and end |
 //! | `testing` | what tests of both services do: register, read, wait for a condition |
-//! | `postgres`, `redis` | the servers: start, freeze, kill, restart |
-//! | `proxy` | a TCP proxy that cuts, delays, stalls, garbles, and holds a single message |
+//! | `postgres`, `redis` | the servers: start, freeze, kill, restart, replicate and fail over, bring the past back |
+//! | `proxy` | a TCP proxy that cuts, delays, stalls, garbles, holds a single message, and moves to another server |
 //! | `certificates` | a certificate authority and a certificate for 127.0.0.1 |
 //! | `supervise` | how a server is sure to end when the test ends, in whatever way that ends |
 //!

@@ -1,5 +1,8 @@
 //! A private Postgres server, and the faults that a test can cause in it.
 
+mod backup;
+mod standby;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,8 +15,11 @@ use crate::certificates::{Certificates, Leaf};
 use crate::commands::{initdb, postgres_arguments, psql};
 use crate::process::{children, free_port, freeze};
 use crate::programs::{Account, output, postgres_folder, run_as};
+use crate::proxy::Proxy;
 use crate::supervise::{Supervised, supervised};
 use crate::tempdir::TempDir;
+
+pub use self::backup::{Backup, Timeline};
 
 /// How long a server may take to start, stop or recover on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -31,6 +37,8 @@ pub struct Postgres {
     settings: Vec<(String, String)>,
     account: Option<Account>,
     running: Mutex<Option<Supervised>>,
+    /// Between a standby and its primary.
+    link: Option<Proxy>,
     dir: TempDir,
 }
 
@@ -67,7 +75,7 @@ impl Postgres {
         let mut all = vec![("dynamic_shared_memory_type".to_owned(), "mmap".to_owned())];
         all.push(("shared_buffers".to_owned(), "64MB".to_owned()));
         all.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        Postgres { port: 0, programs, settings: all, account, running: Mutex::new(None), dir }
+        Postgres { port: 0, programs, settings: all, account, running: Mutex::new(None), link: None, dir }
     }
 
     /// Chooses a port and starts the server. Tries another port if some other program took the first meanwhile.
@@ -96,7 +104,8 @@ impl Postgres {
         );
         run_as(command.current_dir(self.dir.path()), self.account.as_ref());
         let server = Supervised::start(command);
-        match server.log().wait_for("database system is ready to accept connections", TIMEOUT) {
+        // A standby is ready to accept read-only connections.
+        match server.log().wait_for("database system is ready to accept", TIMEOUT) {
             Some(_) => Ok(server),
             None => Err(server.log().text()),
         }

@@ -1,5 +1,7 @@
 //! A private Redis server, and the faults that a test can cause in it.
 
+mod replica;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,24 +9,38 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Signal};
 
 use crate::certificates::Certificates;
-use crate::commands::redis_arguments;
+use crate::commands::{default_redis_arguments, redis_arguments};
 use crate::process::{free_port, freeze};
 use crate::programs::{clean, find, output};
+use crate::proxy::Proxy;
 use crate::supervise::{Supervised, supervised};
 use crate::tempdir::TempDir;
 
 /// How long a server may take to start on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A Redis server on 127.0.0.1 that keeps nothing on disk and evicts the least recently used keys. Dropping it stops it.
+/// A Redis server on 127.0.0.1. Dropping it stops it. Usually it keeps nothing on disk and evicts the least recently used
+/// keys.
 #[derive(Debug)]
 pub struct Redis {
     port: u16,
+    base: Base,
     arguments: Vec<String>,
     password: Option<String>,
     authority: Option<PathBuf>,
     running: Mutex<Option<Supervised>>,
+    /// Between this server and the one that it follows.
+    link: Mutex<Option<Proxy>>,
     dir: TempDir,
+}
+
+/// What a server's configuration starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Base {
+    /// The project's advice for a cache: nothing on disk, at most 256 MB, and eviction.
+    Cache,
+    /// Redis' own defaults, with snapshots.
+    Defaults,
 }
 
 impl Redis {
@@ -36,6 +52,14 @@ impl Redis {
     /// Starts a server with more arguments, such as `["--maxmemory", "2mb"]`.
     pub fn start_with(arguments: &[&str]) -> Redis {
         Redis::prepare(arguments).launch()
+    }
+
+    /// Starts a server with Redis' own default configuration. Its snapshots survive [`Redis::kill`]: a restart brings
+    /// back what the newest one holds.
+    pub fn start_with_defaults() -> Redis {
+        let mut server = Redis::prepare(&[]);
+        server.base = Base::Defaults;
+        server.launch()
     }
 
     /// Starts a server that requires this password.
@@ -57,8 +81,16 @@ impl Redis {
 
     fn prepare(arguments: &[&str]) -> Redis {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        let running = Mutex::new(None);
-        Redis { port: 0, arguments, password: None, authority: None, running, dir: TempDir::new(None) }
+        Redis {
+            port: 0,
+            base: Base::Cache,
+            arguments,
+            password: None,
+            authority: None,
+            running: Mutex::new(None),
+            link: Mutex::new(None),
+            dir: TempDir::new(None),
+        }
     }
 
     /// Chooses a port and starts the server. Tries another port if some other program took the first meanwhile.
@@ -79,10 +111,14 @@ impl Redis {
 
     fn run(&self) -> Result<Supervised, String> {
         let program = find("redis-server").unwrap_or_else(|error| panic!("{error}"));
-        // It has nothing to write out, so SIGKILL ends it well.
+        // It has nothing to write out that a test needs, so SIGKILL ends it well.
         let mut command = supervised(Signal::KILL, &program);
         let tls = self.authority.is_some();
-        command.args(redis_arguments(self.dir.path(), if tls { 0 } else { self.port }));
+        let port = if tls { 0 } else { self.port };
+        command.args(match self.base {
+            Base::Cache => redis_arguments(self.dir.path(), port),
+            Base::Defaults => default_redis_arguments(self.dir.path(), port),
+        });
         if tls {
             command.args(["--tls-port", &self.port.to_string()]);
         }
@@ -148,8 +184,14 @@ impl Redis {
         }
     }
 
-    /// Starts the server again, empty and on the same port; kills it first if it runs. Returns when the server accepts
-    /// connections.
+    /// Writes a snapshot of all databases to disk, and returns when it is complete. A server that was started with
+    /// Redis' defaults does that by itself when enough has changed.
+    pub fn save(&self) {
+        assert_eq!(self.cli(0, &["SAVE"]), "OK");
+    }
+
+    /// Starts the server again on the same port; kills it first if it runs. It holds what its newest snapshot holds, or
+    /// nothing, and follows nobody. Returns when the server accepts connections.
     pub fn restart(&self) {
         let mut running = self.running.lock();
         drop(running.take());

@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use devstack::postgres::Timeline;
 use devstack::{Certificates, Postgres, Redis};
 
 #[test]
@@ -131,4 +132,116 @@ fn redis_with_tls_proves_its_identity() {
     assert_eq!(server.cli(0, &["PING"]), "PONG");
     server.restart();
     assert_eq!(server.cli(0, &["PING"]), "PONG");
+}
+
+#[test]
+fn redis_with_its_defaults_restarts_from_its_newest_snapshot() {
+    let server = Redis::start_with_defaults();
+    server.cli(9, &["SET", "name", "old"]);
+    server.save();
+    server.cli(9, &["SET", "name", "new"]);
+    let run = server.info("run_id");
+    server.kill();
+    server.restart();
+    assert_eq!(server.cli(9, &["GET", "name"]), "old");
+    assert_ne!(server.info("run_id"), run);
+}
+
+#[test]
+fn a_redis_replica_misses_what_is_written_while_it_is_detached() {
+    let primary = Redis::start();
+    primary.cli(9, &["SET", "name", "old"]);
+    let replica = Redis::replica_of(&primary);
+    assert_eq!(replica.cli(9, &["GET", "name"]), "old");
+    replica.detach();
+    primary.cli(9, &["SET", "name", "new"]);
+    assert_eq!(replica.cli(9, &["GET", "name"]), "old");
+    replica.attach();
+    assert_eq!(replica.cli(9, &["GET", "name"]), "new");
+}
+
+#[test]
+fn redis_servers_that_change_roles_keep_their_run_ids_but_not_their_replication_ids() {
+    let one = Redis::start();
+    let other = Redis::replica_of(&one);
+    let identity = || (one.info("run_id"), one.info("master_replid"));
+    let before = identity();
+    other.promote();
+    one.follow(&other);
+    other.cli(9, &["SET", "name", "john"]);
+    one.promote();
+    other.follow(&one);
+    assert_eq!((one.info("role"), other.info("role")), ("master".to_owned(), "slave".to_owned()));
+    let after = identity();
+    assert_eq!(after.0, before.0);
+    assert_ne!(after.1, before.1);
+}
+
+#[test]
+fn a_redis_replica_is_promoted_when_its_primary_is_dead() {
+    let primary = Redis::start_with_defaults();
+    let replica = Redis::replica_of(&primary);
+    primary.kill();
+    replica.promote();
+    assert_eq!(replica.cli(9, &["SET", "name", "john"]), "OK");
+}
+
+#[test]
+fn a_standby_follows_its_primary_and_takes_writes_once_it_is_promoted() {
+    let primary = Postgres::start();
+    primary.sql("postgres", "CREATE TABLE users AS SELECT 'john' AS name");
+    let standby = Postgres::standby_of(&primary);
+    primary.sql("postgres", "INSERT INTO users VALUES ('jane')");
+    standby.catch_up_with(&primary);
+    assert_eq!(standby.sql("postgres", "SELECT count(*), pg_is_in_recovery() FROM users"), "2|t");
+    primary.kill();
+    standby.promote();
+    standby.sql("postgres", "INSERT INTO users VALUES ('jack')");
+    standby.restart();
+    assert_eq!(standby.sql("postgres", "SELECT count(*), pg_is_in_recovery() FROM users"), "3|f");
+    assert_eq!(standby.sql("postgres", "SELECT timeline_id FROM pg_control_checkpoint()"), "2");
+}
+
+#[test]
+fn a_commit_is_held_while_its_standby_is_detached_or_frozen() {
+    let primary = Postgres::start();
+    primary.sql("postgres", "CREATE TABLE users (name text)");
+    let standby = Postgres::standby_of(&primary);
+    primary.commit_on_standbys();
+    type Action = fn(standby: &Postgres, primary: &Postgres);
+    let disturbances: [(Action, Action); 3] = [
+        (Postgres::detach, |standby, _| standby.attach()),
+        (|standby, _| standby.freeze(), |standby, _| standby.thaw()),
+        (Postgres::detach, |_, primary| primary.commit_alone()),
+    ];
+    for (disturb, end) in disturbances {
+        disturb(&standby, &primary);
+        std::thread::scope(|scope| {
+            let insert = scope.spawn(|| primary.sql("postgres", "INSERT INTO users VALUES ('john')"));
+            primary.wait_for_held_commits(1);
+            assert_eq!(
+                primary.sql("postgres", "DELETE FROM users WHERE false; SELECT count(*) FROM users"),
+                "0"
+            );
+            end(&standby, &primary);
+            insert.join().expect("it is committed");
+        });
+        assert_eq!(primary.held_commits(), 0);
+        primary.sql("postgres", "DELETE FROM users");
+    }
+}
+
+#[test]
+fn postgres_goes_back_to_a_backup_on_the_same_or_on_a_new_timeline() {
+    let server = Postgres::start();
+    server.sql("postgres", "CREATE TABLE users AS SELECT 'john' AS name");
+    let backup = server.backup();
+    for (timeline, number) in [(Timeline::Same, "1"), (Timeline::New, "2")] {
+        server.sql("postgres", "INSERT INTO users VALUES ('jane')");
+        server.restore(&backup, timeline);
+        let seen = "SELECT name, (SELECT timeline_id FROM pg_control_checkpoint()) FROM users";
+        server.sql("postgres", "CHECKPOINT");
+        assert_eq!(server.sql("postgres", seen), format!("john|{number}"));
+        server.sql("postgres", "INSERT INTO users VALUES ('jack')");
+    }
 }

@@ -23,10 +23,13 @@ impl Postgres {
         // Also writes where the primary is, and that this is a standby.
         let mut copy = primary.base_backup(&dir.path().join("data"), link.port());
         output(copy.arg("--write-recovery-conf")).unwrap_or_else(|error| panic!("{error}"));
+        let mut settings = primary.settings.clone();
+        // How long it waits before it connects again. The default is 5 s.
+        settings.push(("wal_retrieve_retry_interval".to_owned(), "100ms".to_owned()));
         let standby = Postgres {
             port: 0,
             programs: primary.programs.clone(),
-            settings: primary.settings.clone(),
+            settings,
             account: primary.account.clone(),
             running: Mutex::new(None),
             link: Some(link),
@@ -85,7 +88,7 @@ impl Postgres {
         assert!(lost, "the primary still streams:\n{}", primary.log());
     }
 
-    /// Lets a standby reach its primary again after [`Postgres::detach`]. It connects within 5 s.
+    /// Lets a standby reach its primary again after [`Postgres::detach`]. It connects by itself, a moment later.
     pub fn attach(&self) {
         self.link.as_ref().expect("a standby").restore();
     }

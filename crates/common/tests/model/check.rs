@@ -10,6 +10,22 @@ use stateright::{Checker, HasDiscoveries, Model};
 /// one counts as a fault all the same, which makes the checks stricter than the promises.
 pub type Version = u8;
 
+/// A kind of write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Write {
+    /// From no user to one. There is no row to lock: until COMMIT, a SELECT finds nothing.
+    Register,
+    Replace,
+    Delete,
+}
+
+impl Write {
+    /// Whether a SELECT can see that the write is under way: its row is not clear.
+    pub fn locks_row(self) -> bool {
+        self != Self::Register
+    }
+}
+
 /// What the cache promises to its readers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise {

@@ -1,11 +1,13 @@
 //! The cache protocol (`docs/cache-protocol.md`), checked in every state that small systems can reach.
 //!
-//! Four models, each of one user, with the checker `stateright`:
+//! Five models, each of one user, with the checker `stateright`:
 //! - [`one_key`]: Postgres, Redis, readers and writers: leases, barriers, early refresh, forced reads; eviction,
 //!   crashes, unanswered calls, late packets, unknown COMMITs;
 //! - [`sharing`]: callers of one replica that share a load;
 //! - [`near`]: a replica's near cache, its invalidation channel, and the wait of writers;
-//! - [`grant`]: which of two Redis processes may be used. This is the protocol's next edition, which is not built yet.
+//! - [`grant`]: which of two Redis processes may be used;
+//! - [`long_commit`]: COMMITs that take longer than a barrier lives. This and the grant are the protocol's next edition,
+//!   which is not built yet.
 //!
 //! Every rule of the protocol can be switched off. The protocol passes with all of them. Without any one of them it
 //! must fail, and the tests named `..._breaks_visible` and so on assert that it does: a check that cannot fail is no
@@ -20,6 +22,7 @@
 
 mod check;
 mod grant;
+mod long_commit;
 mod near;
 mod one_key;
 mod sharing;

@@ -1,17 +1,21 @@
 //! The grant with all its rules, and without each.
 
-use super::{Grants, Rule};
-use crate::check::{Promise, breaks, passes};
+use super::{Grants, Restarts, Rule};
+use crate::check::{Promise, Write, breaks, passes};
 
 const PROTOCOL: Grants = Grants {
     promise: Promise::Visible,
     without: None,
-    replicas: 1,
+    restarts: Restarts::Never,
+    writes: &[Write::Replace],
     loads: 1,
     writers: 2,
-    commits: 1,
     changes: 2,
+    validity: 1,
 };
+
+/// PostgreSQL restarts, and a refused look renews a view.
+const RESTARTS: Grants = Grants { restarts: Restarts::Once, writers: 1, changes: 1, validity: 2, ..PROTOCOL };
 
 // With all rules, writes are visible too: linearizable requires that and more.
 #[test]
@@ -20,12 +24,46 @@ fn reads_are_linearizable_with_a_promoted_process() {
 }
 
 #[test]
-#[ignore = "a larger bound: see main.rs"]
-fn reads_are_linearizable_with_two_writes() {
-    passes(Grants { promise: Promise::Linearizable, commits: 2, ..PROTOCOL });
+fn reads_are_linearizable_with_a_register() {
+    passes(Grants { promise: Promise::Linearizable, writes: &[Write::Register], ..PROTOCOL });
 }
 
+#[test]
+fn reads_are_linearizable_when_postgres_restarts() {
+    passes(Grants { promise: Promise::Linearizable, ..RESTARTS });
+}
+
+#[test]
+#[ignore = "a larger bound: see main.rs"]
+fn reads_are_linearizable_when_postgres_restarts_with_two_writers_and_a_new_grant() {
+    passes(Grants { promise: Promise::Linearizable, writers: 2, changes: 2, ..RESTARTS });
+}
+
+#[test]
+#[ignore = "a larger bound: see main.rs"]
+fn reads_are_linearizable_with_a_delete_and_a_register() {
+    passes(Grants { promise: Promise::Linearizable, writes: &[Write::Delete, Write::Register], ..PROTOCOL });
+}
+
+#[test]
+#[ignore = "a larger bound: see main.rs"]
+fn reads_are_linearizable_with_a_register_and_a_replace() {
+    passes(Grants { promise: Promise::Linearizable, writes: &[Write::Register, Write::Replace], ..PROTOCOL });
+}
+
+#[test]
+#[ignore = "a larger bound: see main.rs"]
+fn reads_are_linearizable_with_two_loads() {
+    passes(Grants { promise: Promise::Linearizable, loads: 2, ..PROTOCOL });
+}
+
+// The rules, one by one.
+
 fn breaks_visible_without(rule: Rule) {
+    breaks(Grants { without: Some(rule), writers: 1, ..PROTOCOL }, "visible");
+}
+
+fn two_writers_break_visible_without(rule: Rule) {
     breaks(Grants { without: Some(rule), ..PROTOCOL }, "visible");
 }
 
@@ -36,12 +74,12 @@ fn no_wait_after_a_suspension_breaks_visible() {
 
 #[test]
 fn no_wait_after_another_writers_suspension_breaks_visible() {
-    breaks_visible_without(Rule::WaitAfterAnothersSuspension);
+    two_writers_break_visible_without(Rule::WaitAfterAnothersSuspension);
 }
 
 #[test]
 fn a_grant_that_excludes_no_writes_breaks_visible() {
-    breaks_visible_without(Rule::GrantExcludesWrites);
+    two_writers_break_visible_without(Rule::GrantExcludesWrites);
 }
 
 #[test]
@@ -76,7 +114,7 @@ fn a_barrier_in_another_process_breaks_visible() {
 
 #[test]
 fn a_grant_read_before_the_locks_breaks_visible() {
-    breaks_visible_without(Rule::GrantReadAfterLock);
+    two_writers_break_visible_without(Rule::GrantReadAfterLock);
 }
 
 #[test]
@@ -86,10 +124,20 @@ fn validity_from_the_answer_breaks_visible() {
 
 #[test]
 fn silence_taken_for_absence_breaks_visible() {
-    breaks_visible_without(Rule::SilenceIsNotAbsence);
+    breaks(Grants { without: Some(Rule::SilenceIsNotAbsence), ..RESTARTS }, "visible");
 }
 
 #[test]
 fn a_grant_looked_at_before_a_follower_arrived_breaks_visible() {
     breaks_visible_without(Rule::LookAfterArrival);
+}
+
+#[test]
+fn a_refused_look_that_renews_a_view_that_ran_out_breaks_visible() {
+    breaks(Grants { without: Some(Rule::RenewOnlyValidViews), ..RESTARTS }, "visible");
+}
+
+#[test]
+fn a_wait_that_goes_on_over_a_restart_of_postgres_breaks_visible() {
+    breaks(Grants { without: Some(Rule::WaitAfterRestart), ..RESTARTS }, "visible");
 }

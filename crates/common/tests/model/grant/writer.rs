@@ -1,14 +1,14 @@
 //! A writer under the grant: with a barrier in the granted process, or without one while the grant is suspended.
 
 use super::{Action, Epoch, Grant, Grants, Held, Process, Rule, State};
-use crate::check::Version;
+use crate::check::Write;
 
 /// A process of user-svc and the one write that it is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Writer {
     stage: Stage,
-    /// The suspension that this process knows of, and whether a tick has passed since.
-    suspension: Option<(Epoch, bool)>,
+    /// The suspension that this process knows of, and for how many ticks.
+    suspension: Option<(Epoch, u8)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,14 +16,16 @@ enum Stage {
     Idle,
     /// Only without [`Rule::GrantReadAfterLock`]: has read the grant, waits for its locks.
     Early(Grant),
-    /// Has the row lock and the shared advisory lock; has not read the grant.
-    Locked,
-    /// Has read the grant.
-    Reads(Grant),
-    /// COMMIT is next; with a barrier in this process, if there is one.
+    /// Has the shared advisory lock. The statement that waits for the row lock may have read the grant, if its snapshot
+    /// is that old.
+    Shared(Option<Grant>),
+    /// Has the row lock too. It reads the grant and raises its barrier, in any order.
+    Locked {
+        grant: Option<Grant>,
+        barrier: Option<Process>,
+    },
+    /// COMMIT is next, or under way; with a barrier in this process, if there is one. The writer may have died.
     Ready(Option<Process>),
-    /// The un-barrier is next.
-    Committed(Version, Option<Process>),
     /// Rolled back, since the process of this grant takes no barrier. It is to be suspended.
     Refused(Epoch),
 }
@@ -32,158 +34,202 @@ enum Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     ReadGrantEarly,
-    Lock,
+    TakeSharedLock,
+    LockRow,
     ReadGrant,
-    /// Raises the barrier in this process.
+    /// Raises the barrier in the process that it is connected to.
     Barrier(Process),
-    /// The granted process cannot be reached, or refuses the barrier: the transaction is rolled back.
+    /// The granted process cannot be reached, is another one, or refuses the barrier: the transaction is rolled back.
     Refused,
-    /// Ends the grant that has failed, in a transaction of its own.
+    /// Ends the grant that has failed, in a transaction of its own that takes no advisory lock.
     Suspend,
     /// The grant is suspended, and this process may write without a barrier.
     GoWithout,
     /// The grant is suspended, and this process has to wait: the transaction is rolled back.
     Wait,
+    /// COMMIT takes effect, and is acknowledged.
     Commit,
-    /// Lowers the barrier, if it can be reached, and acknowledges.
-    Finish,
-    /// Dies, or loses its connection to PostgreSQL.
-    Die,
+    /// The transaction is rolled back, or the writer ends.
+    End,
 }
 
 impl Writer {
     pub const IDLE: Self = Self { stage: Stage::Idle, suspension: None };
 
-    /// Whether a transaction is under way.
-    pub fn has_lock(&self) -> bool {
-        matches!(self.stage, Stage::Locked | Stage::Reads(_) | Stage::Ready(_))
+    /// Whether a transaction is under way. It has the shared advisory lock.
+    pub fn has_transaction(&self) -> bool {
+        matches!(self.stage, Stage::Shared(_) | Stage::Locked { .. } | Stage::Ready(_))
+    }
+
+    fn has_row(&self) -> bool {
+        matches!(self.stage, Stage::Locked { .. } | Stage::Ready(_))
     }
 
     /// Whether it set a barrier there for a COMMIT that may still come.
-    pub fn relies_on(&self, process: Process) -> bool {
-        self.stage == Stage::Ready(Some(process))
-    }
-
-    /// Whether it has known of the suspension `epoch` for the validity of a grant.
-    pub fn has_waited_for(&self, epoch: Epoch) -> bool {
-        self.suspension == Some((epoch, true))
-    }
-
-    /// A tick passes.
-    pub fn tick(&mut self) {
-        if let Some((_, waited)) = &mut self.suspension {
-            *waited = true;
+    pub fn has_barrier(&self, process: Process) -> bool {
+        match self.stage {
+            Stage::Locked { barrier, .. } | Stage::Ready(barrier) => barrier == Some(process),
+            _ => false,
         }
     }
 
-    fn learn(&mut self, epoch: Epoch, waited: bool) {
+    pub fn tick(&mut self, validity: u8) {
+        if let Some((_, known_for)) = &mut self.suspension {
+            *known_for = (*known_for + 1).min(validity);
+        }
+    }
+
+    /// What it knows of a suspension, and is to suspend, makes no difference when the epoch is another.
+    pub fn forget(&mut self, epoch: Epoch) {
+        self.suspension = self.suspension.filter(|(known, _)| *known == epoch);
+        if matches!(self.stage, Stage::Refused(failed) if failed != epoch) {
+            self.stage = Stage::Idle;
+        }
+    }
+
+    pub fn forget_suspension(&mut self) {
+        self.suspension = None;
+    }
+
+    fn learn(&mut self, epoch: Epoch, known_for: u8) {
         if self.suspension.is_none_or(|(known, _)| known != epoch) {
-            self.suspension = Some((epoch, waited));
+            self.suspension = Some((epoch, known_for));
         }
     }
 }
 
 impl Grants {
+    /// Whether `writer` has known of the suspension `epoch` for the validity of a grant.
+    pub(super) fn has_waited(&self, writer: Writer, epoch: Epoch) -> bool {
+        writer.suspension == Some((epoch, self.validity))
+    }
+
+    /// Whether a SELECT finds no lock of a write under way at the row.
+    pub(super) fn is_clear(&self, state: &State) -> bool {
+        let locks_row = self.next_write(state).is_some_and(Write::locks_row);
+        !locks_row || !state.writers.iter().any(Writer::has_row)
+    }
+
     pub(super) fn write_actions(&self, state: &State, actions: &mut Vec<Action>) {
-        let locked = state.writers.iter().any(Writer::has_lock);
+        if !state.is_up() {
+            return;
+        }
+        let row_locked = state.writers.iter().any(Writer::has_row);
+        let to_do = self.next_write(state).is_some();
         for (index, writer) in state.writers.iter().take(self.writers).enumerate() {
             let mut may = |step| actions.push(Action::Write(index, step));
             match writer.stage {
-                Stage::Idle if state.committed >= self.commits => {}
-                Stage::Idle => {
-                    if !self.keeps(Rule::GrantReadAfterLock) {
-                        may(Step::ReadGrantEarly);
-                    } else if !locked {
-                        may(Step::Lock);
-                    }
-                }
+                Stage::Idle if !to_do => {}
+                Stage::Idle if self.keeps(Rule::GrantReadAfterLock) => may(Step::TakeSharedLock),
+                Stage::Idle => may(Step::ReadGrantEarly),
                 Stage::Early(_) => {
-                    if !locked && state.committed < self.commits {
-                        may(Step::Lock);
+                    may(Step::TakeSharedLock);
+                    may(Step::End);
+                }
+                Stage::Shared(_) if !to_do => may(Step::End),
+                Stage::Shared(grant) => {
+                    if grant.is_none() {
+                        may(Step::ReadGrant);
                     }
-                    may(Step::Die);
-                }
-                Stage::Locked => may(Step::ReadGrant),
-                Stage::Reads(Grant { process: Some(granted), .. }) => {
-                    for process in [Process::A, Process::B] {
-                        let allowed = process == granted || !self.keeps(Rule::WriteGranted);
-                        if state.is_there(process) && allowed {
-                            may(Step::Barrier(process));
-                        }
+                    if !row_locked {
+                        may(Step::LockRow);
                     }
-                    may(Step::Refused);
                 }
-                Stage::Reads(Grant { process: None, epoch }) => {
-                    may(if self.may_go_without(*writer, epoch) { Step::GoWithout } else { Step::Wait });
-                }
+                Stage::Locked { grant, barrier } => self.locked_actions(state, *writer, grant, barrier, may),
                 Stage::Ready(_) => {
                     may(Step::Commit);
-                    may(Step::Die);
-                }
-                Stage::Committed(..) => {
-                    may(Step::Finish);
-                    may(Step::Die);
+                    may(Step::End);
                 }
                 Stage::Refused(_) => {
-                    may(Step::Suspend);
-                    may(Step::Die);
+                    if state.grant.epoch < self.changes {
+                        may(Step::Suspend);
+                    }
+                    may(Step::End);
                 }
             }
         }
     }
 
-    fn may_go_without(&self, writer: Writer, epoch: Epoch) -> bool {
-        writer.has_waited_for(epoch) || !self.keeps(Rule::WaitAfterSuspension)
+    fn locked_actions(
+        &self,
+        state: &State,
+        writer: Writer,
+        grant: Option<Grant>,
+        barrier: Option<Process>,
+        mut may: impl FnMut(Step),
+    ) {
+        let suspended = matches!(grant, Some(Grant { process: None, .. }));
+        if barrier.is_none() && !suspended {
+            for process in [Process::A, Process::B] {
+                if state.is_there(process) {
+                    may(Step::Barrier(process));
+                }
+            }
+        }
+        match grant {
+            None => may(Step::ReadGrant),
+            Some(Grant { process: Some(_), .. }) => may(Step::Refused),
+            Some(Grant { process: None, epoch }) => {
+                let may_go = self.has_waited(writer, epoch) || !self.keeps(Rule::WaitAfterSuspension);
+                may(if may_go { Step::GoWithout } else { Step::Wait });
+            }
+        }
     }
 
     pub(super) fn write(&self, state: &mut State, index: usize, step: Step) {
         let mut writer = state.writers[index];
         writer.stage = match (step, writer.stage) {
             (Step::ReadGrantEarly, _) => Stage::Early(state.grant),
-            (Step::Lock, Stage::Early(grant)) => Stage::Reads(grant),
-            (Step::Lock, _) => Stage::Locked,
-            (Step::ReadGrant, _) => Stage::Reads(state.grant),
-            (Step::Barrier(process), _) => {
-                state.set(process, Held::Barrier(state.committed + 1));
-                Stage::Ready(Some(process))
+            (Step::TakeSharedLock, Stage::Early(grant)) => Stage::Shared(Some(grant)),
+            (Step::TakeSharedLock, _) => Stage::Shared(None),
+            (Step::LockRow, Stage::Shared(grant)) => Stage::Locked { grant, barrier: None },
+            (Step::ReadGrant, Stage::Shared(_)) => Stage::Shared(Some(state.grant)),
+            (Step::ReadGrant, Stage::Locked { barrier, .. }) => {
+                self.ready(state, Stage::Locked { grant: Some(state.grant), barrier })
             }
-            (Step::Refused, Stage::Reads(Grant { epoch, .. })) => Stage::Refused(epoch),
-            (Step::Suspend, Stage::Refused(failed)) => {
-                if state.grant == (Grant { epoch: failed, ..state.grant }) && state.grant.epoch < self.changes
-                {
-                    state.change_grant(None);
-                    writer.learn(state.grant.epoch, false);
-                }
+            (Step::Barrier(process), Stage::Locked { grant, .. }) => {
+                state.set(process, Held::Barrier);
+                self.ready(state, Stage::Locked { grant, barrier: Some(process) })
+            }
+            (Step::Refused, Stage::Locked { grant: Some(Grant { epoch, .. }), .. }) => Stage::Refused(epoch),
+            (Step::Suspend, Stage::Refused(_)) => {
+                // Its epoch is the current one: else there is nothing to suspend, and the stage is another.
+                state.change_grant(None);
+                writer.learn(state.grant.epoch, 0);
                 Stage::Idle
             }
             (Step::GoWithout, _) => Stage::Ready(None),
-            (Step::Wait, Stage::Reads(Grant { epoch, .. })) => {
+            (Step::Wait, Stage::Locked { grant: Some(Grant { epoch, .. }), .. }) => {
                 // Another writer made this suspension, if this one does not know of it yet.
-                writer.learn(epoch, !self.keeps(Rule::WaitAfterAnothersSuspension));
+                let waits = self.keeps(Rule::WaitAfterAnothersSuspension);
+                writer.learn(epoch, if waits { 0 } else { self.validity });
                 Stage::Idle
             }
-            (Step::Commit, Stage::Ready(process)) => {
+            (Step::Commit, _) => {
                 state.committed += 1;
-                // By now, near copies that renewals in this process prove have run out.
-                for near in &mut state.near {
-                    if near.is_some_and(|near| Some(near.process) == process) {
-                        *near = None;
-                    }
-                }
-                Stage::Committed(state.committed, process)
-            }
-            (Step::Finish, Stage::Committed(version, process)) => {
-                if let Some(process) = process
-                    && state.key(process) == Some(Held::Barrier(version))
-                {
-                    state.set(process, Held::Nothing);
-                }
-                state.history.acknowledged(version);
+                state.history.acknowledged(state.committed);
                 Stage::Idle
             }
-            (Step::Die, _) => Stage::Idle,
+            (Step::End, _) => Stage::Idle,
             (step, stage) => unreachable!("{step:?} at {stage:?}"),
         };
         state.writers[index] = writer;
+    }
+
+    /// COMMIT is next, if the grant names the process that has the barrier; unless this is a register, after a wait.
+    fn ready(&self, state: &mut State, stage: Stage) -> Stage {
+        let Stage::Locked { grant: Some(Grant { process: Some(granted), .. }), barrier: Some(barrier) } =
+            stage
+        else {
+            return stage;
+        };
+        if granted != barrier && self.keeps(Rule::WriteGranted) {
+            return stage;
+        }
+        if self.next_write(state).is_some_and(Write::locks_row) {
+            // Near copies that renewals in this process prove have run out.
+            state.near = state.near.filter(|near| near.process != barrier);
+        }
+        Stage::Ready(Some(barrier))
     }
 }

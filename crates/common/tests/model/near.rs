@@ -109,10 +109,21 @@ pub enum Writes {
     RegistersWait,
 }
 
+/// What protects a replace or delete from loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// Its barrier: a write whose barrier was lost publishes and waits again.
+    Barrier,
+    /// The lock of its row: no load stores a row that is not clear. It is answered at COMMIT, whatever became of its
+    /// barrier. See [`long_commit`](crate::long_commit).
+    RowLock,
+}
+
 /// A system to check.
 #[derive(Clone, Copy, Debug)]
 pub struct Near {
     promise: Promise,
+    protection: Protection,
     faults: Faults,
     writes: Writes,
     without: Option<Rule>,
@@ -192,6 +203,11 @@ impl State {
 
     fn has_user(&self, version: Version) -> bool {
         self.users & 1 << version != 0
+    }
+
+    /// Whether a load finds a row that is not clear: a register has no row to lock.
+    fn is_row_locked(&self) -> bool {
+        self.has_user(self.committed) && self.writers.iter().any(Writer::has_lock)
     }
 
     fn commit(&mut self, user: bool) {

@@ -53,8 +53,15 @@ fn reads_are_linearizable_with_a_register_and_a_replace() {
 
 #[test]
 #[ignore = "a larger bound: see main.rs"]
-fn reads_are_linearizable_with_two_loads() {
-    passes(Grants { promise: Promise::Linearizable, loads: 2, ..PROTOCOL });
+fn reads_are_linearizable_with_two_loads_and_writes() {
+    let writes = &[Write::Replace, Write::Replace];
+    passes(Grants { promise: Promise::Linearizable, writes, loads: 2, ..PROTOCOL });
+}
+
+#[test]
+#[ignore = "a larger bound: see main.rs"]
+fn reads_are_linearizable_with_four_changes_of_the_grant() {
+    passes(Grants { promise: Promise::Linearizable, changes: 4, ..PROTOCOL });
 }
 
 // The rules, one by one.

@@ -1,6 +1,6 @@
 //! How a copy gets into the near cache: from a hit in Redis, or from a fill or a refresh that Redis accepted.
 
-use super::{Action, Held, Near, Rule, State};
+use super::{Action, Held, Near, Protection, Rule, State};
 use crate::check::Version;
 
 /// How far a fetch is. A fetch that can store nothing any more ends at once: its reader is answered already.
@@ -123,7 +123,8 @@ impl Near {
             }
             (Step::Select, _) => {
                 state.history.returned(state.committed, self.promise);
-                Fetch::Loaded(state.committed)
+                let may_store = self.protection == Protection::Barrier || !state.is_row_locked();
+                if may_store { Fetch::Loaded(state.committed) } else { Fetch::Idle }
             }
             (Step::Fill, Fetch::Loaded(row)) => {
                 state.set(Held::Entry(row));

@@ -1,6 +1,6 @@
 //! A writer, with the two steps that near caches need: it publishes, and it waits.
 
-use super::{Action, Faults, Held, Near, PROOF_LIFE, Rule, State, Writes};
+use super::{Action, Faults, Held, Near, PROOF_LIFE, Protection, Rule, State, Writes};
 use crate::check::Version;
 
 /// A writer.
@@ -68,7 +68,7 @@ impl Writer {
         matches!(self.stage, Stage::Barriered | Stage::Published | Stage::InDoubt)
     }
 
-    fn has_lock(&self) -> bool {
+    pub fn has_lock(&self) -> bool {
         !matches!(self.stage, Stage::Idle | Stage::Committed(_) | Stage::SecondWait(_))
     }
 }
@@ -165,7 +165,11 @@ impl Near {
             }
             Step::GoOn => writer.stage = Stage::Unreached,
             Step::Commit { user } => {
+                let registers = !state.has_user(state.committed);
                 state.commit(user);
+                if self.protection == Protection::RowLock && !registers {
+                    state.history.acknowledged(state.committed);
+                }
                 writer.stage = Stage::Committed(state.committed);
                 if self.keeps(Rule::WaitBeforeCommit) {
                     writer.waited = 0;
@@ -195,7 +199,8 @@ impl Near {
         if writer.mine || state.key != Held::Barrier {
             state.set(Held::Nothing);
         }
-        if writer.mine || !self.keeps(Rule::SecondRound) {
+        let second_round = self.protection == Protection::Barrier && self.keeps(Rule::SecondRound);
+        if writer.mine || !second_round {
             state.history.acknowledged(version);
             return Writer::IDLE;
         }

@@ -88,16 +88,29 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
     ]
 }
 
-/// The setting of user-svc: what a write does when Redis cannot be told of it.
-pub const CACHE_STRICT: Setting = setting(
-    "CACHE_STRICT",
-    "false",
-    "true: refuse a write that Redis cannot be told of, rather than let copies of it live to their TTL",
+/// The setting of user-svc: for how long a look at the grant is valid.
+pub const CACHE_GRANT: Setting = setting(
+    "CACHE_GRANT",
+    "3s",
+    "How long hits go on while PostgreSQL is silent, and writes wait when Redis is lost",
 );
+
+/// The setting of data-svc: what it does without PostgreSQL.
+pub const CACHE_WITHOUT_POSTGRES: Setting = setting(
+    "CACHE_WITHOUT_POSTGRES",
+    "false",
+    "true: hits go on however long PostgreSQL is silent. If it is only cut off from here, they may be as old as CACHE_TTL",
+);
+
+/// Settings of former versions, and what has become of them.
+const REMOVED: [(&str, &str); 1] = [(
+    "CACHE_STRICT",
+    "is no longer a setting: every write waits until no reader can return what was before it. See CACHE_GRANT",
+)];
 
 /// The setting of data-svc: how much memory the near cache takes.
 pub const NEAR_CACHE_MIB: Setting =
-    setting("NEAR_CACHE_MIB", "64", "Memory for the near cache, in MiB; 0 is none. Not for Redis Cluster");
+    setting("NEAR_CACHE_MIB", "64", "Memory for the near cache, in MiB; 0 is none");
 
 /// How the HTTP server listens and stops.
 #[derive(Debug, Clone)]
@@ -133,6 +146,20 @@ pub struct DatabaseSettings {
     pub statement_timeout: Duration,
     /// How long a statement waits for a lock.
     pub lock_timeout: Duration,
+    /// For how long a look at a grant that this process makes is valid. [`CACHE_GRANT`]
+    pub grant_life: Duration,
+    /// What is done while PostgreSQL is silent. [`CACHE_WITHOUT_POSTGRES`]
+    pub without_postgres: WithoutPostgres,
+}
+
+/// What is done with the last grant of the cache while PostgreSQL is silent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WithoutPostgres {
+    /// It runs out.
+    #[default]
+    Stop,
+    /// It stays in use.
+    GoOn,
 }
 
 /// How Redis is used.
@@ -146,8 +173,6 @@ pub struct CacheSettings {
     pub ttl: Duration,
     /// How long a cached absence lives at most.
     pub absent_ttl: Duration,
-    /// Whether a write that Redis cannot be told of is refused. [`CACHE_STRICT`]
-    pub strict: bool,
     /// How many bytes the near cache holds at most; 0 is none. [`NEAR_CACHE_MIB`]
     pub near_bytes: u64,
 }
@@ -209,6 +234,11 @@ impl SettingsReader {
     #[must_use]
     pub fn new(matches: &ArgMatches, settings: &[Setting]) -> Self {
         let mut reader = Self { values: BTreeMap::new(), mistakes: Vec::new() };
+        for (env, what) in REMOVED {
+            if std::env::var_os(env).is_some_and(|value| !value.is_empty()) {
+                reader.wrong(env, what);
+            }
+        }
         for s in settings {
             // Empty is unset: a compose file passes a variable that is not set as empty.
             let value = matches.get_one::<String>(s.env).filter(|value| !value.is_empty());
@@ -280,6 +310,11 @@ impl SettingsReader {
             timeout: self.get("DATABASE_DEADLINE", positive_duration),
             statement_timeout: self.get("DATABASE_STATEMENT_TIMEOUT", positive_duration),
             lock_timeout: self.get("DATABASE_LOCK_TIMEOUT", positive_duration),
+            grant_life: self.get(CACHE_GRANT.env, grant_life),
+            without_postgres: match self.get(CACHE_WITHOUT_POSTGRES.env, one_of(&["true", "false"])) {
+                "true" => WithoutPostgres::GoOn,
+                _ => WithoutPostgres::Stop,
+            },
         }
     }
 
@@ -290,7 +325,6 @@ impl SettingsReader {
             timeout: self.get("CACHE_TIMEOUT", positive_duration),
             ttl: self.get("CACHE_TTL", positive_duration),
             absent_ttl: self.get("CACHE_ABSENT_TTL", positive_duration),
-            strict: self.get(CACHE_STRICT.env, one_of(&["true", "false"])) == "true",
             near_bytes: self.get(NEAR_CACHE_MIB.env, number(0..=1 << 20)) << 20,
         }
     }
@@ -362,6 +396,14 @@ pub fn duration(value: &str) -> Result<Duration, String> {
 pub fn positive_duration(value: &str) -> Result<Duration, String> {
     duration(value)
         .and_then(|d| if d.as_millis() == 0 { Err("must be at least 1ms".to_owned()) } else { Ok(d) })
+}
+
+/// How long a look at the grant is valid: several looks long, so that one that is late does not end it, and no longer
+/// than writes could ever wait.
+fn grant_life(value: &str) -> Result<Duration, String> {
+    let life = duration(value)?;
+    let allowed = Duration::from_secs(1)..=Duration::from_secs(60);
+    if allowed.contains(&life) { Ok(life) } else { Err("must be from 1s to 60s".to_owned()) }
 }
 
 /// One of `choices`.

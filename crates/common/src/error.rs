@@ -31,9 +31,11 @@ pub enum Error {
     BodyTooLarge,
     /// The body is not `application/json`, or compressed.
     UnsupportedMediaType(&'static str),
-    /// PostgreSQL cannot serve the request now: away, starting, read-only, out of connections, too slow. Or Redis cannot,
-    /// which a strict write needs.
+    /// PostgreSQL cannot serve the request now: away, starting, read-only, out of connections, too slow. Or the cache is
+    /// suspended, and a write would have to wait for longer than its request.
     Unavailable(String),
+    /// The grant of the cache changed under a write. It has changed nothing, and may try again: no client sees this.
+    Suspended,
     /// The service is starting or stopping, or lacks what it needs: the answer of `/readyz`.
     NotReady(&'static str),
     /// The line for PostgreSQL or for Redis is full.
@@ -68,7 +70,7 @@ impl Error {
             Self::BodyTimeout => "the body took too long to arrive",
             Self::BodyTooLarge => "the body is too large",
             Self::UnsupportedMediaType(_) => "the body's media type is not supported",
-            Self::Unavailable(_) => "a store cannot be used now",
+            Self::Unavailable(_) | Self::Suspended => "a store cannot be used now",
             Self::NotReady(_) => "the service is not ready",
             Self::Overloaded => "too many requests are waiting",
             Self::OutcomeUnknown(_) => "the outcome of the write is unknown",

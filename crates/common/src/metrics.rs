@@ -2,8 +2,8 @@
 
 use actix_web::http::StatusCode;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 /// The metrics of one service.
@@ -13,8 +13,8 @@ pub struct Metrics {
     requests: HistogramVec,
     /// Worker threads of the database, and what waits for them.
     pub database: DatabaseMetrics,
-    /// Cache requests by result.
-    pub cache: IntCounterVec,
+    /// What became of reads and writes in the cache.
+    pub cache: CacheMetrics,
 }
 
 /// How busy the database pool is.
@@ -28,6 +28,42 @@ pub struct DatabaseMetrics {
     pub timeouts: IntCounter,
     /// Queries refused because the queue was full.
     pub refused: IntCounter,
+    /// What the monitor knows of the grant.
+    pub grant: GrantMetrics,
+}
+
+/// The grant of the cache, as this process knows it.
+#[derive(Clone, Debug)]
+pub struct GrantMetrics {
+    /// 1 while no Redis may be used.
+    pub suspended: IntGauge,
+    /// When the epoch became known here, in seconds since 1970.
+    pub since: IntGauge,
+    /// Changes that this process has made, by reason.
+    pub changes: IntCounterVec,
+    /// Looks that met a standby.
+    pub standbys: IntCounter,
+}
+
+/// How the cache is used, and whether it keeps its promise.
+#[derive(Clone, Debug)]
+pub struct CacheMetrics {
+    /// Reads by result.
+    pub requests: IntCounterVec,
+    /// Entries of another epoch, installation or past of the database, which were not used.
+    pub refused: IntCounter,
+    /// Loaded rows that a transaction under way had locked or changed, which were not stored.
+    pub not_clear: IntCounter,
+    /// Entries that were replaced by a refresh though no write had come in between, and yet differed.
+    pub incoherent: IntCounter,
+    /// Barriers by what became of them.
+    pub barriers: IntCounterVec,
+    /// Writes of which COMMIT did not say the outcome, by how it was found.
+    pub outcomes: IntCounterVec,
+    /// Writes that have not ended, whether or not they were answered.
+    pub unfinished: IntGauge,
+    /// When the newest proof of the near cache began, in seconds since 1970.
+    pub near_proof: Gauge,
 }
 
 impl Metrics {
@@ -56,9 +92,61 @@ impl Metrics {
         let requests = HistogramVec::new(requests, &["method", "route", "status"])?;
         registry.register(Box::new(requests.clone()))?;
 
-        let cache = Opts::new("cache_requests_total", "What asking the cache came to.");
-        let cache = IntCounterVec::new(cache, &["result"])?;
-        registry.register(Box::new(cache.clone()))?;
+        let counters = |name: &str, help: &str, label: &str| -> prometheus::Result<IntCounterVec> {
+            let counters = IntCounterVec::new(Opts::new(name, help), &[label])?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok(counters)
+        };
+        let cache = CacheMetrics {
+            requests: counters("cache_requests_total", "What asking the cache came to.", "result")?,
+            refused: counter(
+                "cache_entries_refused_total",
+                "Entries of another epoch, installation or past of the database, which were not used.",
+            )?,
+            not_clear: counter(
+                "cache_rows_not_clear_total",
+                "Loaded rows that a transaction under way had locked or changed, which were not stored.",
+            )?,
+            incoherent: counter(
+                "cache_incoherent_total",
+                "Entries that were wrong: refreshed without a write in between, and changed. 0, except after changes by SQL.",
+            )?,
+            barriers: counters(
+                "cache_barriers_total",
+                "Barriers of writes, by what became of them.",
+                "event",
+            )?,
+            unfinished: gauge(
+                "writes_unfinished",
+                "Writes that have not ended, whether or not they were answered.",
+            )?,
+            near_proof: {
+                let gauge = Gauge::new(
+                    "near_proof_timestamp_seconds",
+                    "When the newest proof of the near cache began, in seconds since 1970; 0 if there is none.",
+                )?;
+                registry.register(Box::new(gauge.clone()))?;
+                gauge
+            },
+            outcomes: counters(
+                "writes_in_doubt_total",
+                "Writes of which COMMIT did not say the outcome, by how it was found.",
+                "resolution",
+            )?,
+        };
+        let grant = GrantMetrics {
+            suspended: gauge("cache_suspended", "1 while no Redis may be used.")?,
+            since: gauge(
+                "cache_epoch_known_since_seconds",
+                "When the epoch of the cache became known here, in seconds since 1970.",
+            )?,
+            changes: counters(
+                "cache_grant_changes_total",
+                "Changes of the grant by this process.",
+                "reason",
+            )?,
+            standbys: counter("database_standbys_refused_total", "Looks at PostgreSQL that met a standby.")?,
+        };
 
         let build =
             IntGaugeVec::new(Opts::new("build_info", "Always 1."), &["service", "version", "revision"])?;
@@ -78,6 +166,7 @@ impl Metrics {
                 "Queries that took, or would have taken, longer than their deadline.",
             )?,
             refused: counter("database_refused_total", "Queries refused because as many waited as may.")?,
+            grant,
         };
         Ok(Self { registry, requests, database, cache })
     }

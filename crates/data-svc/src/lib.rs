@@ -11,10 +11,10 @@ use actix_web::web::{Data, ServiceConfig};
 use clap::{Arg, ArgMatches, Command};
 use common::cache::{Cache, Near};
 use common::config::{
-    CacheSettings, DatabaseSettings, HttpSettings, NEAR_CACHE_MIB, Setting, SettingsReader, http_url,
-    setting, shared,
+    CACHE_WITHOUT_POSTGRES, CacheSettings, DatabaseSettings, HttpSettings, NEAR_CACHE_MIB, Setting,
+    SettingsReader, http_url, setting, shared,
 };
-use common::database::{Database, Schema, Status};
+use common::database::{Database, Schema};
 use common::error::{CommandResult, Invalid};
 use common::http::Service;
 use common::metrics::Metrics;
@@ -44,6 +44,7 @@ pub fn command() -> Command {
 pub fn settings() -> Vec<Setting> {
     let mut settings = shared("8081", "9081");
     settings.push(NEAR_CACHE_MIB);
+    settings.push(CACHE_WITHOUT_POSTGRES);
     settings.push(setting(
         "PUBLIC_USER_URL",
         "http://127.0.0.1:8080",
@@ -92,7 +93,7 @@ async fn purge_names(settings: &CacheSettings, arguments: &ArgMatches) -> Comman
         let name = UserName::parse(name).map_err(|Invalid(what)| format!("{name:?}: a name {what}"))?;
         keys.push(User::cache_key(&name));
     }
-    let cache = Cache::start(settings)?;
+    let cache = Cache::start(settings, Metrics::new(NAME)?.cache)?;
     let deadline = Instant::now() + PURGE_TIMEOUT;
     while let Err(error) = cache.purge(&keys).await {
         if Instant::now() > deadline {
@@ -114,10 +115,10 @@ pub fn serve(config: Config) -> CommandResult {
 async fn serve_until_stopped(config: Config) -> CommandResult {
     let metrics = Metrics::new(NAME)?;
     let database = Database::start(&config.database, Schema::Await, metrics.database.clone())?;
-    let cache = Cache::start(&config.cache)?;
+    let cache = Cache::start(&config.cache, metrics.cache.clone())?;
     let (near, fast_path) = match config.cache.near_bytes {
         0 => (Near::off(), None),
-        bytes => (Near::start(&config.cache, bytes)?, Some(routes::NEAR_HITS)),
+        bytes => (Near::start(&config.cache, &cache, bytes)?, Some(routes::NEAR_HITS)),
     };
     let users = Users::new(database.clone(), cache, near, &config.cache, metrics.cache.clone());
     let service = Service {
@@ -126,10 +127,7 @@ async fn serve_until_stopped(config: Config) -> CommandResult {
         metrics,
         // Once ready it stays ready. Without PostgreSQL it still serves hits, and else all replicas would become unready
         // at the same time.
-        readiness: Arc::new(move || match database.status() {
-            Status::Ready | Status::Away => Ok(()),
-            Status::Starting => Err("The service waits for PostgreSQL and its schema."),
-        }),
+        readiness: Arc::new(move || database.is_readable()),
         api: routes::api(&config.public_user_url),
         fast_path,
     };

@@ -174,6 +174,7 @@ fn cache_status(found: &Found) -> HeaderValue {
         (CacheStatus::Fresh { stored: true }, _) => fixed("data-svc; fwd=request; stored"),
         (CacheStatus::Fresh { stored: false }, _) => fixed("data-svc; fwd=request"),
         (CacheStatus::Bypass, _) => fixed("data-svc; fwd=bypass; detail=write-in-progress"),
+        (CacheStatus::Suspended, _) => fixed("data-svc; fwd=bypass; detail=suspended"),
         (CacheStatus::Timeout, _) => fixed("data-svc; fwd=miss; detail=redis-timeout"),
         (CacheStatus::Error, _) => fixed("data-svc; fwd=miss; detail=redis-error"),
         (CacheStatus::BreakerOpen, _) => fixed("data-svc; fwd=bypass; detail=breaker-open"),

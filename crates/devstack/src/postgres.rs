@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::certificates::{Certificates, Leaf};
 use crate::commands::{initdb, postgres_arguments, psql};
 use crate::process::{children, free_port, freeze};
-use crate::programs::{Account, output, postgres_folder, run_as};
+use crate::programs::{Account, clean, output, postgres_folder, run_as};
 use crate::proxy::Proxy;
 use crate::supervise::{Supervised, supervised};
 use crate::tempdir::TempDir;
@@ -62,6 +62,16 @@ impl Postgres {
         }
         let rule = "hostssl all all 127.0.0.1/32 trust\n";
         fs::write(server.data().join("pg_hba.conf"), rule).expect("pg_hba.conf can be written");
+        server.launch()
+    }
+
+    /// Starts a server for tests whose next transaction id is past 2^32: ids do not fit into 32 bits.
+    pub fn start_past_32_bits() -> Postgres {
+        let server = Postgres::prepare(&FAST);
+        let mut command = clean(server.programs.join("pg_resetwal"));
+        command.args(["--epoch", "1", "--pgdata"]).arg(server.data());
+        run_as(command.current_dir(server.dir.path()), server.account.as_ref());
+        output(&mut command).unwrap_or_else(|error| panic!("{error}"));
         server.launch()
     }
 

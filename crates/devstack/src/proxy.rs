@@ -55,6 +55,12 @@ impl Proxy {
         self.shared.state.lock().accepted
     }
 
+    /// The number of connections that clients have opened so far, with those that were reset at once because the proxy is
+    /// cut or cannot reach upstream.
+    pub fn attempts(&self) -> u64 {
+        self.shared.state.lock().attempts
+    }
+
     /// Resets all connections, and new ones as they come. Returns when the old ones are gone.
     pub fn cut(&self) {
         self.change(|state| state.cut = true);
@@ -173,6 +179,12 @@ impl Held {
     /// Throws the message away and resets its connection; returns when that is done. Panics if it never came.
     pub fn discard(self) {
         self.end(Hold::discard);
+    }
+
+    /// Lets the message go on if it has come, and holds none any more. Returns when another one may be held.
+    pub fn cancel(self) {
+        self.shared.state.lock().hold.take_if(|hold| !hold.has_come());
+        self.end(Hold::release);
     }
 
     fn end(&self, end: fn(&mut Hold)) {

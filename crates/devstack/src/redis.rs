@@ -155,6 +155,11 @@ impl Redis {
 
     /// Runs a command in a database by `redis-cli` and returns what it prints. Panics if the command fails.
     pub fn cli(&self, database: u32, arguments: &[&str]) -> String {
+        self.try_cli(database, arguments).unwrap_or_else(|error| panic!("{arguments:?}\n{error}"))
+    }
+
+    /// As [`Redis::cli`], but returns the message of `redis-cli` if the command fails or the server cannot be reached.
+    pub fn try_cli(&self, database: u32, arguments: &[&str]) -> Result<String, String> {
         let mut command = clean("redis-cli");
         command.args(["-e", "-h", "127.0.0.1", "-p", &self.port.to_string(), "-n", &database.to_string()]);
         if let Some(authority) = &self.authority {
@@ -163,7 +168,20 @@ impl Redis {
         if let Some(password) = &self.password {
             command.env("REDISCLI_AUTH", password);
         }
-        output(command.args(arguments)).unwrap_or_else(|error| panic!("{arguments:?}\n{error}"))
+        output(command.args(arguments))
+    }
+
+    /// What names the running process in the grant: its `run_id` and `master_replid`.
+    ///
+    /// # Errors
+    /// The message of `redis-cli` if the server cannot be reached.
+    pub fn process(&self) -> Result<String, String> {
+        let info = self.try_cli(0, &["INFO"])?;
+        let field = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_else(|| panic!("INFO has no {name}")).trim().to_owned()
+        };
+        Ok(format!("{} {}", field("run_id"), field("master_replid")))
     }
 
     /// Ends the server by SIGKILL, and returns when it has ended. Its connections are reset.

@@ -52,6 +52,13 @@ impl ServiceBuilder {
         self
     }
 
+    /// With long time-outs, for a test that is about none: neither a message that is held nor a busy machine causes one.
+    /// Writes wait for longer than a suspension of the cache lasts.
+    pub fn with_long_timeouts(self) -> ServiceBuilder {
+        let names = ["DATABASE_DEADLINE", "DATABASE_STATEMENT_TIMEOUT", "DATABASE_LOCK_TIMEOUT"];
+        names.iter().fold(self.env("CACHE_TIMEOUT", "4s"), |builder, name| builder.env(name, "9s"))
+    }
+
     /// Makes the service reach Postgres through `proxy`.
     pub fn postgres_through(self, proxy: &Proxy) -> ServiceBuilder {
         self.through("DATABASE_URL", proxy)

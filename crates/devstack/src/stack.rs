@@ -167,9 +167,30 @@ impl Stack {
         self.service("user-svc").env("PUBLIC_DATA_URL", "http://data.test")
     }
 
-    /// A data-svc on this database and key space, not started yet. Several may run.
+    /// A data-svc on this database and key space, not started yet. Several may run. If no user-svc has granted a Redis
+    /// yet, the stack's is granted, as if one had run.
     pub fn data_svc(&self) -> ServiceBuilder {
+        self.grant();
         self.service("data-svc").env("PUBLIC_USER_URL", "http://users.test")
+    }
+
+    /// Grants the stack's Redis, unless there is a grant already or one of the stores is not there.
+    pub fn grant(&self) {
+        let Ok(process) = self.stores.redis.process() else { return };
+        let statement = format!(
+            "INSERT INTO cache_grant (epoch, redis, life_ms) VALUES (1, '{process}', 3000) ON CONFLICT DO NOTHING"
+        );
+        // Fails where the database is not migrated, or not there.
+        let _ = self.stores.postgres.try_sql(&self.database, &statement);
+    }
+
+    /// Grants this Redis process, `run_id` and `master_replid`, under a new epoch, whatever is granted now. Looks at the
+    /// grant are valid for 3 s. For data-svc alone: a user-svc that runs would grant its own.
+    pub fn grant_process(&self, process: &str) {
+        self.sql(&format!(
+            "INSERT INTO cache_grant (epoch, redis, life_ms) VALUES (1, '{process}', 3000) \
+             ON CONFLICT (one_row) DO UPDATE SET epoch = cache_grant.epoch + 1, redis = excluded.redis"
+        ));
     }
 
     fn service(&self, name: &str) -> ServiceBuilder {

@@ -45,7 +45,28 @@ pub fn metric(service: &Service, name: &str) -> u64 {
 /// The first letter of what Redis has at the key of the user `name`, which gives its kind: `V` a value, `A` an absence,
 /// `L` a lease, `B` a barrier. Empty if the key is missing.
 pub fn kind(stack: &Stack, name: &str) -> String {
-    stack.redis_cli(&["GETRANGE", &format!("user:{{{name}}}"), "0", "0"])
+    stack.redis_cli(&["GETRANGE", &format!("2:user:{{{name}}}"), "0", "0"])
+}
+
+/// Puts another replica's lease at the key of the user `name`, under the current grant: its tag is that of the entry or
+/// the lease of the user `other`. Panics if Redis has none.
+pub fn place_lease(stack: &Stack, name: &str, other: &str) {
+    let script = "local there = redis.call('GET', KEYS[2]); \
+        local at = string.sub(there, 1, 1) == 'L' and 2 or 3; \
+        return redis.call('SET', KEYS[1], 'L' .. string.sub(there, at, at + 7) .. '0123456789abcdef')";
+    let [key, source] = [name, other].map(|name| format!("2:user:{{{name}}}"));
+    assert_eq!(stack.redis_cli(&["EVAL", script, "2", &key, &source]).trim(), "OK");
+}
+
+/// The sum of a metric's samples whose labels contain `labels`; 0 if there is none.
+pub fn metric_with(service: &Service, name: &str, labels: &str) -> u64 {
+    let text = http::get(&format!("{}/metrics", service.metrics_url())).text();
+    let samples =
+        text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.split_once("} "));
+    samples
+        .filter(|(found, _)| found.contains(labels))
+        .filter_map(|(_, value)| value.parse::<u64>().ok())
+        .sum()
 }
 
 /// Polls `condition` until it holds. Panics after 10 s.

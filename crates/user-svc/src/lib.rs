@@ -6,16 +6,17 @@ use std::sync::Arc;
 
 use actix_web::rt::System;
 use actix_web::web::{Data, ServiceConfig};
-use clap::Command;
+use clap::{Arg, ArgAction, Command};
 use common::cache::{Cache, Near};
 use common::config::{
-    CACHE_STRICT, CacheSettings, DatabaseSettings, HttpSettings, Setting, SettingsReader, http_url, setting,
+    CACHE_GRANT, CacheSettings, DatabaseSettings, HttpSettings, Setting, SettingsReader, http_url, setting,
     shared,
 };
-use common::database::{Database, Schema, Status};
+use common::database::{Database, Schema};
 use common::error::CommandResult;
 use common::http::Service;
 use common::metrics::Metrics;
+use common::repository::keep_offering;
 use common::users::{self, Registrations, Users};
 
 const NAME: &str = "user-svc";
@@ -28,13 +29,18 @@ pub fn command() -> Command {
         .about("Registers users in PostgreSQL. Without a sub-command it serves HTTP.")
         .subcommand(Command::new("health").about("Ask the service that runs here whether it is ready"))
         .subcommand(Command::new("migrate").about("Bring the database's schema up to date, and end"))
+        .subcommand(
+            Command::new("purge")
+                .about("Empty the cache: after a restore or a copy of the database, or many changes by SQL")
+                .arg(Arg::new("all").long("all").required(true).action(ArgAction::SetTrue).help("All users")),
+        )
 }
 
 /// The settings.
 #[must_use]
 pub fn settings() -> Vec<Setting> {
     let mut settings = shared("8080", "9080");
-    settings.push(CACHE_STRICT);
+    settings.push(CACHE_GRANT);
     settings.push(setting(
         "PUBLIC_DATA_URL",
         "http://127.0.0.1:8081",
@@ -79,7 +85,8 @@ pub fn serve(config: Config) -> CommandResult {
 async fn serve_until_stopped(config: Config) -> CommandResult {
     let metrics = Metrics::new(NAME)?;
     let database = Database::start(&config.database, Schema::Migrate, metrics.database.clone())?;
-    let cache = Cache::start(&config.cache)?;
+    let cache = Cache::start(&config.cache, metrics.cache.clone())?;
+    actix_web::rt::spawn(keep_offering(database.clone(), cache.clone()));
     let users = Users::new(database.clone(), cache, Near::off(), &config.cache, metrics.cache.clone());
     let registrations = Data::new(Registrations::new(users.clone(), users::insert));
     let users = Data::new(users);
@@ -90,11 +97,7 @@ async fn serve_until_stopped(config: Config) -> CommandResult {
         name: NAME,
         http: config.http,
         metrics,
-        readiness: Arc::new(move || match database.status() {
-            Status::Ready => Ok(()),
-            Status::Starting => Err("The service waits for PostgreSQL."),
-            Status::Away => Err("PostgreSQL is away."),
-        }),
+        readiness: Arc::new(move || database.is_writable()),
         api,
         fast_path: None,
     };

@@ -11,6 +11,7 @@ fn main() {
     start::main(user_svc::command(), &user_svc::settings(), Config::read, |command, config| match command {
         Some(("health", _)) => health::check(&config.http),
         Some(("migrate", _)) => database::run_once(&config.database),
+        Some(("purge", _)) => database::purge_all(&config.database),
         _ => user_svc::serve(config),
     })
 }

@@ -6,6 +6,10 @@
 //! half-open state, and no request pays for it.
 //!
 //! Each worker opens its own connection. Waking another worker's thread costs more than Redis' whole reply.
+//!
+//! Each connection asks once which Redis process it leads to. A call names the process that is granted, and is not sent
+//! to any other. The task asks again four times a second, since a server may become another one's replica, and primary
+//! once more, under connections that stay open.
 
 use std::cell::OnceCell;
 use std::fmt::Display;
@@ -22,10 +26,23 @@ use thread_local::ThreadLocal;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use super::EDITION;
 use crate::config::CacheSettings;
 
 /// How often an open breaker tries to connect: within a second of Redis' return, and not in a loop.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+/// How often the task asks whether Redis is still what it was.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// How long that answer may take at least: longer than a packet that is lost and sent again.
+const WATCH_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a writer waits on the connection that is there, at least. A lost packet takes longer.
+const FIRST_ATTEMPT: Duration = Duration::from_millis(150);
+/// How long a writer's two attempts take together, at least; the second is on a new connection.
+const BOTH_ATTEMPTS: Duration = Duration::from_millis(450);
+/// A time-out that fires so much too late says nothing about Redis: this process was paused.
+const PAUSED: Duration = Duration::from_millis(50);
+/// How often a writer tries at most while its process is paused again and again.
+const ATTEMPTS_WHEN_PAUSED: u32 = 3;
 /// How long an attempt to connect may take, TLS included. No request waits for it.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How many connections may be opened at once, beside those that are kept: a few for writers while the breaker is open.
@@ -40,12 +57,16 @@ pub enum CacheError {
     Failed(String),
     /// Redis was not asked.
     BreakerOpen,
+    /// Another Redis process than the granted one answers. It was not asked.
+    NotGranted,
 }
 
 /// The connections to Redis, kept by [`Redis::keep_connected`].
 pub struct Redis {
     pool: Pool,
     timeout: Duration,
+    /// A writer's time-outs: for its first attempt, and for both.
+    attempts: (Duration, Duration),
     /// None while the breaker is open.
     connections: RwLock<Option<Arc<Connections>>>,
     lost: Notify,
@@ -54,6 +75,9 @@ pub struct Redis {
 
 /// The shared connection, and those of workers, to one Redis that could be connected to.
 struct Connections {
+    /// Which Redis process they lead to: its `run_id` and `master_replid`. The first alone does not name a state of
+    /// data: a server that was demoted, resynchronised and promoted again keeps it.
+    process: Arc<str>,
     shared: Tracked,
     per_worker: ThreadLocal<OnceCell<Tracked>>,
 }
@@ -88,24 +112,43 @@ impl Redis {
         Ok(Self {
             pool,
             timeout: settings.timeout,
+            attempts: (FIRST_ATTEMPT.max(settings.timeout), BOTH_ATTEMPTS.max(settings.timeout * 3)),
             connections: RwLock::new(None),
             lost: Notify::new(),
             start: Instant::now(),
         })
     }
 
-    /// Makes one call within the time-out, for a reader: none while the breaker is open.
+    /// Which Redis process is connected now.
+    pub fn process(&self) -> Option<Arc<str>> {
+        self.connections().map(|connections| connections.process.clone())
+    }
+
+    /// Makes one call to the process `granted` within the time-out, for a reader: none while the breaker is open.
     ///
     /// # Errors
     /// [`CacheError`]
     pub async fn call<T, F: Future<Output = Result<T, RedisError>>>(
         self: &Arc<Self>,
+        granted: &str,
         ask: impl FnOnce(MultiplexedConnection) -> F,
     ) -> Result<T, CacheError> {
         let Some(connections) = self.connections() else { return Err(CacheError::BreakerOpen) };
-        let tracked = self.tracked(&connections);
+        if *connections.process != *granted {
+            return Err(CacheError::NotGranted);
+        }
+        self.call_within(self.timeout, &connections, self.tracked(&connections), ask).await
+    }
+
+    async fn call_within<T, F: Future<Output = Result<T, RedisError>>>(
+        &self,
+        limit: Duration,
+        connections: &Arc<Connections>,
+        tracked: &Tracked,
+        ask: impl FnOnce(MultiplexedConnection) -> F,
+    ) -> Result<T, CacheError> {
         let sent = self.now();
-        match timeout(self.timeout, ask(tracked.connection.clone())).await {
+        match timeout(limit, ask(tracked.connection.clone())).await {
             Ok(Ok(reply)) => {
                 tracked.last_reply.store(self.now(), Ordering::Relaxed);
                 Ok(reply)
@@ -115,55 +158,67 @@ impl Redis {
                 Err(CacheError::Failed(error.to_string()))
             }
             Ok(Err(error)) => {
-                self.open_breaker(&connections, &error);
+                self.open_breaker(connections, &error);
                 Err(CacheError::Failed(error.to_string()))
             }
             Err(late) => {
                 if tracked.last_reply.load(Ordering::Relaxed) < sent {
-                    self.open_breaker(&connections, &late);
+                    self.open_breaker(connections, &late);
                 }
                 Err(CacheError::Timeout)
             }
         }
     }
 
-    /// Makes one call within the time-out, for a writer. While the breaker is open, or if the kept connection turns out
-    /// to be broken, it uses another one.
+    /// Makes one call for a writer, to whatever process answers: on the connection that is there, or else on a new one.
+    /// Returns which process has answered.
     ///
     /// # Errors
     /// [`CacheError`], never [`CacheError::BreakerOpen`].
     pub async fn call_or_connect<T, F: Future<Output = Result<T, RedisError>>>(
         self: &Arc<Self>,
         ask: impl Fn(MultiplexedConnection) -> F,
-    ) -> Result<T, CacheError> {
-        let start = Instant::now();
-        match self.call(&ask).await {
-            // A broken connection shows only when it is used, and says little about Redis.
-            Err(CacheError::Failed(_) | CacheError::BreakerOpen) => {}
-            done => return done,
+    ) -> Result<(T, Arc<str>), CacheError> {
+        let (first_attempt, both_attempts) = self.attempts;
+        let mut result = Err(CacheError::Timeout);
+        for _ in 0..ATTEMPTS_WHEN_PAUSED {
+            let start = Instant::now();
+            if let Some(connections) = self.connections()
+                && let tracked = self.tracked(&connections)
+                && let Ok(reply) = self.call_within(first_attempt, &connections, tracked, &ask).await
+            {
+                return Ok((reply, connections.process.clone()));
+            }
+            let failed = |error: &dyn Display| CacheError::Failed(error.to_string());
+            let second = async {
+                let (connection, process) =
+                    self.connect(both_attempts).await.map_err(|error| failed(&error))?;
+                let reply = ask(connection).await.map_err(|error| failed(&error))?;
+                Ok((reply, process))
+            };
+            let left = both_attempts.saturating_sub(start.elapsed());
+            result = timeout(left, second).await.unwrap_or(Err(CacheError::Timeout));
+            if result.is_ok() || start.elapsed() < both_attempts + PAUSED {
+                break;
+            }
         }
-        let failed = |error: &dyn Display| CacheError::Failed(error.to_string());
-        let try_anyway = async {
-            let connection = self.pool.get().await.map_err(|error| failed(&error))?;
-            ask(connection.clone()).await.map_err(|error| failed(&error))
-        };
-        let left = self.timeout.saturating_sub(start.elapsed());
-        timeout(left, try_anyway).await.unwrap_or(Err(CacheError::Timeout))
+        result
     }
 
-    /// Connects whenever there is no connection, and notifies `connected` each time. Never returns.
-    pub async fn keep_connected(&self, connected: &Notify) {
+    /// Connects whenever there is no connection, and watches the one there is. Never returns.
+    pub async fn keep_connected(self: Arc<Self>) {
         let mut last_reason = String::new();
         loop {
-            match self.connect().await {
-                Ok(connection) => {
+            // A Redis that is too slow for this is too slow for requests: the breaker would close only to open again.
+            match self.connect(self.timeout).await {
+                Ok((connection, process)) => {
+                    let shared = self.track(connection);
                     let connections =
-                        Connections { shared: self.track(connection), per_worker: ThreadLocal::new() };
-                    *self.connections.write() = Some(Arc::new(connections));
+                        Arc::new(Connections { process, shared, per_worker: ThreadLocal::new() });
+                    *self.connections.write() = Some(connections.clone());
                     last_reason.clear();
                     log::info!("Redis is there");
-                    connected.notify_one();
-                    self.lost.notified().await;
+                    self.watch(&connections).await;
                 }
                 Err(error) => {
                     let reason = error.to_string();
@@ -177,27 +232,39 @@ impl Redis {
         }
     }
 
+    /// Asks again and again whether Redis is still the same process, until it is lost.
+    async fn watch(&self, connections: &Arc<Connections>) {
+        let limit = WATCH_TIMEOUT.max(self.timeout * 2);
+        loop {
+            tokio::select! {
+                () = self.lost.notified() => return,
+                () = sleep(WATCH_INTERVAL) => {}
+            }
+            let ask = |mut connection: MultiplexedConnection| async move {
+                // Not all of INFO, which takes Redis longer.
+                let info: InfoDict =
+                    cmd("INFO").arg("server").arg("replication").query_async(&mut connection).await?;
+                Ok(info)
+            };
+            // If it does not come, the breaker is open.
+            if let Ok(info) = self.call_within(limit, connections, &connections.shared, ask).await
+                && process(&info).ok().as_deref() != Some(&*connections.process)
+            {
+                self.open_breaker(connections, &"it has become another");
+            }
+        }
+    }
+
     /// Takes a connection out of the pool for good: the pool validates at each checkout, which a hit need not pay.
-    async fn connect(&self) -> Result<MultiplexedConnection, Box<dyn std::error::Error + Send + Sync>> {
+    /// Returns which process it leads to, if it says so within `limit`.
+    async fn connect(&self, limit: Duration) -> Result<(MultiplexedConnection, Arc<str>), Failure> {
         let mut connection = self.pool.get().await?;
-        // A Redis that is too slow for this is too slow for requests: the breaker would close only to open again.
-        let info: InfoDict = timeout(self.timeout, cmd("INFO").query_async(&mut connection)).await??;
-        let version: String = info.get("redis_version").unwrap_or_default();
-        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-        if major.is_none_or(|major| major < 7) {
-            return Err(format!("Redis 7.0 or newer is needed, this is {version}").into());
-        }
-        // A replica, or a server that loads, answers reads with old data or errors, and takes no lease.
-        if info.get("role").is_some_and(|role: String| role == "slave") {
-            return Err("this Redis is a replica".into());
-        }
-        if info.get("loading").is_some_and(|loading: String| loading == "1") {
-            return Err("this Redis is loading its data".into());
-        }
+        let info = timeout(limit, cmd("INFO").query_async(&mut connection)).await??;
+        let process = process(&info)?;
         let mut connection = Connection::take(connection);
         // The client has a time-out of its own (500 ms), which looks like a broken connection: ours must come first.
-        connection.set_response_timeout(self.timeout * 2);
-        Ok(connection)
+        connection.set_response_timeout(self.attempts.1 * 2);
+        Ok((connection, process.into()))
     }
 
     /// This worker's own connection, once there is one; until then the shared one.
@@ -213,11 +280,12 @@ impl Redis {
     }
 
     async fn connect_worker(self: Arc<Self>, connections: Arc<Connections>) {
-        match self.connect().await {
-            Ok(connection) => {
-                // Set once a worker: there is none yet.
+        match self.connect(self.timeout).await {
+            // Set once a worker: there is none yet. A proxy may have led this connection to another server.
+            Ok((connection, process)) if process == connections.process => {
                 let _ = connections.per_worker.get_or_default().set(self.track(connection));
             }
+            Ok(_) => log::warn!("REDIS_URL leads to several servers, of which only one can be used"),
             Err(error) => log::debug!("a worker goes on with the first connection to Redis: {error}"),
         }
     }
@@ -245,13 +313,39 @@ impl Redis {
     }
 }
 
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Which Redis process has sent `info`, if it can be used.
+///
+/// # Errors
+/// Why it cannot.
+pub fn process(info: &InfoDict) -> Result<String, Failure> {
+    let version: String = info.get("redis_version").unwrap_or_default();
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    if major.is_none_or(|major| major < 7) {
+        return Err(format!("Redis 7.0 or newer is needed, this is {version}").into());
+    }
+    // A replica, or a server that loads, answers reads with old data or errors, and takes no lease.
+    if info.get("role").is_some_and(|role: String| role == "slave") {
+        return Err("this Redis is a replica".into());
+    }
+    if info.get("loading").is_some_and(|loading: String| loading == "1") {
+        return Err("this Redis is loading its data".into());
+    }
+    let name = |field| info.get::<String>(field).filter(|name| !name.is_empty());
+    match (name("run_id"), name("master_replid")) {
+        (Some(run), Some(history)) => Ok(format!("{run} {history}")),
+        _ => Err("this Redis does not say which process it is".into()),
+    }
+}
+
 /// The channel that invalidations are published on. Pub/sub has no database numbers, so the name holds it.
 ///
 /// # Errors
 /// A URL that Redis' client cannot use.
 pub fn channel(settings: &CacheSettings) -> Result<String, Box<dyn std::error::Error>> {
     let info = settings.url.expose().into_connection_info().map_err(|_| "REDIS_URL cannot be used")?;
-    Ok(format!("invalidations:{}", info.redis_settings().db()))
+    Ok(format!("{EDITION}invalidations:{}", info.redis_settings().db()))
 }
 
 /// Whether `error` is a reply of Redis after which the connection can still be used.

@@ -2,21 +2,26 @@
 //!
 //! | kind | first byte | then |
 //! |---|---|---|
-//! | value | `V` | format (1), fill id (16), load time in µs (8), expiry in Unix ms (8), body length (4), ETag (16), body |
-//! | absent | `A` | format (1), fill id (16), load time in µs (8), expiry in Unix ms (8) |
-//! | lease | `L` | token (16) |
+//! | value | `V` | format (1), tag (8), fill id (16), load time in µs (8), expiry in Unix ms (8), body length (4), ETag (16), body |
+//! | absent | `A` | format (1), tag (8), fill id (16), load time in µs (8), expiry in Unix ms (8) |
+//! | lease | `L` | tag (8), token (16) |
 //! | barrier | `B` | token (16) |
 //!
-//! Numbers are big-endian. The format is in the value and not in the key. Services are deployed one at a time: with a new
-//! key prefix, old writers would invalidate one key while new readers fill another.
+//! Numbers are big-endian. The tag is that of the grant under which the entry or the lease was stored: what has another
+//! tag is another installation's, or of another time, and may be replaced. A barrier has none: it stops all of them.
+//! Formats of one edition differ in the value and not in the key. Services are deployed one at a time: with a new key
+//! prefix, old writers would invalidate one key while new readers fill another.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix_web::web::{Buf as _, Bytes};
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const TOKEN_BYTES: usize = 16;
-const LOAD_TIME_AT: usize = 2 + TOKEN_BYTES;
+const TAG_BYTES: usize = 8;
+const TAG_AT: usize = 2;
+const LEASE_BYTES: usize = 1 + TAG_BYTES + TOKEN_BYTES;
+const LOAD_TIME_AT: usize = TAG_AT + TAG_BYTES + TOKEN_BYTES;
 const EXPIRY_AT: usize = LOAD_TIME_AT + 8;
 const HEAD_BYTES: usize = EXPIRY_AT + 8;
 const LENGTH_BYTES: usize = 4;
@@ -27,6 +32,9 @@ const LOAD_TIME_FLOOR: Duration = Duration::from_millis(500);
 
 /// 128 random bits that tell one fill, lease or barrier from every other.
 pub type Token = [u8; TOKEN_BYTES];
+
+/// What tells entries of one grant from those of others.
+pub type Tag = u64;
 
 /// A new token.
 #[must_use]
@@ -51,14 +59,50 @@ pub enum Held {
     Empty,
     /// The cached result of a load.
     Entry(Entry),
-    /// A reader is loading.
-    Lease,
+    /// A reader is loading: the lease's bytes.
+    Lease(Lease),
     /// A writer is writing.
     Barrier,
     /// An entry of a newer or older version of the service, which alone may change it.
     OtherFormat,
     /// Nothing of ours; its bytes, or none if it is no string.
     Garbage(Bytes),
+}
+
+impl Held {
+    /// How the entry or lease begins that another grant than that of `tag` has left here. It may be replaced.
+    #[must_use]
+    pub fn left_behind(&self, tag: Tag) -> Option<Bytes> {
+        match self {
+            Self::Entry(entry) if entry.tag() != tag => Some(entry.head()),
+            Self::Lease(lease) if lease.tag() != tag => Some(lease.bytes().clone()),
+            _ => None,
+        }
+    }
+}
+
+/// A reader's lease as validated bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease(Bytes);
+
+impl Lease {
+    /// A new lease under the grant of `tag`.
+    #[must_use]
+    pub fn new(tag: Tag) -> Self {
+        Self([b"L".as_slice(), &tag.to_be_bytes(), &token()].concat().into())
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// The tag of the grant under which it was taken.
+    #[must_use]
+    pub fn tag(&self) -> Tag {
+        number(&self.0, 1)
+    }
 }
 
 /// A cached result as validated bytes.
@@ -75,12 +119,8 @@ impl Entry {
     /// The representation, without copying its body; none for a cached absence.
     #[must_use]
     pub fn into_representation(self) -> Option<Representation> {
-        if self.is_absence() {
-            return None;
-        }
-        let mut etag = [0; ETAG_BYTES];
+        let etag = self.etag()?;
         let mut body = self.0;
-        etag.copy_from_slice(&body[HEAD_BYTES + LENGTH_BYTES..VALUE_HEAD_BYTES]);
         body.advance(VALUE_HEAD_BYTES);
         Some(Representation { etag, body })
     }
@@ -94,7 +134,7 @@ impl Entry {
     /// How long the entry will live. Only `ttl=` and early refresh use it: correctness does not depend on a wall clock.
     #[must_use]
     pub fn ttl(&self) -> Duration {
-        Duration::from_millis(self.number(EXPIRY_AT).saturating_sub(unix_ms()))
+        Duration::from_millis(number(&self.0, EXPIRY_AT).saturating_sub(unix_ms()))
     }
 
     /// The head of the entry, which tells it from every other: it holds the id of the fill.
@@ -103,10 +143,18 @@ impl Entry {
         self.0.slice(..HEAD_BYTES)
     }
 
-    fn number(&self, at: usize) -> u64 {
-        let mut number = [0; 8];
-        number.copy_from_slice(&self.0[at..at + 8]);
-        u64::from_be_bytes(number)
+    /// The tag of the grant under which it was stored.
+    #[must_use]
+    pub fn tag(&self) -> Tag {
+        number(&self.0, TAG_AT)
+    }
+
+    /// The tag of the representation; none for a cached absence.
+    #[must_use]
+    pub fn etag(&self) -> Option<[u8; ETAG_BYTES]> {
+        let mut etag = [0; ETAG_BYTES];
+        etag.copy_from_slice(self.0.get(HEAD_BYTES + LENGTH_BYTES..VALUE_HEAD_BYTES)?);
+        Some(etag)
     }
 
     /// Whether this request should load the entry anew before it ends: XFetch (Vattani, Chierichetti, Lowenstein,
@@ -116,17 +164,11 @@ impl Entry {
     /// cost of a refresh some seconds early.
     #[must_use]
     pub fn is_due(&self, ttl: Duration) -> bool {
-        let load_time = (self.number(LOAD_TIME_AT) as f64 / 1e6).max(LOAD_TIME_FLOOR.as_secs_f64());
+        let load_time = (number(&self.0, LOAD_TIME_AT) as f64 / 1e6).max(LOAD_TIME_FLOOR.as_secs_f64());
         // 1 - x is in (0, 1], where the logarithm is finite.
         let early = -load_time * (1.0 - rand::random::<f64>()).ln();
         !self.is_absence() && early >= ttl.as_secs_f64()
     }
-}
-
-/// The bytes of a lease.
-#[must_use]
-pub fn lease(token: &Token) -> Bytes {
-    [b"L".as_slice(), token].concat().into()
 }
 
 /// The bytes of a barrier.
@@ -135,13 +177,15 @@ pub fn barrier(token: &Token) -> Bytes {
     [b"B".as_slice(), token].concat().into()
 }
 
-/// The bytes of an entry with `answer`, or with its absence, that took `load_time` to load and lives for `ttl`.
+/// The bytes of an entry with `answer`, or with its absence, under the grant of `tag`. It took `load_time` to load, and
+/// lives for `ttl`.
 #[must_use]
-pub fn encode(answer: Option<&Representation>, load_time: Duration, ttl: Duration) -> Bytes {
+pub fn encode(tag: Tag, answer: Option<&Representation>, load_time: Duration, ttl: Duration) -> Bytes {
     let load_time = u64::try_from(load_time.as_micros()).unwrap_or(u64::MAX);
     let expiry = unix_ms() + u64::try_from(ttl.as_millis()).unwrap_or(0);
     let mut bytes = Vec::with_capacity(VALUE_HEAD_BYTES + answer.map_or(0, |answer| answer.body.len()));
     bytes.extend_from_slice(&[if answer.is_some() { b'V' } else { b'A' }, FORMAT]);
+    bytes.extend_from_slice(&tag.to_be_bytes());
     bytes.extend_from_slice(&token());
     bytes.extend_from_slice(&load_time.to_be_bytes());
     bytes.extend_from_slice(&expiry.to_be_bytes());
@@ -158,7 +202,7 @@ pub fn encode(answer: Option<&Representation>, load_time: Duration, ttl: Duratio
 pub fn decode(bytes: Option<Bytes>) -> Held {
     let Some(bytes) = bytes else { return Held::Empty };
     match (bytes.first(), bytes.len()) {
-        (Some(b'L'), len) if len == 1 + TOKEN_BYTES => Held::Lease,
+        (Some(b'L'), LEASE_BYTES) => Held::Lease(Lease(bytes)),
         (Some(b'B'), len) if len == 1 + TOKEN_BYTES => Held::Barrier,
         (Some(b'V' | b'A'), 2..) if bytes[1] != FORMAT => Held::OtherFormat,
         // The length shows a value that was cut or added to.
@@ -170,6 +214,12 @@ pub fn decode(bytes: Option<Bytes>) -> Held {
         (Some(b'A'), HEAD_BYTES) => Held::Entry(Entry(bytes)),
         _ => Held::Garbage(bytes),
     }
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_be_bytes(number)
 }
 
 fn length(body: &[u8]) -> [u8; LENGTH_BYTES] {
@@ -193,32 +243,35 @@ mod tests {
     #[test]
     fn what_was_encoded_is_read_back() {
         for expected in [Some(representation()), None] {
-            let bytes = encode(expected.as_ref(), Duration::from_micros(3), Duration::from_secs(60));
+            let bytes = encode(5, expected.as_ref(), Duration::from_micros(3), Duration::from_secs(60));
             let Held::Entry(entry) = decode(Some(bytes.clone())) else { panic!("{bytes:?}") };
             assert!(entry.ttl() <= Duration::from_secs(60) && entry.ttl() > Duration::from_secs(50));
             assert!(bytes.starts_with(&entry.head()));
+            assert_eq!(entry.tag(), 5);
             assert_eq!(entry.into_representation(), expected);
         }
-        assert_eq!(decode(Some(lease(&token()))), Held::Lease);
+        let lease = Lease::new(5);
+        assert_eq!(lease.tag(), 5);
+        assert_eq!(decode(Some(lease.bytes().clone())), Held::Lease(lease));
         assert_eq!(decode(None), Held::Empty);
     }
 
     #[test]
     fn two_fills_of_the_same_representation_differ() {
-        let fill = || encode(Some(&representation()), Duration::ZERO, Duration::from_secs(60));
+        let fill = || encode(5, Some(&representation()), Duration::ZERO, Duration::from_secs(60));
         assert_ne!(fill(), fill());
     }
 
     #[test]
     fn another_format_is_not_garbage() {
-        let mut bytes = encode(Some(&representation()), Duration::ZERO, Duration::from_secs(60)).to_vec();
+        let mut bytes = encode(5, Some(&representation()), Duration::ZERO, Duration::from_secs(60)).to_vec();
         bytes[1] = FORMAT + 1;
         assert_eq!(decode(Some(bytes.into())), Held::OtherFormat);
     }
 
     #[test]
     fn a_value_that_was_cut_or_added_to_is_garbage() {
-        let bytes = encode(Some(&representation()), Duration::ZERO, Duration::from_secs(60));
+        let bytes = encode(5, Some(&representation()), Duration::ZERO, Duration::from_secs(60));
         let longer = [&bytes[..], b"x"].concat();
         for changed in (2..bytes.len()).map(|len| bytes.slice(..len)).chain([longer.into()]) {
             assert_eq!(decode(Some(changed.clone())), Held::Garbage(changed));

@@ -7,7 +7,6 @@ mod connection;
 pub(crate) mod entry;
 pub(crate) mod near;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,27 +14,27 @@ use actix_web::web::Bytes;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{Script, cmd, pipe};
-use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use self::connection::{Redis, channel};
-use self::entry::{Held, Token};
+use self::entry::{Held, Lease, Token};
 use crate::config::CacheSettings;
+use crate::metrics::CacheMetrics;
 
 pub use self::connection::CacheError;
 pub use self::entry::Representation;
 pub use self::near::Near;
 
+/// How the protocol's keys and channels begin: its edition. Editions with different beginnings do not see each other.
+pub const EDITION: &str = "2:";
 /// How long a lease holds: longer than a load may take with the default time-outs (2 s).
 const LEASE: Duration = Duration::from_secs(3);
-/// How long a barrier stands: longer than a COMMIT may take.
+/// How long a barrier stands, unless it is extended: longer than a COMMIT usually takes.
 pub const BARRIER: Duration = Duration::from_secs(10);
-/// How many keys of writes that Redis could not be told of are remembered at most: 20 MB of memory.
-const UNTOLD_MAX: usize = 100_000;
-/// How many of these keys one round trip purges: a script of 100 keys is short beside the time-out.
-const TOLD_AT_ONCE: usize = 100;
-/// How often they are retried. Each reconnect retries too; this is for a Redis that refuses writes and stays connected.
-const TELL_INTERVAL: Duration = Duration::from_millis(250);
+/// How long Redis may take longer for barriers than readers would wait, before it counts as unusable.
+const SLOW: Duration = Duration::from_secs(1);
+/// How many barriers must have been late within that time. A few may be late because this process was.
+const SLOW_CALLS: u32 = 4;
 
 /// A handle to Redis; clones share its connections.
 #[derive(Clone)]
@@ -43,14 +42,23 @@ pub struct Cache(Arc<Inner>);
 
 struct Inner {
     redis: Arc<Redis>,
+    timeout: Duration,
     channel: String,
     replace: Script,
     remove: Script,
+    extend: Script,
     unbarrier: Script,
-    /// The keys of writes that Redis could not be told of.
-    untold: Mutex<HashSet<String>>,
-    /// Notified when Redis is connected and `untold` can be sent.
-    connected: Notify,
+    metrics: CacheMetrics,
+    /// Barriers that took longer than the time-out, without a faster one in between.
+    slow: Mutex<Option<Slow>>,
+}
+
+/// When the first and the last of several slow calls were.
+#[derive(Debug, Clone, Copy)]
+struct Slow {
+    first: Instant,
+    last: Instant,
+    calls: u32,
 }
 
 /// A copy that is to be stored.
@@ -59,7 +67,7 @@ pub struct Fill<'a> {
     /// The Redis key.
     pub key: &'a str,
     /// What must be there now: a lease, or the head of an entry.
-    pub expected: &'a [u8],
+    pub expected: Bytes,
     /// The entry.
     pub bytes: Bytes,
     /// How long the entry is to live.
@@ -70,15 +78,17 @@ pub struct Fill<'a> {
 #[derive(Debug)]
 pub struct Barriers {
     keys: Vec<String>,
-    /// The token, and when it was sent; none if Redis did not confirm it.
-    raised: Option<(Token, Instant)>,
+    token: Token,
+    sent: Instant,
+    /// The Redis process that has confirmed them.
+    pub process: Arc<str>,
 }
 
 impl Barriers {
-    /// How long ago they were sent; none if they may not stand.
+    /// How long ago they were sent.
     #[must_use]
-    pub fn age(&self) -> Option<Duration> {
-        self.raised.map(|(_, sent)| sent.elapsed())
+    pub fn age(&self) -> Duration {
+        self.sent.elapsed()
     }
 }
 
@@ -87,37 +97,60 @@ impl Cache {
     ///
     /// # Errors
     /// A URL that Redis' client cannot use.
-    pub fn start(settings: &CacheSettings) -> Result<Self, Box<dyn std::error::Error>> {
+    pub fn start(
+        settings: &CacheSettings,
+        metrics: CacheMetrics,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
         let cache = Self(Arc::new(Inner {
             redis: Arc::new(Redis::new(settings)?),
+            timeout: settings.timeout,
             channel: channel(settings)?,
             replace: Script::new(include_str!("replace.lua")),
             remove: Script::new(include_str!("remove.lua")),
+            extend: Script::new(include_str!("extend.lua")),
             unbarrier: Script::new(include_str!("unbarrier.lua")),
-            untold: Mutex::new(HashSet::new()),
-            connected: Notify::new(),
+            metrics,
+            slow: Mutex::new(None),
         }));
-        let keeper = cache.clone();
-        tokio::spawn(async move { keeper.0.redis.keep_connected(&keeper.0.connected).await });
-        tokio::spawn(cache.clone().keep_telling());
+        tokio::spawn(cache.0.redis.clone().keep_connected());
         Ok(cache)
     }
 
-    /// What `key` holds; if that is nothing, `lease` from now on.
+    /// Which Redis process is connected now.
+    #[must_use]
+    pub fn process(&self) -> Option<Arc<str>> {
+        self.0.redis.process()
+    }
+
+    /// Whether Redis takes a write in time now, and which process does.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn probe(&self) -> Result<Arc<str>, CacheError> {
+        let process = self.process().ok_or(CacheError::BreakerOpen)?;
+        let mut command = cmd("SET");
+        command.arg([EDITION, "probe"].concat()).arg("").arg("PX").arg(BARRIER.as_millis() as u64);
+        let ask = |mut connection| async move { command.query_async::<()>(&mut connection).await };
+        self.0.redis.call(&process, ask).await.map(|()| process)
+    }
+
+    /// What `key` holds in the Redis process `granted`; if that is nothing, `lease` from now on.
     ///
     /// # Errors
     /// [`CacheError`]; a value of the wrong type is no error, but garbage.
-    pub async fn get_or_lease(&self, key: &str, lease: &[u8]) -> Result<Held, CacheError> {
+    pub async fn get_or_lease(&self, granted: &str, key: &str, lease: &Lease) -> Result<Held, CacheError> {
         let mut command = cmd("SET");
-        command.arg(key).arg(lease).arg("NX").arg("GET").arg("PX").arg(LEASE.as_millis() as u64);
-        match held(
-            self.0
-                .redis
-                .call(|mut connection| async move { command.query_async(&mut connection).await })
-                .await,
-        ) {
+        command
+            .arg(key)
+            .arg(lease.bytes().as_ref())
+            .arg("NX")
+            .arg("GET")
+            .arg("PX")
+            .arg(LEASE.as_millis() as u64);
+        let ask = |mut connection| async move { command.query_async(&mut connection).await };
+        match held(self.0.redis.call(granted, ask).await) {
             // A Redis that is full refuses the lease, but may have a copy.
-            Err(CacheError::Failed(error)) if error.contains("OOM") => match self.get(key).await {
+            Err(CacheError::Failed(error)) if error.contains("OOM") => match self.get(granted, key).await {
                 Ok(Held::Empty) => Err(CacheError::Failed(error)),
                 found => found,
             },
@@ -125,15 +158,26 @@ impl Cache {
         }
     }
 
-    async fn get(&self, key: &str) -> Result<Held, CacheError> {
+    async fn get(&self, granted: &str, key: &str) -> Result<Held, CacheError> {
         let mut command = cmd("GET");
         command.arg(key);
-        held(
-            self.0
-                .redis
-                .call(|mut connection| async move { command.query_async(&mut connection).await })
-                .await,
-        )
+        let ask = |mut connection| async move { command.query_async(&mut connection).await };
+        held(self.0.redis.call(granted, ask).await)
+    }
+
+    /// Puts `lease` where `key` holds an entry or a lease that begins with `stale`. Returns whether it did.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn take_over(
+        &self,
+        granted: &str,
+        key: &str,
+        stale: &Bytes,
+        lease: &Lease,
+    ) -> Result<bool, CacheError> {
+        let fill = Fill { key, expected: stale.clone(), bytes: lease.bytes().clone(), ttl: LEASE };
+        Ok(self.replace(granted, &[fill]).await?.contains(&true))
     }
 
     /// Stores each of `fills` whose key still holds what it expects there, in one round trip. Returns for each whether
@@ -141,27 +185,33 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError`]; some may have been stored.
-    pub async fn replace(&self, fills: &[Fill<'_>]) -> Result<Vec<bool>, CacheError> {
+    pub async fn replace(&self, granted: &str, fills: &[Fill<'_>]) -> Result<Vec<bool>, CacheError> {
         let mut call = self.0.replace.prepare_invoke();
         for fill in fills {
             call.key(fill.key);
-            call.arg(fill.expected).arg(fill.bytes.as_ref()).arg(fill.ttl.as_millis() as u64);
+            call.arg(fill.expected.as_ref()).arg(fill.bytes.as_ref()).arg(fill.ttl.as_millis() as u64);
         }
-        self.0.redis.call(|mut connection| async move { call.invoke_async(&mut connection).await }).await
+        let ask = |mut connection| async move { call.invoke_async(&mut connection).await };
+        self.0.redis.call(granted, ask).await
     }
 
     /// Removes `key` if it holds exactly `expected`, or something that is no string.
     ///
     /// # Errors
     /// [`CacheError`]
-    pub async fn remove(&self, key: &str, expected: &[u8]) -> Result<bool, CacheError> {
+    pub async fn remove(&self, granted: &str, key: &str, expected: &[u8]) -> Result<bool, CacheError> {
         let mut call = self.0.remove.key(key);
         call.arg(expected);
-        self.0.redis.call(|mut connection| async move { call.invoke_async(&mut connection).await }).await
+        let ask = |mut connection| async move { call.invoke_async(&mut connection).await };
+        self.0.redis.call(granted, ask).await
     }
 
     /// Raises barriers at `keys`, over whatever is there, and then publishes the keys, in one round trip.
-    pub async fn raise_barriers(&self, keys: Vec<String>) -> Barriers {
+    ///
+    /// # Errors
+    /// [`CacheError`]: also if Redis has been slow for so long that it would keep every writer waiting.
+    pub async fn raise_barriers(&self, keys: Vec<String>) -> Result<Barriers, CacheError> {
+        let start = Instant::now();
         let attempt = |mut connection: MultiplexedConnection| {
             // New for each attempt: an attempt that was given up may arrive late, over another writer's barrier, and
             // must not be taken for the one that was confirmed.
@@ -178,96 +228,87 @@ impl Cache {
             }
             async move { commands.query_async::<()>(&mut connection).await.map(|()| (token, sent)) }
         };
-        let raised = self.0.redis.call_or_connect(attempt).await;
-        if let Err(error) = &raised {
-            log::warn!("barriers could not be raised: {error:?}");
+        let ((token, sent), process) = self.0.redis.call_or_connect(attempt).await?;
+        self.count("raised", keys.len());
+        let barriers = Barriers { keys, token, sent, process };
+        if self.has_become_slow(start) {
+            return Err(CacheError::Timeout);
         }
-        Barriers { keys, raised: raised.ok() }
+        Ok(barriers)
     }
 
-    /// Removes `barriers`, and any copy found in place of one. Returns whether all were still there.
-    ///
-    /// Barriers that Redis did not confirm are not looked for: one of them may have arrived late, over another
-    /// writer's.
+    /// Notes how long barriers have taken that were sent at `start`. Returns whether Redis has been slow for so long that
+    /// it would keep every writer waiting.
+    fn has_become_slow(&self, start: Instant) -> bool {
+        let now = Instant::now();
+        let mut slow = self.0.slow.lock();
+        let lasting = slow.filter(|slow| now.duration_since(slow.last) < SLOW);
+        let lasting = lasting.unwrap_or(Slow { first: start, last: now, calls: 0 });
+        let is_late = now.duration_since(start) > self.0.timeout;
+        *slow = is_late.then_some(Slow { last: now, calls: lasting.calls + 1, ..lasting });
+        let is_slow =
+            slow.is_some_and(|slow| slow.calls >= SLOW_CALLS && now.duration_since(slow.first) > SLOW);
+        if is_slow {
+            *slow = None;
+        }
+        is_slow
+    }
+
+    /// Lets `barriers` live as long as new ones, and raises those that were lost.
     ///
     /// # Errors
     /// [`CacheError`]
-    pub async fn lower_barriers(&self, barriers: &Barriers) -> Result<bool, CacheError> {
-        match &barriers.raised {
-            Some((token, _)) => self.unbarrier(&barriers.keys, &entry::barrier(token)).await,
-            None => self.unbarrier(&barriers.keys, b"").await,
+    pub async fn extend_barriers(&self, barriers: &Barriers) -> Result<(), CacheError> {
+        let mut call = self.0.extend.prepare_invoke();
+        for key in &barriers.keys {
+            call.key(key);
         }
+        call.arg(entry::barrier(&barriers.token).as_ref()).arg(BARRIER.as_millis() as u64);
+        let call = &call;
+        let ask = |mut connection| async move { call.invoke_async(&mut connection).await };
+        let (lost, _): (usize, _) = self.0.redis.call_or_connect(ask).await?;
+        self.count("lost", lost);
+        self.count("extended", barriers.keys.len());
+        Ok(())
     }
 
-    /// Deletes what is cached at `keys`, except barriers, and publishes the keys to the near caches.
+    /// Removes `barriers`, and any copy found in place of one.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn lower_barriers(&self, barriers: &Barriers) -> Result<(), CacheError> {
+        let barrier = entry::barrier(&barriers.token);
+        let stood = self.unbarrier(&barriers.keys, &barrier, "").await?;
+        self.count("lost", barriers.keys.len().saturating_sub(stood));
+        Ok(())
+    }
+
+    /// Deletes what is cached at `keys`, except barriers, and publishes the keys to the near caches. When this returns, no
+    /// near copy of them is left.
     ///
     /// # Errors
     /// [`CacheError`]
     pub async fn purge(&self, keys: &[String]) -> Result<(), CacheError> {
-        self.unbarrier(keys, b"").await.map(drop)
+        self.unbarrier(keys, b"", &self.0.channel).await?;
+        sleep(near::PROOF_LIFE + near::PROOF_MARGIN).await;
+        Ok(())
     }
 
-    async fn unbarrier(&self, keys: &[String], barrier: &[u8]) -> Result<bool, CacheError> {
+    /// Returns how many barriers stood.
+    async fn unbarrier(&self, keys: &[String], barrier: &[u8], channel: &str) -> Result<usize, CacheError> {
         let mut call = self.0.unbarrier.prepare_invoke();
         for key in keys {
             call.key(key);
         }
-        call.arg(barrier).arg(&self.0.channel);
+        call.arg(barrier).arg(channel);
         let call = &call;
-        let stood: usize = self
-            .0
-            .redis
-            .call_or_connect(|mut connection| async move { call.invoke_async(&mut connection).await })
-            .await?;
-        Ok(stood == keys.len())
+        let ask = |mut connection| async move { call.invoke_async(&mut connection).await };
+        self.0.redis.call_or_connect(ask).await.map(|(stood, _)| stood)
     }
 
-    /// Remembers the keys of a write that Redis could not be told of, and purges them when Redis takes writes again.
-    pub fn remember_untold(&self, barriers: Barriers) {
-        self.remember(barriers.keys);
-    }
-
-    fn remember(&self, keys: Vec<String>) {
-        let mut untold = self.0.untold.lock();
-        for key in keys {
-            if untold.len() >= UNTOLD_MAX {
-                log::error!(
-                    "too many writes that Redis was not told of: copies of some may live to their TTL"
-                );
-                return;
-            }
-            untold.insert(key);
-        }
-    }
-
-    /// Purges the remembered keys as soon as Redis takes writes. Never returns.
-    async fn keep_telling(self) {
-        loop {
-            // Whether connected or timed out: it is time to try.
-            let _ = timeout(TELL_INTERVAL, self.0.connected.notified()).await;
-            let mut told = 0;
-            loop {
-                // Taken out first: a key whose next write cannot be told meanwhile is put in anew, and stays.
-                let some: Vec<String> = {
-                    let mut untold = self.0.untold.lock();
-                    let some: Vec<String> = untold.iter().take(TOLD_AT_ONCE).cloned().collect();
-                    for key in &some {
-                        untold.remove(key);
-                    }
-                    some
-                };
-                if some.is_empty() {
-                    break;
-                }
-                if self.purge(&some).await.is_err() {
-                    self.remember(some);
-                    break;
-                }
-                told += some.len();
-            }
-            if told > 0 {
-                log::info!("Redis was told of {told} write(s) that it had missed");
-            }
+    fn count(&self, event: &str, barriers: usize) {
+        if barriers > 0 {
+            self.0.metrics.barriers.with_label_values(&[event]).inc_by(barriers as u64);
         }
     }
 }

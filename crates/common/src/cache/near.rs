@@ -5,6 +5,9 @@
 //! been received. So a copy may be used until [`PROOF_LIFE`] after the newest PING that was answered. A writer that
 //! waits as long between publishing and COMMIT knows that all copies are gone.
 //!
+//! A copy is used only under a grant of its own tag. One is stored only while the listener is connected to the Redis
+//! process that is granted: from another one it would hear nothing.
+//!
 //! The thread is blocking and does one thing after the other. It applies what it reads before it reads on, so that a
 //! removal is always done before a later PONG counts.
 
@@ -13,15 +16,16 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Entries;
 use redis::{Client, Connection, ErrorKind, RedisError, cmd, from_redis_value};
 
-use super::connection::{CONNECT_TIMEOUT, channel};
-use super::entry::Entry;
+use super::Cache;
+use super::connection::{CONNECT_TIMEOUT, channel, process};
+use super::entry::{Entry, Tag};
 use crate::config::CacheSettings;
 
 /// How long a PING that was answered proves that nothing was missed. Writers wait as long. To raise it, change the
@@ -50,6 +54,8 @@ pub struct Near {
     counts: Vec<Mutex<u64>>,
     /// When the newest answered PING was sent, in microseconds since the start; 0 is out of use.
     proof: AtomicU64,
+    /// The Redis process that the listener is connected to.
+    process: RwLock<Option<Arc<str>>>,
     start: Instant,
 }
 
@@ -77,14 +83,19 @@ impl Near {
     ///
     /// # Errors
     /// A URL that Redis' client cannot use, a thread that cannot be started.
-    pub fn start(settings: &CacheSettings, capacity: u64) -> Result<Arc<Self>, Box<dyn std::error::Error>> {
+    pub fn start(
+        settings: &CacheSettings,
+        cache: &Cache,
+        capacity: u64,
+    ) -> Result<Arc<Self>, Box<dyn std::error::Error>> {
         let client = Client::open(settings.url.expose()).map_err(|_| "REDIS_URL cannot be used")?;
         let channel = channel(settings)?;
         let near = Arc::new(Self::new(capacity));
         let listener = near.clone();
+        let cache = cache.clone();
         thread::Builder::new()
             .name("near-listener".into())
-            .spawn(move || listener.keep_listening(&client, &channel))?;
+            .spawn(move || listener.keep_listening(&client, &cache, &channel))?;
         Ok(near)
     }
 
@@ -100,14 +111,15 @@ impl Near {
             entries: Entries::with_weighter(estimate, capacity, Weight),
             counts: (0..SHARDS).map(|_| Mutex::new(0)).collect(),
             proof: AtomicU64::new(0),
+            process: RwLock::new(None),
             start: Instant::now(),
         }
     }
 
-    /// The copy for `key`, if it is proved to be current. Must be called after the request has arrived: the proof holds
-    /// for reads that began before this call.
+    /// The copy for `key` with the tag `tag`, if it is proved to be current. Must be called after the request has arrived:
+    /// the proof holds for reads that began before this call.
     #[must_use]
-    pub fn get(&self, key: &str) -> Option<Entry> {
+    pub fn get(&self, key: &str, tag: Tag) -> Option<Entry> {
         // In this order: the proof, the copy, the clock. A removal that the proof covers is seen by what follows.
         let proof = self.proof.load(Ordering::Acquire);
         if proof == 0 {
@@ -116,16 +128,18 @@ impl Near {
         let near_entry = self.entries.get(key)?;
         let now = Instant::now();
         let proved = self.at(now) < proof + PROOF_LIFE.as_micros() as u64;
-        (proved && now < near_entry.until).then_some(near_entry.entry)
+        (proved && now < near_entry.until && near_entry.entry.tag() == tag).then_some(near_entry.entry)
     }
 
-    /// A stamp for `key`, to be taken before `key` is read from Redis; none while out of use.
+    /// A stamp for `key`, to be taken before `key` is read from the Redis process `granted`. None while out of use, or
+    /// while the listener hears another process.
     #[must_use]
-    pub fn stamp(&self, key: &str) -> Option<Stamp> {
-        if self.proof.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        Some(Stamp(*self.count(key)))
+    pub fn stamp(&self, key: &str, granted: &str) -> Option<Stamp> {
+        // The count first: a break that begins after the other two were read moves it once more.
+        let count = *self.count(key);
+        let in_use =
+            self.proof.load(Ordering::Acquire) != 0 && self.process.read().as_deref() == Some(granted);
+        in_use.then_some(Stamp(count))
     }
 
     /// Keeps what Redis holds for `key`, unless `key` was invalidated since `stamp`. An absence is not kept: a register
@@ -149,6 +163,7 @@ impl Near {
     /// Goes out of use, and makes every copy and every stamp worthless.
     fn forget(&self) {
         self.proof.store(0, Ordering::Release);
+        *self.process.write() = None;
         for count in &self.counts {
             *count.lock() += 1;
         }
@@ -171,9 +186,9 @@ impl Near {
         u64::try_from(time.duration_since(self.start).as_micros()).unwrap_or(u64::MAX - 1) + 1
     }
 
-    fn keep_listening(&self, client: &Client, channel: &str) {
+    fn keep_listening(&self, client: &Client, cache: &Cache, channel: &str) {
         loop {
-            let Err(error) = self.listen(client, channel);
+            let Err(error) = self.listen(client, cache, channel);
             self.forget();
             log::debug!("the near cache is out of use: {error}");
             thread::sleep(RECONNECT_INTERVAL);
@@ -182,15 +197,21 @@ impl Near {
 
     /// Listens until the connection fails. Not with a client that reconnects by itself: it would not show what was
     /// missed meanwhile.
-    fn listen(&self, client: &Client, channel: &str) -> Result<Infallible, RedisError> {
+    fn listen(&self, client: &Client, cache: &Cache, channel: &str) -> Result<Infallible, Failure> {
         let mut connection = client.get_connection_with_timeout(CONNECT_TIMEOUT)?;
         connection.set_read_timeout(Some(REPLY_TIMEOUT))?;
         connection.set_write_timeout(Some(REPLY_TIMEOUT))?;
+        let process: Arc<str> = process(&cmd("INFO").query(&mut connection)?)?.into();
         connection.send_packed_command(&cmd("SUBSCRIBE").arg(channel).get_packed_command())?;
         while Message::read(&mut connection)? != Message::Subscribed {}
         // What was read from Redis before the subscription was not watched.
         self.forget();
+        *self.process.write() = Some(process.clone());
         loop {
+            // The cache's connections are watched for a server that has become another. This one cannot ask.
+            if cache.process().is_some_and(|now| now != process) {
+                return Err("another Redis answers now".into());
+            }
             let sent = self.now();
             connection.send_packed_command(&cmd("PING").get_packed_command())?;
             loop {
@@ -201,10 +222,15 @@ impl Near {
                 }
             }
             self.proof.store(sent, Ordering::Release);
+            let age = Duration::from_micros(self.now().saturating_sub(sent));
+            let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(age);
+            cache.0.metrics.near_proof.set(began.as_secs_f64());
             thread::sleep(PING_INTERVAL);
         }
     }
 }
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// A message on the listener's connection.
 #[derive(Debug, PartialEq, Eq)]
@@ -231,67 +257,87 @@ mod tests {
     use super::*;
     use crate::cache::entry::{Held, Representation, decode, encode};
 
+    const TAG: Tag = 7;
+    const PROCESS: &str = "run history";
+
     fn entry(ttl: Duration) -> Entry {
         let answer = Representation { etag: [0; 16], body: "{}".into() };
-        let Held::Entry(entry) = decode(Some(encode(Some(&answer), Duration::ZERO, ttl))) else { panic!() };
+        let Held::Entry(entry) = decode(Some(encode(TAG, Some(&answer), Duration::ZERO, ttl))) else {
+            panic!()
+        };
         entry
     }
 
     /// In use, as if a PING had just been answered.
     fn proved() -> Near {
         let near = Near::new(1 << 20);
+        *near.process.write() = Some(PROCESS.into());
         near.proof.store(near.now(), Ordering::Release);
         near
     }
 
     #[test]
+    fn a_copy_of_another_grant_is_not_used() {
+        let near = proved();
+        near.put("a", near.stamp("a", PROCESS), &entry(Duration::from_secs(60)));
+        assert_eq!(near.get("a", TAG + 1), None);
+        assert!(near.get("a", TAG).is_some());
+    }
+
+    #[test]
+    fn a_copy_is_kept_only_if_the_listener_hears_the_granted_process() {
+        assert_eq!(proved().stamp("a", "another process"), None);
+    }
+
+    #[test]
     fn a_copy_is_kept_unless_its_key_was_invalidated_since_the_stamp() {
         let (near, minute) = (proved(), entry(Duration::from_secs(60)));
-        let stamp = near.stamp("a");
+        let stamp = near.stamp("a", PROCESS);
         near.put("a", stamp, &minute);
-        assert_eq!(near.get("a"), Some(minute.clone()));
+        assert_eq!(near.get("a", TAG), Some(minute.clone()));
         near.invalidate("a");
-        assert_eq!(near.get("a"), None);
+        assert_eq!(near.get("a", TAG), None);
         near.put("a", stamp, &minute);
-        assert_eq!(near.get("a"), None);
+        assert_eq!(near.get("a", TAG), None);
     }
 
     #[test]
     fn an_old_proof_proves_nothing() {
         let near = proved();
-        near.put("a", near.stamp("a"), &entry(Duration::from_secs(60)));
+        near.put("a", near.stamp("a", PROCESS), &entry(Duration::from_secs(60)));
         near.proof.store(1, Ordering::Release);
         thread::sleep(PROOF_LIFE);
-        assert_eq!(near.get("a"), None);
+        assert_eq!(near.get("a", TAG), None);
     }
 
     #[test]
     fn a_break_makes_copies_and_stamps_worthless() {
         let (near, minute) = (proved(), entry(Duration::from_secs(60)));
-        let stamp = near.stamp("b");
-        near.put("a", near.stamp("a"), &minute);
+        let stamp = near.stamp("b", PROCESS);
+        near.put("a", near.stamp("a", PROCESS), &minute);
         near.forget();
-        assert_eq!(near.stamp("a"), None, "no stamp while out of use");
+        assert_eq!(near.stamp("a", PROCESS), None, "no stamp while out of use");
         near.proof.store(near.now(), Ordering::Release);
         near.put("b", stamp, &minute);
-        assert_eq!((near.get("a"), near.get("b")), (None, None));
+        assert_eq!((near.get("a", TAG), near.get("b", TAG)), (None, None));
     }
 
     #[test]
     fn a_copy_does_not_outlive_its_entry_in_redis() {
         let near = proved();
-        near.put("a", near.stamp("a"), &entry(Duration::ZERO));
-        assert_eq!(near.get("a"), None);
+        near.put("a", near.stamp("a", PROCESS), &entry(Duration::ZERO));
+        assert_eq!(near.get("a", TAG), None);
     }
 
     #[test]
     fn an_absence_is_not_kept() {
         let near = proved();
-        let Held::Entry(absent) = decode(Some(encode(None, Duration::ZERO, Duration::from_secs(60)))) else {
+        let Held::Entry(absent) = decode(Some(encode(TAG, None, Duration::ZERO, Duration::from_secs(60))))
+        else {
             panic!()
         };
-        near.put("a", near.stamp("a"), &absent);
-        assert_eq!(near.get("a"), None);
+        near.put("a", near.stamp("a", PROCESS), &absent);
+        assert_eq!(near.get("a", TAG), None);
     }
 
     #[test]
@@ -299,7 +345,7 @@ mod tests {
         let near = proved();
         for number in 0..10_000 {
             let key = format!("key {number}");
-            near.put(&key, near.stamp(&key), &entry(Duration::from_secs(60)));
+            near.put(&key, near.stamp(&key, PROCESS), &entry(Duration::from_secs(60)));
         }
         assert!(near.entries.weight() <= 1 << 20, "{}", near.entries.weight());
     }

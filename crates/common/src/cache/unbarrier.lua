@@ -1,16 +1,15 @@
 -- Removes the barrier ARGV[1] from each key, or any value there that is no barrier; another writer's barrier stays.
--- Where ours was not there, a copy may have been taken meanwhile: the key is published once more on the channel ARGV[2].
--- Returns how many barriers were there.
+-- If there is a channel ARGV[2], the keys are published on it. Returns how many barriers were there.
 local stood = 0
 for _, key in ipairs(KEYS) do
   local held = redis.pcall('GET', key)
   if held == ARGV[1] then
     redis.call('DEL', key)
     stood = stood + 1
-  else
-    if type(held) ~= 'string' or #held ~= 17 or string.sub(held, 1, 1) ~= 'B' then
-      redis.call('DEL', key)
-    end
+  elseif type(held) ~= 'string' or #held ~= 17 or string.sub(held, 1, 1) ~= 'B' then
+    redis.call('DEL', key)
+  end
+  if ARGV[2] ~= '' then
     redis.call('PUBLISH', ARGV[2], key)
   end
 end

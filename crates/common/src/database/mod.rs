@@ -8,8 +8,14 @@
 //! time-outs are set; but no request waits with it, and no more threads than the connections get stuck.
 
 mod batch;
+mod expression;
+mod grant;
+mod grant_row;
+mod granter;
+mod look;
 mod migrations;
 mod monitor;
+mod outcome;
 mod pending;
 mod queue;
 pub(crate) mod schema;
@@ -29,12 +35,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout_at;
 
 pub use self::batch::{Batch, Batcher};
+pub use self::expression::RowIsClear;
+pub use self::grant::{Grants, Waited};
+pub use self::grant_row::{Reason, purge_all, read as read_grant};
+use self::granter::Granter;
+pub use self::granter::Offer;
 pub use self::migrations::{Schema, run_once};
 use self::monitor::Monitor;
 pub use self::monitor::Status;
+pub use self::outcome::Outcome;
 pub use self::pending::{Late, Pending};
 use self::queue::{Job, WorkQueue};
-pub use self::session::{Seen, Written};
+pub use self::session::Seen;
 use self::session::{Session, Setup};
 use self::url::connection_url;
 use crate::config::DatabaseSettings;
@@ -48,7 +60,7 @@ pub struct Database {
     quarter: usize,
     /// A permit for each request that may hold a connection for long.
     turns: Arc<Semaphore>,
-    /// A permit for each request that waits for a turn.
+    /// A permit for each request that waits for a turn, or for the cache.
     places: Arc<Semaphore>,
     timeout: Duration,
     monitor: Arc<Monitor>,
@@ -76,10 +88,12 @@ impl Database {
             let thread = thread::Builder::new().name(format!("database-{number}"));
             thread.spawn(move || work(session, &queue, &metrics))?;
         }
-        let monitor = Arc::new(Monitor::new());
+        let grants = Grants::new(settings.without_postgres);
+        let monitor = Arc::new(Monitor::new(schema, grants, metrics.grant.clone()));
+        let granter = Granter::new(settings.grant_life, metrics.grant.clone());
         let watching = monitor.clone();
         let thread = thread::Builder::new().name("database-monitor".into());
-        thread.spawn(move || watching.watch(&url, schema))?;
+        thread.spawn(move || watching.watch(&url, granter))?;
         let quarter = (settings.connections / 4).max(1);
         Ok(Self {
             queue,
@@ -96,6 +110,65 @@ impl Database {
     #[must_use]
     pub fn status(&self) -> Status {
         self.monitor.status()
+    }
+
+    /// Whether PostgreSQL can be read, or was read before; if not, why.
+    ///
+    /// # Errors
+    /// What to tell an operator.
+    pub fn is_readable(&self) -> Result<(), &'static str> {
+        match self.status() {
+            Status::Ready | Status::Away => Ok(()),
+            Status::Starting if self.monitor.is_standby() => {
+                Err("DATABASE_URL leads to a standby, which may lack what the primary has acknowledged.")
+            }
+            Status::Starting => Err("The service waits for PostgreSQL and its schema."),
+        }
+    }
+
+    /// Whether PostgreSQL takes writes now; if not, why.
+    ///
+    /// # Errors
+    /// What to tell an operator.
+    pub fn is_writable(&self) -> Result<(), &'static str> {
+        self.is_readable()?;
+        if self.status() == Status::Away {
+            return Err("PostgreSQL is away.");
+        }
+        if self.monitor.is_read_only() {
+            return Err("PostgreSQL is read-only.");
+        }
+        if self.grants().known().is_none() {
+            return Err("The service waits to know which Redis may be used.");
+        }
+        Ok(())
+    }
+
+    /// What is known of the grant.
+    #[must_use]
+    pub fn grants(&self) -> &Grants {
+        &self.monitor.grants
+    }
+
+    /// Has the grant of `epoch` suspended, as soon as PostgreSQL can be asked.
+    pub fn suspend(&self, epoch: i64, reason: Reason) {
+        self.monitor.suspend(epoch, reason);
+    }
+
+    /// Looks at the grant at once, and lets no write begin under that of `tag`, which is over.
+    pub fn look_beyond(&self, tag: u64) {
+        self.monitor.look_beyond(tag);
+    }
+
+    /// Offers a Redis process for the grant, or none.
+    pub fn offer(&self, offer: Option<Offer>) {
+        self.monitor.offer(offer);
+    }
+
+    /// Waits until `transaction` has ended, however long that takes. It began, or went on, while the newest look was in the
+    /// monitor's session `session` with the same server; none if that is not known.
+    pub async fn outcome(&self, transaction: String, session: Option<u64>) -> Outcome {
+        self.monitor.outcome(transaction, session).await.unwrap_or(Outcome::Ended)
     }
 
     /// How long a request may take.
@@ -130,6 +203,20 @@ impl Database {
             Ok(Ok(turn)) => Ok(turn),
             Ok(Err(_)) | Err(_) => Err(self.too_late()),
         }
+    }
+
+    /// Waits until `deadline` for the moment when a write may begin: Redis is granted, or no reader uses it any more.
+    /// Returns whether that took time.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] at once if too many requests wait, [`Error::Unavailable`] at `deadline`.
+    pub async fn writable(&self, deadline: Instant) -> Result<Waited, Error> {
+        if self.grants().is_writable() {
+            return Ok(Waited::No);
+        }
+        let Ok(_place) = self.places.try_acquire() else { return Err(self.refuse()) };
+        let _waiting = Counted::new(&self.metrics.waiting);
+        self.grants().writable(deadline).await
     }
 
     fn ensure_available(&self) -> Result<(), Error> {
@@ -186,16 +273,19 @@ impl Database {
     /// Queues a transaction: `change`, which may be run a second time if the connection was lost under it, then
     /// `before_commit` with its result, which may still refuse, then COMMIT.
     ///
-    /// Its result is [`Error::OutcomeUnknown`] when the connection is lost during COMMIT.
+    /// Its result is [`Error::OutcomeUnknown`] if COMMIT fails in a way that leaves that open.
     ///
     /// # Errors
-    /// [`Error::Overloaded`] when the queue is full, [`Error::Unavailable`] when PostgreSQL is away.
-    pub fn write<T: Send + 'static, B: Send + 'static>(
+    /// [`Error::Overloaded`] when the queue is full, [`Error::Unavailable`] when PostgreSQL is away or read-only.
+    pub fn write<T: Send + 'static>(
         &self,
         deadline: Instant,
         change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>> + Send + 'static,
-        before_commit: impl FnOnce(&T) -> Result<B, Error> + Send + 'static,
-    ) -> Result<Pending<Written<T, B>>, Error> {
+        before_commit: impl FnOnce(&mut PgConnection, &T) -> Result<(), Error> + Send + 'static,
+    ) -> Result<Pending<Result<T, Error>>, Error> {
+        if self.monitor.is_read_only() {
+            return Err(Error::Unavailable("PostgreSQL is read-only".into()));
+        }
         self.enqueue(deadline, move |session, deadline, may_commit| {
             session.write(deadline, may_commit, change, before_commit)
         })

@@ -1,14 +1,24 @@
-//! Whether PostgreSQL can be used. A thread watches it, on a connection of its own.
+//! The monitor: a thread that looks at PostgreSQL four times a second, on a connection of its own.
+//!
+//! Each look says whether PostgreSQL can be used, and shows the grant (`grant.rs`). The same thread does what must not
+//! wait for a busy connection: it changes the grant for user-svc, and asks what has become of transactions.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use diesel::connection::SimpleConnection;
-use diesel::{Connection, PgConnection};
+use diesel::PgConnection;
+use diesel::QueryResult;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
+use super::grant::{Grant, Grants};
+use super::grant_row::Reason;
+use super::granter::{Granter, Offer};
+use super::look::{Failure, Watched, is_refusal};
 use super::migrations::Schema;
-use crate::error::CommandResult;
+use super::outcome::{Outcome, Question};
+use crate::metrics::GrantMetrics;
 
 /// How often the monitor queries PostgreSQL: a failure is noticed before most requests have waited for long.
 const MONITOR_INTERVAL: Duration = Duration::from_millis(250);
@@ -16,7 +26,6 @@ const MONITOR_INTERVAL: Duration = Duration::from_millis(250);
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many reasons are logged during one outage at most: a server that comes up has a few, a loop has no end.
 const REASONS: usize = 8;
-
 /// Whether PostgreSQL can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
@@ -29,19 +38,48 @@ pub enum Status {
 }
 
 /// Watches PostgreSQL on a connection of its own, so that busy worker threads do not look like an absent server.
-#[derive(Debug)]
 pub struct Monitor {
     start: Instant,
+    schema: Schema,
+    /// What is known of the grant.
+    pub grants: Grants,
+    metrics: GrantMetrics,
     /// Whether PostgreSQL was ready before.
     was_ready: AtomicBool,
     /// Milliseconds from `start` to the end of the newest query that succeeded, plus one; 0 after one that failed.
     seen: AtomicU64,
+    read_only: AtomicBool,
+    standby: AtomicBool,
+    /// The number of the monitor's connection; a new one is another session of the server.
+    session: AtomicU64,
+    orders: Mutex<Orders>,
+    thread: Mutex<Option<Thread>>,
+}
+
+/// What the thread is to do beside looking.
+#[derive(Default)]
+struct Orders {
+    suspend: Option<(i64, Reason)>,
+    offer: Option<Offer>,
+    questions: Vec<Question>,
 }
 
 impl Monitor {
     /// A monitor that has seen nothing yet.
-    pub fn new() -> Self {
-        Self { start: Instant::now(), was_ready: AtomicBool::new(false), seen: AtomicU64::new(0) }
+    pub fn new(schema: Schema, grants: Grants, metrics: GrantMetrics) -> Self {
+        Self {
+            start: Instant::now(),
+            schema,
+            grants,
+            metrics,
+            was_ready: AtomicBool::new(false),
+            seen: AtomicU64::new(0),
+            read_only: AtomicBool::new(false),
+            standby: AtomicBool::new(false),
+            session: AtomicU64::new(0),
+            orders: Mutex::default(),
+            thread: Mutex::new(None),
+        }
     }
 
     fn now(&self) -> u64 {
@@ -59,20 +97,85 @@ impl Monitor {
         if seen != 0 && self.now().saturating_sub(seen) <= bound { Status::Ready } else { Status::Away }
     }
 
-    /// Watches PostgreSQL at `url`. Never returns.
-    pub fn watch(&self, url: &str, schema: Schema) {
+    /// Whether it takes no writes.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    /// Whether the newest look met a standby, which is not used.
+    pub fn is_standby(&self) -> bool {
+        self.standby.load(Ordering::Acquire)
+    }
+
+    /// The number of the monitor's session.
+    fn session(&self) -> u64 {
+        self.session.load(Ordering::Acquire)
+    }
+
+    /// Has the grant of `epoch` suspended, as soon as PostgreSQL can be asked.
+    pub fn suspend(&self, epoch: i64, reason: Reason) {
+        self.orders.lock().suspend = Some((epoch, reason));
+        self.wake();
+    }
+
+    /// Looks again at once, and lets no write begin under the grant of `tag`, which is over.
+    pub fn look_beyond(&self, tag: u64) {
+        self.grants.doubt(tag);
+        self.wake();
+    }
+
+    /// Offers a Redis process for the grant, or none.
+    pub fn offer(&self, offer: Option<Offer>) {
+        let mut orders = self.orders.lock();
+        let first = orders.offer.is_none() && offer.is_some();
+        orders.offer = offer;
+        drop(orders);
+        if first {
+            self.wake();
+        }
+    }
+
+    /// What becomes of `transaction`, which was under way in the monitor's session `session` with the same server: sent when
+    /// it has ended.
+    pub fn outcome(&self, transaction: String, session: Option<u64>) -> oneshot::Receiver<Outcome> {
+        let (answer, outcome) = oneshot::channel();
+        self.orders.lock().questions.push(Question { transaction, session, answer });
+        self.wake();
+        outcome
+    }
+
+    fn wake(&self) {
+        if let Some(thread) = &*self.thread.lock() {
+            thread.unpark();
+        }
+    }
+
+    /// Watches PostgreSQL at `url`, and changes the grant by `granter` if this is user-svc. Never returns.
+    pub fn watch(&self, url: &str, mut granter: Granter) {
+        *self.thread.lock() = Some(thread::current());
         // The reasons that were logged; several, since a server that comes up refuses in several ways in turn.
         let mut logged: Vec<String> = Vec::new();
         let mut failures = 0;
+        let mut watched = None;
         loop {
-            let reason = match self.watch_connection(url, schema) {
-                Ok(()) => {
+            let was_connected = watched.is_some();
+            let asked = Instant::now();
+            let reason = match self.look(&mut watched, url, asked, &mut granter) {
+                Ok(Looked::Unchanged) => {
                     logged.clear();
                     failures = 0;
-                    continue; // the connection is lost; the next attempt shows whether the server is
+                    thread::park_timeout(MONITOR_INTERVAL);
+                    continue;
                 }
+                Ok(Looked::Changed) => continue,
                 Err(error) => error.to_string(),
             };
+            if was_connected {
+                continue; // the connection is lost; the next attempt shows whether the server is
+            }
+            if is_refusal(&reason) {
+                self.grants.refused(asked);
+            }
             // One failure may be the monitor's own: its connection was reset while it was made, or another client took the
             // last one.
             failures += 1;
@@ -87,21 +190,106 @@ impl Monitor {
         }
     }
 
-    /// Connects, prepares the schema the first time, and queries until the connection is lost.
-    fn watch_connection(&self, url: &str, schema: Schema) -> CommandResult {
-        let mut connection = PgConnection::establish(url)?;
-        if !self.was_ready.load(Ordering::Acquire) {
-            schema.prepare(&mut connection)?;
+    /// Looks once, connecting first if there is no connection, and does what is to be done.
+    fn look(
+        &self,
+        watched: &mut Option<Watched>,
+        url: &str,
+        asked: Instant,
+        granter: &mut Granter,
+    ) -> Result<Looked, Failure> {
+        let mut current = match watched.take() {
+            Some(watched) => watched,
+            None => self.connect(url)?,
+        };
+        let look = current.look()?;
+        self.standby.store(look.standby, Ordering::Release);
+        if look.standby {
+            self.metrics.standbys.inc();
+            return Err("the server is a standby, which may lack what the primary has acknowledged".into());
         }
-        connection.batch_execute("SELECT 1")?;
-        log::info!("PostgreSQL is there");
-        loop {
-            self.seen.store(self.now(), Ordering::Release);
-            self.was_ready.store(true, Ordering::Release);
-            thread::sleep(MONITOR_INTERVAL);
-            if connection.batch_execute("SELECT 1").is_err() {
-                return Ok(());
-            }
+        let is_read_only = look.read_only;
+        self.read_only.store(is_read_only, Ordering::Release);
+        self.learn(look.into_grant(), asked);
+        if self.status() != Status::Ready {
+            log::info!("PostgreSQL is there");
+        }
+        self.seen.store(self.now(), Ordering::Release);
+        self.was_ready.store(true, Ordering::Release);
+        self.answer(&mut current.connection)?;
+        let looked = match self.schema {
+            // The connection would stay so when the database no longer is: the next look needs a new one.
+            Schema::Migrate if is_read_only => return Ok(Looked::Unchanged),
+            Schema::Migrate => self.change(&mut current.connection, granter)?,
+            Schema::Await => Looked::Unchanged,
+        };
+        *watched = Some(current);
+        Ok(looked)
+    }
+
+    /// Connects, and prepares the schema the first time.
+    fn connect(&self, url: &str) -> Result<Watched, Failure> {
+        let schema = if self.was_ready.load(Ordering::Acquire) { None } else { Some(self.schema) };
+        let watched = Watched::connect(url, schema, MONITOR_TIMEOUT)?;
+        self.session.fetch_add(1, Ordering::AcqRel);
+        Ok(watched)
+    }
+
+    fn learn(&self, grant: Option<Grant>, asked: Instant) {
+        let before = self.grants.known();
+        let is_granted = grant.as_ref().is_some_and(|grant| grant.redis.is_some());
+        self.grants.learn(grant, asked, self.session());
+        self.metrics.suspended.set(i64::from(!is_granted));
+        let Some(after) = self.grants.known() else { return };
+        if before.as_ref().is_some_and(|before| before.grant.epoch == after.grant.epoch) {
+            return;
+        }
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.metrics.since.set(i64::try_from(since).unwrap_or(i64::MAX));
+        if !is_granted {
+            log::warn!("the cache is suspended: reads use PostgreSQL");
+        } else if before.is_some() {
+            log::info!("the cache is granted again, under a new epoch");
         }
     }
+
+    /// Sends the outcome of each transaction that was asked for and has ended.
+    fn answer(&self, connection: &mut PgConnection) -> QueryResult<()> {
+        let questions = std::mem::take(&mut self.orders.lock().questions);
+        let mut lost = Ok(());
+        for question in questions {
+            let outcome = if lost.is_ok() { question.ask(connection, self.session()) } else { Ok(None) };
+            if let Ok(Some(outcome)) = outcome {
+                // Its write may have been given up.
+                let _ = question.answer.send(outcome);
+            } else {
+                self.orders.lock().questions.push(question);
+                lost = lost.and(outcome.map(drop));
+            }
+        }
+        lost
+    }
+
+    /// Changes the grant if a writer has ordered it, or if it must be changed.
+    fn change(&self, connection: &mut PgConnection, granter: &mut Granter) -> QueryResult<Looked> {
+        let (order, offer) = {
+            let orders = self.orders.lock();
+            (orders.suspend, orders.offer.clone())
+        };
+        let changed = if let Some((epoch, reason)) = order {
+            granter.suspend(connection, epoch, reason)?;
+            let mut orders = self.orders.lock();
+            orders.suspend = orders.suspend.filter(|newer| *newer != (epoch, reason));
+            true
+        } else {
+            granter.change(connection, self.grants.known(), offer)?
+        };
+        Ok(if changed { Looked::Changed } else { Looked::Unchanged })
+    }
+}
+
+/// Whether a look has changed the grant: then the next one follows at once.
+enum Looked {
+    Unchanged,
+    Changed,
 }

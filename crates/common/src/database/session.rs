@@ -1,5 +1,6 @@
 //! A worker thread's connection, checked out once and kept until it fails, and the transactions on it.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
@@ -7,12 +8,32 @@ use diesel::r2d2::{ConnectionManager, CustomizeConnection, PooledConnection};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::{PgConnection, QueryResult};
 
+use super::grant_row::GRANT_LOCK;
 use crate::config::DatabaseSettings;
 use crate::error::Error;
 
 /// The server ends a transaction of ours that does nothing for so long: its process is gone or frozen. Longer than the
 /// longest pause within a transaction, which is a step with Redis and the near wait.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
+
+/// The beginning of a transaction that writes, in one round trip. The lock is the one of `grant_row.rs`. What is read in a
+/// later statement is what was there after the lock was taken: a snapshot each is what READ COMMITTED means.
+static BEGIN: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {}; \
+         SELECT pg_advisory_xact_lock_shared({GRANT_LOCK})",
+        IDLE_IN_TRANSACTION.as_millis()
+    )
+});
+
+/// Refuses a server in recovery: it may lack what the primary has acknowledged. It cannot become one later, since a server
+/// enters recovery only as it starts.
+const NOT_A_STANDBY: &str =
+    "DO $$ BEGIN IF pg_is_in_recovery() THEN RAISE EXCEPTION 'the server is a standby'; END IF; END $$";
+
+/// An acknowledged write must survive a crash of the server, whatever the role's defaults are.
+pub const ALWAYS_DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', false) \
+     WHERE current_setting('synchronous_commit') IN ('off', 'local')";
 
 /// Where connections come from.
 pub type Pool = r2d2::Pool<ConnectionManager<PgConnection>>;
@@ -24,14 +45,6 @@ pub struct Seen<T> {
     pub value: T,
     /// When the query was sent.
     pub as_of: Instant,
-}
-
-/// How a transaction ended.
-pub struct Written<T, B> {
-    /// What the change returned, if it is committed.
-    pub result: Result<T, Error>,
-    /// What was done before COMMIT, if the transaction got that far.
-    pub before_commit: Option<B>,
 }
 
 /// A worker thread's connection.
@@ -60,36 +73,27 @@ impl Session {
 
     /// Runs a transaction: `change`, again if the connection is lost under it, then `before_commit`, then COMMIT,
     /// unless `may_commit` returns false: then no caller waits any more.
-    pub fn write<T, B>(
+    pub fn write<T>(
         &mut self,
         deadline: Instant,
         may_commit: &dyn Fn() -> bool,
         change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>>,
-        before_commit: impl FnOnce(&T) -> Result<B, Error>,
-    ) -> Written<T, B> {
-        let refused = |error| Written { result: Err(error), before_commit: None };
-        let value = match self.retry_if_lost(deadline, |connection| begin(connection, &change)) {
-            Ok(Ok(value)) => value,
-            Ok(Err(error)) | Err(error) => return refused(error),
-        };
-        let before_commit = match before_commit(&value) {
-            Ok(before_commit) => before_commit,
-            Err(error) => {
-                // If the rollback fails, nothing is committed either.
-                let _ = self.end(AnsiTransactionManager::rollback_transaction);
-                return refused(error);
-            }
-        };
-        if !may_commit() {
+        before_commit: impl FnOnce(&mut PgConnection, &T) -> Result<(), Error>,
+    ) -> Result<T, Error> {
+        let value = self.retry_if_lost(deadline, |connection| begin(connection, &change))??;
+        let prepared = before_commit(self.connection(deadline)?, &value);
+        let prepared =
+            prepared.and_then(|()| if may_commit() { Ok(()) } else { Err(Error::waited_too_long()) });
+        if let Err(error) = prepared {
+            // If the rollback fails, nothing is committed either.
             let _ = self.end(AnsiTransactionManager::rollback_transaction);
-            return Written { result: Err(Error::waited_too_long()), before_commit: Some(before_commit) };
+            return Err(error);
         }
-        let result = match self.end(AnsiTransactionManager::commit_transaction) {
+        match self.end(AnsiTransactionManager::commit_transaction) {
             Ok(()) => Ok(value),
-            Err(error) if is_lost(&error) => Err(Error::OutcomeUnknown(error.to_string())),
-            Err(error) => Err(error.into()),
-        };
-        Written { result, before_commit: Some(before_commit) }
+            Err(error) if is_undone(&error) => Err(error.into()),
+            Err(error) => Err(Error::OutcomeUnknown(error.to_string())),
+        }
     }
 
     /// Does `work`, and once more on another connection if the first was lost.
@@ -140,12 +144,17 @@ impl Session {
     }
 }
 
-/// BEGIN, then `change`; after an error or a refusal the transaction is rolled back.
+/// BEGIN, with the lock that keeps the grant from being given to another Redis meanwhile, then `change`. After an error
+/// or a refusal the transaction is rolled back.
 fn begin<T>(
     connection: &mut PgConnection,
     change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>>,
 ) -> QueryResult<Result<T, Error>> {
-    AnsiTransactionManager::begin_transaction(connection)?;
+    if let Err(error) = AnsiTransactionManager::begin_transaction_sql(connection, &BEGIN) {
+        // The lock may have failed after BEGIN. Diesel would not know of that transaction.
+        let _ = connection.batch_execute("ROLLBACK");
+        return Err(error);
+    }
     let result = change(connection);
     if !matches!(result, Ok(Ok(_))) {
         // The first error says more than the error of a rollback on a dead connection.
@@ -154,13 +163,27 @@ fn begin<T>(
     result
 }
 
-/// Whether the connection can no longer be used: closed, or to a server that has become a read-only standby.
-fn is_lost(error: &DieselError) -> bool {
+/// Whether the connection can no longer be used: closed, or made while the database was read-only.
+pub fn is_lost(error: &DieselError) -> bool {
     use DatabaseErrorKind::{ClosedConnection, ReadOnlyTransaction, UnableToSendCommand};
     matches!(
         error,
         DieselError::DatabaseError(ClosedConnection | ReadOnlyTransaction | UnableToSendCommand, _)
             | DieselError::BrokenTransactionManager
+    )
+}
+
+/// Whether an error of COMMIT says that nothing was changed. After any other one it may have been.
+fn is_undone(error: &DieselError) -> bool {
+    use DatabaseErrorKind::{
+        CheckViolation, ForeignKeyViolation, NotNullViolation, SerializationFailure, UniqueViolation,
+    };
+    matches!(
+        error,
+        DieselError::DatabaseError(
+            CheckViolation | ForeignKeyViolation | NotNullViolation | SerializationFailure | UniqueViolation,
+            _
+        )
     )
 }
 
@@ -171,14 +194,14 @@ pub struct Setup(String);
 impl Setup {
     /// Sets the server's own limits, from `settings`, and lets it plan each statement once. All our statements go by the
     /// primary key, so no other plan is ever better. By default, with few keys in a batch, the server would plan anew
-    /// each time, which takes a fifth of its time; and a plan made while the table was empty might read all rows.
+    /// each time, which takes a fifth of its time; and a plan made while the table was empty might read all rows. No
+    /// statement is worth being compiled.
     pub fn of(settings: &DatabaseSettings) -> Self {
         Self(format!(
-            "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
-             SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off",
+            "{NOT_A_STANDBY}; {ALWAYS_DURABLE}; SET statement_timeout = {}; SET lock_timeout = {}; \
+             SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off",
             settings.statement_timeout.as_millis(),
             settings.lock_timeout.as_millis(),
-            IDLE_IN_TRANSACTION.as_millis(),
         ))
     }
 }

@@ -114,7 +114,7 @@ kinds! {
         "Send `Content-Type: application/json`, without a Content-Encoding.";
     UNAVAILABLE = SERVICE_UNAVAILABLE [Read Create Replace Delete]
         "unavailable" "The service cannot answer now":
-        "A store that the request needs is away or too slow. The request changed nothing. Try again after the seconds in Retry-After.";
+        "A store that the request needs is away or too slow, or a write would have to wait too long until no copy of what it changes is left. The request changed nothing. Try again after the seconds in Retry-After.";
     NOT_READY = SERVICE_UNAVAILABLE [Ready]
         "not-ready" "The service is not ready":
         "It is starting or stopping, or its database is away.";
@@ -143,7 +143,7 @@ impl Error {
             Self::BodyTimeout => &BODY_TIMEOUT,
             Self::BodyTooLarge => &BODY_TOO_LARGE,
             Self::UnsupportedMediaType(_) => &UNSUPPORTED_MEDIA_TYPE,
-            Self::Unavailable(_) => &UNAVAILABLE,
+            Self::Unavailable(_) | Self::Suspended => &UNAVAILABLE,
             Self::NotReady(_) => &NOT_READY,
             Self::Overloaded => &OVERLOADED,
             Self::OutcomeUnknown(_) => &OUTCOME_UNKNOWN,

@@ -56,6 +56,9 @@ impl<T: CacheAside, V: Send + Sync + 'static> Creations<T, V> {
     /// # Errors
     /// [`Error::AlreadyExists`] if there was one before, and as [`Repository::write`].
     pub async fn create(&self, key: T::Key, value: V) -> Result<(), Error> {
+        // Here, so that each waits for its own time and not for its batch's.
+        let database = &self.repository.0.database;
+        database.writable(database.deadline()).await?;
         let serve = || {
             tokio::spawn(self.clone().serve());
         };
@@ -153,6 +156,6 @@ impl<K: Clone + Eq + Hash> Progress<K> {
 }
 
 /// What a transaction that has inserted `keys` has changed. If all keys were taken there is nothing to commit.
-fn changed<K>(keys: Vec<K>) -> Result<((), Vec<K>), Error> {
-    if keys.is_empty() { Err(Error::AlreadyExists) } else { Ok(((), keys)) }
+fn changed<K>(keys: Vec<K>) -> Result<Vec<K>, Error> {
+    if keys.is_empty() { Err(Error::AlreadyExists) } else { Ok(keys) }
 }

@@ -5,17 +5,22 @@
 //! says why the protocol is right, with a diagram of each flow; this is the protocol itself.
 //!
 //! PostgreSQL is the truth. Redis holds copies, and so does the near cache. The promise: once a write is acknowledged,
-//! no read that starts later returns what was before it. Three things keep it:
+//! no read that starts later returns what was before it. Four things keep it:
 //!
+//! - the **grant**: PostgreSQL says which Redis process may be used, and under which epoch. A reader uses copies only
+//!   under a grant that it has just looked at. A writer that cannot reach that process suspends the grant, and waits
+//!   until no reader can still use it;
 //! - a **lease** (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013): a reader that finds nothing puts a
 //!   random token at the key before it loads, and its copy is stored only if the token is still there;
 //! - a **barrier**: a writer puts another mark over whatever is at the key, after it has the row's lock and before
-//!   COMMIT, and removes it before it acknowledges. While the barrier stands, readers use PostgreSQL and store
-//!   nothing. If the writer dies, the barrier outlives its transaction;
+//!   COMMIT, and removes it when the outcome is known. While the barrier stands, readers use PostgreSQL and store
+//!   nothing. A row that a transaction under way has locked is not stored either, barrier or not. An insert has no row
+//!   to lock, so it is acknowledged after its barrier is removed;
 //! - a **wait**: near copies may be used for 50 ms (`near::PROOF_LIFE`) after a proof that nothing was missed. A writer
 //!   that changes what replicas may hold waits as long between publishing the key and COMMIT.
 
 mod creations;
+mod offer;
 mod read;
 mod singleflight;
 mod write;
@@ -25,17 +30,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::{PgConnection, QueryResult};
-use prometheus::{IntCounter, IntCounterVec};
+use prometheus::IntCounter;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 pub use self::creations::Creations;
+pub use self::offer::keep_offering;
 use self::read::{FillTarget, LoadResult};
 use self::singleflight::SingleFlight;
-pub use self::write::{Changed, Effect};
+pub use self::write::{Changes, Effect};
 use crate::cache::{Cache, CacheError, Near, Representation};
 use crate::config::CacheSettings;
 use crate::database::{Batcher, Database};
+use crate::metrics::CacheMetrics;
 
 /// How many reads may wait for Redis at least, however short the line for PostgreSQL is: a short line must not refuse
 /// hits, which take Redis a few microseconds each.
@@ -48,14 +55,16 @@ pub trait CacheAside: Send + Sync + 'static {
     /// A row.
     type Record;
 
-    /// The Redis key of `key`: a prefix, and the key within braces (a cluster hash tag).
+    /// The Redis key of `key`: [`crate::cache::EDITION`], the entity's name, and the key within braces (a cluster hash
+    /// tag).
     fn cache_key(key: &Self::Key) -> String;
 
-    /// Loads those of `keys` that exist, in any order. Only from the primary, and outside of any older snapshot.
+    /// Loads those of `keys` that exist, in any order, each with whether its row is clear: the value of
+    /// [`crate::database::RowIsClear`] in the same statement. Outside of any older snapshot.
     ///
     /// # Errors
     /// The database's.
-    fn load(connection: &mut PgConnection, keys: &[&Self::Key]) -> QueryResult<Vec<Self::Record>>;
+    fn load(connection: &mut PgConnection, keys: &[&Self::Key]) -> QueryResult<Vec<(Self::Record, bool)>>;
 
     /// The key of `record`.
     fn key(record: &Self::Record) -> &Self::Key;
@@ -85,6 +94,8 @@ pub enum CacheStatus {
     },
     /// Loaded and not stored, since another request is loading or writing.
     Bypass,
+    /// Loaded; no Redis may be used now, or none that this process reaches.
+    Suspended,
     /// Loaded; Redis did not reply in time.
     Timeout,
     /// Loaded; Redis failed.
@@ -104,6 +115,7 @@ impl CacheStatus {
             Self::Collapsed => "collapsed",
             Self::Fresh { .. } => "forced",
             Self::Bypass => "bypass",
+            Self::Suspended => "suspended",
             Self::Timeout => "timeout",
             Self::Error => "error",
             Self::BreakerOpen => "breaker_open",
@@ -117,6 +129,7 @@ impl From<CacheError> for CacheStatus {
             CacheError::Timeout => Self::Timeout,
             CacheError::Failed(_) => Self::Error,
             CacheError::BreakerOpen => Self::BreakerOpen,
+            CacheError::NotGranted => Self::Suspended,
         }
     }
 }
@@ -147,15 +160,14 @@ struct Inner<T: CacheAside> {
     loads: Batcher<T::Key, Option<FillTarget>, LoadResult>,
     cache: Cache,
     near: Arc<Near>,
-    /// Reads through Redis that requests share.
+    /// Reads that requests share: of a copy, and of the row itself. An early refresh is one of the second kind.
     reads: SingleFlight<Found>,
-    /// Early refreshes, of which one a key is enough.
-    refreshes: SingleFlight<Found>,
+    fresh_reads: SingleFlight<Found>,
     /// A permit for each read that waits for Redis.
     reads_waiting: Semaphore,
     settings: CacheSettings,
-    requests: IntCounterVec,
-    /// The counter of `requests` that is used most.
+    metrics: CacheMetrics,
+    /// The counter of requests that is used most.
     near_hits: IntCounter,
     runtime: Handle,
 }
@@ -168,15 +180,14 @@ impl<T: CacheAside> Clone for Repository<T> {
 }
 
 impl<T: CacheAside> Repository<T> {
-    /// A repository over `database`, `cache` and `near`; `requests` counts reads by [`CacheStatus::label`]. Must be
-    /// called within a runtime.
+    /// A repository over `database`, `cache` and `near`. Must be called within a runtime.
     #[must_use]
     pub fn new(
         database: Database,
         cache: Cache,
         near: Arc<Near>,
         settings: &CacheSettings,
-        requests: IntCounterVec,
+        metrics: CacheMetrics,
     ) -> Self {
         let inner = Inner {
             loads: Batcher::new(database.clone()),
@@ -185,10 +196,10 @@ impl<T: CacheAside> Repository<T> {
             cache,
             near,
             reads: SingleFlight::default(),
-            refreshes: SingleFlight::default(),
+            fresh_reads: SingleFlight::default(),
             settings: settings.clone(),
-            near_hits: requests.with_label_values(&[CacheStatus::NearHit(Duration::ZERO).label()]),
-            requests,
+            near_hits: metrics.requests.with_label_values(&[CacheStatus::NearHit(Duration::ZERO).label()]),
+            metrics,
             runtime: Handle::current(),
         };
         Self(Arc::new(inner))

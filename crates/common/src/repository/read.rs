@@ -8,9 +8,9 @@ use actix_web::web::Bytes;
 use diesel::PgConnection;
 use tokio::time::{sleep, timeout_at};
 
-use super::singleflight::{Role, Shared};
+use super::singleflight::{Role, Shared, SingleFlight};
 use super::{CacheAside, CacheStatus, Found, Freshness, Repository};
-use crate::cache::entry::{self, Entry, Held};
+use crate::cache::entry::{self, Entry, Held, Lease, Tag};
 use crate::cache::{CacheError, Fill, Representation};
 use crate::database::{Batch, Seen};
 use crate::error::Error;
@@ -21,10 +21,20 @@ const LEASE_WAIT: Duration = Duration::from_millis(20);
 const JITTER: f64 = 0.1;
 
 /// Where a loaded copy is stored.
+#[derive(Clone)]
 pub struct FillTarget {
     cache_key: String,
-    /// What must still be there: a lease, or the head of an entry.
-    expected: Bytes,
+    /// The Redis process that is granted.
+    process: Arc<str>,
+    /// What must still be there, and the tag of the copy: that of what it takes the place of, not of the time of the fill.
+    place: Place,
+}
+
+/// What a loaded copy takes the place of.
+#[derive(Clone)]
+enum Place {
+    Lease(Lease),
+    Entry(Entry),
 }
 
 /// The result of a load.
@@ -32,12 +42,22 @@ pub struct LoadResult {
     answer: Option<Representation>,
     /// When the query was sent.
     as_of: Instant,
-    /// Whether the copy was stored.
-    stored: bool,
+    stored: Stored,
+}
+
+/// What has become of a loaded copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    Yes,
+    No,
+    /// A transaction under way has locked the row. It may have been acknowledged before the copy could be removed.
+    NotClear,
 }
 
 /// Keys that are loaded together.
 type Loads<T> = Batch<<T as CacheAside>::Key, Option<FillTarget>, LoadResult>;
+/// Loaded rows, each with whether it is clear.
+type Rows<T> = HashMap<<T as CacheAside>::Key, (Representation, bool)>;
 
 impl<T: CacheAside> Repository<T> {
     /// Finds the record of `key`.
@@ -47,15 +67,14 @@ impl<T: CacheAside> Repository<T> {
     /// by one time-out at most.
     pub async fn find(&self, key: &T::Key, freshness: Freshness) -> Result<Found, Error> {
         let cache_key = T::cache_key(key);
+        if freshness == Freshness::Any
+            && let Some(found) = self.near_copy(key, &cache_key)
+        {
+            return Ok(found);
+        }
         // Boxed: most requests end at the near copy, and need not carry the rest.
-        let found = match freshness {
-            Freshness::Any => match self.near_copy(key, &cache_key) {
-                Some(found) => return Ok(found),
-                None => Box::pin(self.find_copy(key, cache_key)).await,
-            },
-            Freshness::Fresh => Box::pin(self.find_fresh(key, cache_key)).await,
-        }?;
-        self.0.requests.with_label_values(&[found.status.label()]).inc();
+        let found = Box::pin(self.find_shared(key, cache_key, freshness)).await?;
+        self.0.metrics.requests.with_label_values(&[found.status.label()]).inc();
         Ok(found)
     }
 
@@ -67,7 +86,8 @@ impl<T: CacheAside> Repository<T> {
     }
 
     fn near_copy(&self, key: &T::Key, cache_key: &str) -> Option<Found> {
-        let entry = self.0.near.get(cache_key)?;
+        let tag = self.0.database.grants().tag()?;
+        let entry = self.0.near.get(cache_key, tag)?;
         let ttl = entry.ttl();
         self.0.near_hits.inc();
         self.refresh_if_due(key, cache_key, &entry, ttl);
@@ -75,71 +95,105 @@ impl<T: CacheAside> Repository<T> {
     }
 
     /// Reads Redis, or loads. All requests that arrived before the question was sent share the result.
-    async fn find_copy(&self, key: &T::Key, cache_key: String) -> Result<Found, Error> {
+    async fn find_shared(
+        &self,
+        key: &T::Key,
+        cache_key: String,
+        freshness: Freshness,
+    ) -> Result<Found, Error> {
         // Taken a little after the request arrived. That can only share less, never answer something too old.
         let arrival = Instant::now();
-        let read = || self.clone().read_through(key.clone(), cache_key.clone());
+        let reads = self.reads(freshness);
+        let read = || self.clone().read_through(key.clone(), cache_key.clone(), freshness);
         // A read has deadlines of its own. A request that joins a second one gets no more time for it.
-        let mut call = self.0.reads.join(&cache_key, read).await;
+        let mut call = reads.join(&cache_key, read).await;
         loop {
             let (role, shared) = call;
             let mut found = shared.result?;
             if role == Role::Leader {
                 return Ok(found);
             }
-            // A load that read before this request arrived may not contain a write that was already acknowledged.
+            // What was read before this request arrived may not contain a write that was already acknowledged.
             if shared.as_of >= arrival {
                 if let CacheStatus::Miss { .. } = found.status {
                     found.status = CacheStatus::Collapsed;
                 }
                 return Ok(found);
             }
-            let next = self.0.reads.join(&cache_key, read);
+            let next = reads.join(&cache_key, read);
             let deadline = arrival + self.0.database.timeout();
             call = timeout_at(deadline.into(), next).await.map_err(|_| Error::waited_too_long())?;
         }
     }
 
+    fn reads(&self, freshness: Freshness) -> &SingleFlight<Found> {
+        match freshness {
+            Freshness::Any => &self.0.reads,
+            Freshness::Fresh => &self.0.fresh_reads,
+        }
+    }
+
     /// Takes a copy from Redis, or the lease; then loads, and fills. If another reader has the lease, this one waits a
-    /// little for its copy, and loads without filling if there is none.
-    async fn read_through(self, key: T::Key, cache_key: String) -> Shared<Found> {
+    /// little for its copy, and loads without filling if there is none. A fresh read loads whatever copies there are.
+    async fn read_through(self, key: T::Key, cache_key: String, freshness: Freshness) -> Shared<Found> {
         let mut waited = false;
         loop {
             let as_of = Instant::now();
+            // After all requests that share this have arrived, and again after each wait.
+            let Some((grant, process)) = self.0.database.grants().current() else {
+                return self.load_only(&key, CacheStatus::Suspended).await;
+            };
             // Before Redis is asked: an invalidation that comes later makes the reply unfit for the near cache.
-            let stamp = self.0.near.stamp(&cache_key);
-            let lease = entry::lease(&entry::token());
-            let held = match self.copy_or_lease(&cache_key, &lease).await {
+            let stamp = self.0.near.stamp(&cache_key, &process);
+            let lease = Lease::new(grant.tag);
+            let held = match self.copy_or_lease(&process, &cache_key, &lease).await {
                 Ok(held) => held,
                 // This request was admitted and has waited for another's load. Do not refuse it now; load without
                 // filling.
                 Err(_) if waited => return self.load_only(&key, CacheStatus::Bypass).await,
                 Err(error) => return Shared { result: Err(error), as_of },
             };
-            match held {
-                Ok(Held::Entry(entry)) => {
+            if let Ok(held) = &held
+                && let Some(stale) = held.left_behind(grant.tag)
+            {
+                self.0.metrics.refused.inc();
+                return match self.0.cache.take_over(&process, &cache_key, &stale, &lease).await {
+                    Ok(true) => {
+                        let target = FillTarget { cache_key, process, place: Place::Lease(lease) };
+                        self.load_and_fill(&key, target, freshness).await
+                    }
+                    Ok(false) => self.load_only(&key, CacheStatus::Bypass).await,
+                    Err(error) => self.load_only(&key, error.into()).await,
+                };
+            }
+            let place = match held {
+                Ok(Held::Entry(entry)) if freshness == Freshness::Any => {
                     let ttl = entry.ttl();
                     self.0.near.put(&cache_key, stamp, &entry);
                     self.refresh_if_due(&key, &cache_key, &entry, ttl);
                     let found = Found { status: CacheStatus::Hit(ttl), answer: entry.into_representation() };
                     return Shared { result: Ok(found), as_of };
                 }
-                Ok(Held::Empty) => return self.load_and_fill(&key, &cache_key, lease, Freshness::Any).await,
+                Ok(Held::Entry(entry)) => Place::Entry(entry),
+                Ok(Held::Empty) => Place::Lease(lease),
                 // One wait: a load takes a few milliseconds, and a lease whose owner died is not worth more.
-                Ok(Held::Lease) if !waited => {
+                Ok(Held::Lease(_)) if freshness == Freshness::Any && !waited => {
                     waited = true;
                     sleep(LEASE_WAIT.mul_f64(rand::random_range(1.0..2.0))).await;
+                    continue;
                 }
-                Ok(Held::Garbage(bytes)) => match self.0.cache.remove(&cache_key, &bytes).await {
-                    Ok(true) => {}
+                Ok(Held::Garbage(bytes)) => match self.0.cache.remove(&process, &cache_key, &bytes).await {
+                    Ok(true) => continue,
                     Ok(false) => return self.load_only(&key, CacheStatus::Bypass).await,
                     Err(error) => return self.load_only(&key, error.into()).await,
                 },
-                Ok(Held::Lease | Held::Barrier | Held::OtherFormat) => {
+                Ok(Held::Lease(_) | Held::Barrier | Held::OtherFormat) => {
                     return self.load_only(&key, CacheStatus::Bypass).await;
                 }
                 Err(error) => return self.load_only(&key, error.into()).await,
-            }
+            };
+            let target = FillTarget { cache_key, process, place };
+            return self.load_and_fill(&key, target, freshness).await;
         }
     }
 
@@ -148,42 +202,17 @@ impl<T: CacheAside> Repository<T> {
     ///
     /// # Errors
     /// [`Error::Overloaded`], at once.
-    async fn copy_or_lease(&self, cache_key: &str, lease: &[u8]) -> Result<Result<Held, CacheError>, Error> {
+    async fn copy_or_lease(
+        &self,
+        process: &str,
+        cache_key: &str,
+        lease: &Lease,
+    ) -> Result<Result<Held, CacheError>, Error> {
         let Ok(_permit) = self.0.reads_waiting.try_acquire() else {
-            self.0.requests.with_label_values(&["refused"]).inc();
+            self.0.metrics.requests.with_label_values(&["refused"]).inc();
             return Err(Error::Overloaded);
         };
-        Ok(self.0.cache.get_or_lease(cache_key, lease).await)
-    }
-
-    /// Reads the row, whatever copies there are, and refills the cache.
-    async fn find_fresh(&self, key: &T::Key, cache_key: String) -> Result<Found, Error> {
-        let this = self.clone();
-        let key = key.clone();
-        // A task of its own: a client that hangs up leaves no lease behind.
-        let task = tokio::spawn(async move {
-            // The row is read only after Redis' reply. So what Redis holds now, if it is still there at the fill, was
-            // not overtaken by a write in between.
-            let lease = entry::lease(&entry::token());
-            let mut held = match this.copy_or_lease(&cache_key, &lease).await {
-                Ok(held) => held,
-                Err(error) => return Shared { result: Err(error), as_of: Instant::now() },
-            };
-            if let Ok(Held::Garbage(bytes)) = &held {
-                held = match this.0.cache.remove(&cache_key, bytes).await {
-                    Ok(_) => this.0.cache.get_or_lease(&cache_key, &lease).await,
-                    Err(error) => Err(error),
-                };
-            }
-            let expected = match held {
-                Ok(Held::Empty) => lease,
-                Ok(Held::Entry(entry)) => entry.head(),
-                Ok(_) => return this.load_only(&key, CacheStatus::Bypass).await,
-                Err(error) => return this.load_only(&key, error.into()).await,
-            };
-            this.load_and_fill(&key, &cache_key, expected, Freshness::Fresh).await
-        });
-        task.await.map_err(|panic| Error::Internal(panic.to_string()))?.result
+        Ok(self.0.cache.get_or_lease(process, cache_key, lease).await)
     }
 
     /// Early refresh: near its end, an entry is loaded anew by one of the requests that read it. It stays visible
@@ -195,48 +224,40 @@ impl<T: CacheAside> Repository<T> {
         let this = self.clone();
         let key = key.clone();
         let cache_key = cache_key.to_owned();
-        let head = entry.head();
+        // No request waits for it; shared, since a second refresh of the key at the same time is one too many.
         tokio::spawn(async move {
-            let load = || {
-                let this = this.clone();
-                let cache_key = cache_key.clone();
-                async move { this.load_and_fill(&key, &cache_key, head, Freshness::Fresh).await }
-            };
-            // No request waits for it; shared, since a second refresh of the key at the same time is one too many.
-            this.0.refreshes.join(&cache_key, load).await;
+            let read = || this.clone().read_through(key.clone(), cache_key.clone(), Freshness::Fresh);
+            this.0.fresh_reads.join(&cache_key, read).await;
         });
     }
 
-    /// Loads, and answers whether or not the copy could be stored: it is, where `expected` is still there.
-    async fn load_and_fill(
-        &self,
-        key: &T::Key,
-        cache_key: &str,
-        expected: Bytes,
-        freshness: Freshness,
-    ) -> Shared<Found> {
+    /// Loads, and answers whether or not the copy could be stored: it is, where `target` is still as it was.
+    async fn load_and_fill(&self, key: &T::Key, target: FillTarget, freshness: Freshness) -> Shared<Found> {
         let start = Instant::now();
-        let target = FillTarget { cache_key: cache_key.to_owned(), expected: expected.clone() };
-        match self.load(key, Some(target)).await {
+        match self.load(key, Some(target.clone())).await {
             Ok(LoadResult { answer, as_of, stored }) => {
-                let status = match freshness {
-                    Freshness::Any => CacheStatus::Miss { stored },
-                    Freshness::Fresh => CacheStatus::Fresh { stored },
+                let status = match (stored, freshness) {
+                    (Stored::NotClear, _) => CacheStatus::Bypass,
+                    (_, Freshness::Any) => CacheStatus::Miss { stored: stored == Stored::Yes },
+                    (_, Freshness::Fresh) => CacheStatus::Fresh { stored: stored == Stored::Yes },
                 };
                 if status == (CacheStatus::Fresh { stored: true }) {
-                    self.0.near.invalidate(cache_key);
+                    self.0.near.invalidate(&target.cache_key);
                 }
                 Shared { result: Ok(Found { answer, status }), as_of }
             }
             Err(error) => {
-                // Gives the lease back; if Redis cannot be reached, it expires. A refresh passes only an entry's head,
-                // which `remove` never equals, so the old entry stays.
-                let this = self.clone();
-                let cache_key = cache_key.to_owned();
-                tokio::spawn(async move { this.0.cache.remove(&cache_key, &expected).await });
+                self.give_back(target);
                 Shared { result: Err(error), as_of: start }
             }
         }
+    }
+
+    /// Removes a lease that will not be filled; if Redis cannot be reached, it expires. An entry stays.
+    fn give_back(&self, target: FillTarget) {
+        let FillTarget { cache_key, process, place: Place::Lease(lease) } = target else { return };
+        let this = self.clone();
+        tokio::spawn(async move { this.0.cache.remove(&process, &cache_key, lease.bytes()).await });
     }
 
     async fn load_only(&self, key: &T::Key, status: CacheStatus) -> Shared<Found> {
@@ -264,8 +285,11 @@ impl<T: CacheAside> Repository<T> {
                 if keys.is_empty() {
                     return Ok(HashMap::new()); // another worker's batch has taken them
                 }
-                let records = T::load(connection, &keys)?;
-                Ok(records.iter().map(|record| (T::key(record).clone(), T::encode(record))).collect())
+                let rows = T::load(connection, &keys)?;
+                let row = |(record, clear): &(T::Record, bool)| {
+                    (T::key(record).clone(), (T::encode(record), *clear))
+                };
+                Ok(rows.iter().map(row).collect())
             };
             match self.0.database.read(batch.deadline, query).await {
                 // The next query need not wait for Redis.
@@ -283,30 +307,67 @@ impl<T: CacheAside> Repository<T> {
 
     /// Stores the copies of a batch, in one round trip, and resolves its waiters. Loaded rows are not put in the near
     /// cache: most are not read again within its five seconds.
-    async fn fill(self, batch: Arc<Loads<T>>, seen: Seen<HashMap<T::Key, Representation>>) {
+    async fn fill(self, batch: Arc<Loads<T>>, seen: Seen<Rows<T>>) {
         let as_of = seen.as_of;
         let load_time = as_of.elapsed();
         let mut filling = Vec::new();
         let mut fills = Vec::new();
         for waiter in batch.waiters() {
-            let answer = seen.value.get(&waiter.key).cloned();
-            let Some(target) = &waiter.value else {
-                waiter.resolve(Ok(LoadResult { answer, as_of, stored: false }));
+            let row = seen.value.get(&waiter.key);
+            let answer = row.map(|(answer, _)| answer.clone());
+            let is_clear = row.is_none_or(|(_, clear)| *clear);
+            let Some(target) = waiter.value.as_ref().filter(|_| is_clear) else {
+                let stored = if is_clear { Stored::No } else { self.leave(&waiter.value) };
+                waiter.resolve(Ok(LoadResult { answer, as_of, stored }));
                 continue;
             };
             let ttl = if answer.is_some() { self.0.settings.ttl } else { self.0.settings.absent_ttl };
             let ttl = ttl.mul_f64(1.0 - rand::random_range(0.0..JITTER));
-            let bytes = entry::encode(answer.as_ref(), load_time, ttl);
-            fills.push(Fill { key: &target.cache_key, expected: &target.expected, bytes, ttl });
-            filling.push((waiter, answer));
+            let (tag, expected) = target.place.tag_and_expected();
+            let bytes = entry::encode(tag, answer.as_ref(), load_time, ttl);
+            fills.push(Fill { key: &target.cache_key, expected, bytes, ttl });
+            filling.push((waiter, target, answer));
         }
-        if fills.is_empty() {
-            return;
-        }
-        let stored = self.0.cache.replace(&fills).await.unwrap_or_default();
-        for (at, (waiter, answer)) in filling.into_iter().enumerate() {
+        let Some((_, first, _)) = filling.first() else { return };
+        // Other targets of the batch may be in another process, if the grant has just changed. There nothing is expected
+        // that is also here.
+        let stored = self.0.cache.replace(&first.process, &fills).await.unwrap_or_default();
+        for (at, (waiter, target, answer)) in filling.into_iter().enumerate() {
             let stored = stored.get(at).is_some_and(|stored| *stored);
+            if stored {
+                self.check(target, &answer);
+            }
+            let stored = if stored { Stored::Yes } else { Stored::No };
             waiter.resolve(Ok(LoadResult { answer, as_of, stored }));
+        }
+    }
+
+    /// Leaves a row that is not clear unstored, and its lease to others.
+    fn leave(&self, target: &Option<FillTarget>) -> Stored {
+        self.0.metrics.not_clear.inc();
+        if let Some(target) = target {
+            self.give_back(target.clone());
+        }
+        Stored::NotClear
+    }
+
+    /// Counts an entry that was wrong: `answer` has taken its place, so no write came in between, and yet they differ.
+    fn check(&self, target: &FillTarget, answer: &Option<Representation>) {
+        let Place::Entry(entry) = &target.place else { return };
+        let is_current = self.0.database.grants().tag() == Some(entry.tag());
+        if is_current && entry.etag() != answer.as_ref().map(|answer| answer.etag) {
+            self.0.metrics.incoherent.inc();
+            log::error!("an entry was wrong: was its row changed by SQL, without a purge?");
+        }
+    }
+}
+
+impl Place {
+    /// The tag that the copy gets, and what must still be there.
+    fn tag_and_expected(&self) -> (Tag, Bytes) {
+        match self {
+            Self::Lease(lease) => (lease.tag(), lease.bytes().clone()),
+            Self::Entry(entry) => (entry.tag(), entry.head()),
         }
     }
 }

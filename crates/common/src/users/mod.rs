@@ -15,7 +15,8 @@ pub use self::etag::{IfMatch, entity_tag, etag, matches_any};
 pub use self::model::{Info, NewInfo, NewUser, User, UserName};
 pub use self::queries::{delete, insert, replace};
 pub use self::request::PathName;
-use crate::cache::Representation;
+use crate::cache::{EDITION, Representation};
+use crate::database::RowIsClear;
 use crate::database::schema::users;
 use crate::repository::{CacheAside, Creations, Repository};
 
@@ -31,12 +32,13 @@ impl CacheAside for User {
     type Record = Self;
 
     fn cache_key(name: &UserName) -> String {
-        ["user:{", name.as_str(), "}"].concat()
+        [EDITION, "user:{", name.as_str(), "}"].concat()
     }
 
-    fn load(connection: &mut PgConnection, names: &[&UserName]) -> QueryResult<Vec<Self>> {
+    fn load(connection: &mut PgConnection, names: &[&UserName]) -> QueryResult<Vec<(Self, bool)>> {
         let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
-        users::table.filter(users::name.eq_any(names)).select(Self::as_select()).load(connection)
+        let users = users::table.filter(users::name.eq_any(names));
+        users.select((Self::as_select(), RowIsClear)).load(connection)
     }
 
     fn key(user: &Self) -> &UserName {

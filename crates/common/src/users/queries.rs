@@ -7,16 +7,16 @@ use super::etag::{IfMatch, etag};
 use super::model::{Info, User, UserName};
 use crate::database::schema::users;
 use crate::error::Error;
-use crate::repository;
+use crate::repository::Changes;
 
-/// What a write returns to the repository: the keys that it has changed, or why it refuses.
-pub type Changed = QueryResult<Result<repository::Changed<User, ()>, Error>>;
+/// What a write returns to the repository: the names that it has changed, or why it refuses.
+pub type Changed = QueryResult<Result<Changes<User>, Error>>;
 
 /// Inserts the users whose names are free, and returns those names. Waits for other transactions that write one.
 ///
 /// # Errors
 /// The database's.
-pub fn insert(connection: &mut PgConnection, users: &[(&UserName, &Info)]) -> QueryResult<Vec<UserName>> {
+pub fn insert(connection: &mut PgConnection, users: &[(&UserName, &Info)]) -> QueryResult<Changes<User>> {
     // Sorted: two transactions that insert the same names in different orders would wait for each other.
     let mut users = users.to_vec();
     users.sort_unstable_by_key(|(name, _)| *name);
@@ -48,7 +48,7 @@ pub fn replace(connection: &mut PgConnection, name: &UserName, info: &Info, cond
     }
     let change = (users::info.eq(info.as_str()), users::updated_at.eq(diesel::dsl::now));
     diesel::update(users::table.find(name.as_str())).set(change).execute(connection)?;
-    Ok(Ok(((), vec![name.clone()])))
+    Ok(Ok(vec![name.clone()]))
 }
 
 /// Deletes the user `name`, if the user meets `condition`.
@@ -60,7 +60,7 @@ pub fn delete(connection: &mut PgConnection, name: &UserName, condition: &IfMatc
         return Ok(Err(error));
     }
     diesel::delete(users::table.find(name.as_str())).execute(connection)?;
-    Ok(Ok(((), vec![name.clone()])))
+    Ok(Ok(vec![name.clone()]))
 }
 
 /// Locks the user's row, and checks `condition` against it.

@@ -2,7 +2,7 @@
 //!
 //! Barriers expire under such a COMMIT. Then the row lock is the barrier: a load that finds its row locked, so *not
 //! clear*, stores nothing. Hence replaces and deletes are answered at COMMIT, and send no second message when their
-//! barrier was lost. A register has no row to lock. This is the protocol's next edition, which is not built yet.
+//! barrier was lost. A register has no row to lock.
 //!
 //! What keeps the states few, and hides no fault:
 //! - *A read is one step*, and *a row from the primary is never too old*: see [`one_key`](crate::one_key).

@@ -6,8 +6,7 @@
 //! - [`sharing`]: callers of one replica that share a load;
 //! - [`near`]: a replica's near cache, its invalidation channel, and the wait of writers;
 //! - [`grant`]: which of two Redis processes may be used;
-//! - [`long_commit`]: COMMITs that take longer than a barrier lives. This and the grant are the protocol's next edition,
-//!   which is not built yet.
+//! - [`long_commit`]: COMMITs that take longer than a barrier lives.
 //!
 //! Every rule of the protocol can be switched off. The protocol passes with all of them. Without any one of them it
 //! must fail, and the tests named `..._breaks_visible` and so on assert that it does: a check that cannot fail is no

@@ -1,19 +1,22 @@
 //! The repository without a service, over real stores: with entities of the tests' own, and step by step.
 
+mod grants;
+mod note;
 mod second_entity;
 mod shared_loads;
 
 use std::time::Duration;
 
 use common::cache::{Cache, Near};
-use common::config::{CacheSettings, DatabaseSettings};
+use common::config::{CacheSettings, DatabaseSettings, WithoutPostgres};
 use common::database::{Database, Schema, Status};
 use common::metrics::Metrics;
 use common::repository::{CacheAside, Repository};
 use devstack::Stack;
 
-/// A repository as a service makes it. Must be called within a runtime.
-fn repository<T: CacheAside>(stack: &Stack) -> Repository<T> {
+/// A repository as data-svc makes it, and its database. Must be called within a runtime.
+fn repository<T: CacheAside>(stack: &Stack) -> (Repository<T>, Database) {
+    stack.grant();
     let database_settings = database_settings(stack);
     let cache_settings = cache_settings(stack);
     let metrics = Metrics::new("test").expect("valid names");
@@ -22,9 +25,9 @@ fn repository<T: CacheAside>(stack: &Stack) -> Repository<T> {
     while database.status() != Status::Ready {
         std::thread::yield_now();
     }
-    let cache = Cache::start(&cache_settings).expect("a valid URL");
-    let near = Near::start(&cache_settings, cache_settings.near_bytes).expect("a valid URL");
-    Repository::new(database, cache, near, &cache_settings, metrics.cache)
+    let cache = Cache::start(&cache_settings, metrics.cache.clone()).expect("a valid URL");
+    let near = Near::start(&cache_settings, &cache, cache_settings.near_bytes).expect("a valid URL");
+    (Repository::new(database.clone(), cache, near, &cache_settings, metrics.cache), database)
 }
 
 fn database_settings(stack: &Stack) -> DatabaseSettings {
@@ -35,6 +38,8 @@ fn database_settings(stack: &Stack) -> DatabaseSettings {
         timeout: Duration::from_secs(9),
         statement_timeout: Duration::from_secs(1),
         lock_timeout: Duration::from_millis(500),
+        grant_life: Duration::from_secs(3),
+        without_postgres: WithoutPostgres::Stop,
     }
 }
 
@@ -45,7 +50,6 @@ fn cache_settings(stack: &Stack) -> CacheSettings {
         timeout: Duration::from_secs(1),
         ttl: Duration::from_secs(60),
         absent_ttl: Duration::from_secs(10),
-        strict: false,
         near_bytes: 1 << 20,
     }
 }

@@ -1,11 +1,12 @@
 //! The repository knows nothing of users: a second entity needs its key, its load and its codec, and no more.
 
-use common::cache::Representation;
+use common::cache::{EDITION, Representation};
+use common::database::RowIsClear;
 use common::repository::{CacheAside, CacheStatus, Effect, Freshness, Repository};
 use devstack::Stack;
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{Array, Integer, Text};
+use diesel::sql_types::{Array, Bool, Integer, Text};
 
 use crate::repository;
 
@@ -16,6 +17,8 @@ struct Country {
     number: i32,
     #[diesel(sql_type = Text)]
     capital: String,
+    #[diesel(sql_type = Bool)]
+    clear: bool,
 }
 
 impl CacheAside for Country {
@@ -23,12 +26,22 @@ impl CacheAside for Country {
     type Record = Self;
 
     fn cache_key(number: &i32) -> String {
-        format!("country:{{{number}}}")
+        format!("{EDITION}country:{{{number}}}")
     }
 
-    fn load(connection: &mut PgConnection, numbers: &[&i32]) -> QueryResult<Vec<Self>> {
-        let query = sql_query("SELECT number, capital FROM countries WHERE number = ANY ($1)");
-        query.bind::<Array<Integer>, _>(numbers).load(connection)
+    fn load(connection: &mut PgConnection, numbers: &[&i32]) -> QueryResult<Vec<(Self, bool)>> {
+        let query = sql_query(format!(
+            "SELECT number, capital, {} AS clear FROM countries WHERE number = ANY ($1)",
+            RowIsClear::SQL
+        ));
+        let countries: Vec<Self> = query.bind::<Array<Integer>, _>(numbers).load(connection)?;
+        Ok(countries
+            .into_iter()
+            .map(|country| {
+                let clear = country.clear;
+                (country, clear)
+            })
+            .collect())
     }
 
     fn key(country: &Self) -> &i32 {
@@ -45,7 +58,7 @@ async fn another_entity_is_found_cached_and_replaced_by_the_same_flows() {
     let stack = Stack::shared();
     stack.sql("CREATE TABLE countries (number int PRIMARY KEY, capital text NOT NULL)");
     stack.sql("INSERT INTO countries VALUES (1, 'Bonn')");
-    let countries: Repository<Country> = repository(&stack);
+    let (countries, _): (Repository<Country>, _) = repository(&stack);
 
     // Loads are not stored until the cache is connected.
     let mut found = countries.find(&1, Freshness::Any).await.expect("found");
@@ -58,7 +71,7 @@ async fn another_entity_is_found_cached_and_replaced_by_the_same_flows() {
 
     let move_government = |connection: &mut PgConnection| {
         sql_query("UPDATE countries SET capital = 'Berlin' WHERE number = 1").execute(connection)?;
-        Ok(Ok(((), vec![1])))
+        Ok(Ok(vec![1]))
     };
     countries.write(countries.deadline(), Effect::Replace, move_government).await.expect("written");
     let found = countries.find(&1, Freshness::Any).await.expect("found");

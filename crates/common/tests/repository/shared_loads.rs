@@ -1,67 +1,15 @@
 //! Shared loads: one for all requests that arrived before it was sent, and for none that arrived later.
 
-use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
-use common::cache::Representation;
-use common::repository::{CacheAside, CacheStatus, Effect, Freshness, Repository};
+use common::repository::{CacheStatus, Effect, Freshness, Repository};
 use devstack::Stack;
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::Text;
-use parking_lot::Mutex;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::sleep;
 
+use crate::note::{self, Note};
 use crate::repository;
-
-/// A note. After its load has read the row, it waits until the test lets it go on.
-#[derive(QueryableByName)]
-struct Note {
-    #[diesel(sql_type = Text)]
-    text: String,
-}
-
-/// A load that has read the row. It goes on when this is dropped.
-type Paused = Sender<()>;
-
-/// Where each load sends itself once it has read the row.
-static READ: Mutex<Option<UnboundedSender<Paused>>> = Mutex::new(None);
-
-impl CacheAside for Note {
-    type Key = i32;
-    type Record = Self;
-
-    fn cache_key(number: &i32) -> String {
-        format!("note:{{{number}}}")
-    }
-
-    fn load(connection: &mut PgConnection, _: &[&i32]) -> QueryResult<Vec<Self>> {
-        let notes = sql_query("SELECT text FROM notes").load(connection)?;
-        let (paused, resumed) = channel();
-        if let Some(test) = &*READ.lock() {
-            // The test may have ended.
-            let _ = test.send(paused);
-        }
-        // Always an error, since nothing is ever sent: it returns when the sender is dropped.
-        let _ = resumed.recv();
-        Ok(notes)
-    }
-
-    fn key(_: &Self) -> &i32 {
-        &1
-    }
-
-    fn encode(note: &Self) -> Representation {
-        Representation { etag: [0; 16], body: note.text.clone().into() }
-    }
-}
-
-fn loads() -> UnboundedReceiver<Paused> {
-    let (sender, loads) = unbounded_channel();
-    *READ.lock() = Some(sender);
-    loads
-}
 
 async fn text(notes: Repository<Note>) -> (String, CacheStatus) {
     let found = notes.find(&1, Freshness::Any).await.expect("found");
@@ -72,17 +20,15 @@ async fn text(notes: Repository<Note>) -> (String, CacheStatus) {
 #[tokio::test]
 async fn a_load_is_shared_only_with_requests_that_arrived_before_it_was_sent() {
     let stack = Stack::shared();
-    stack.sql("CREATE TABLE notes (text text NOT NULL)");
-    stack.sql("INSERT INTO notes VALUES ('old')");
-    let notes: Repository<Note> = repository(&stack);
-    let mut loads = loads();
+    let mut loads = note::create(&stack, 1, "old");
+    let (notes, _): (Repository<Note>, _) = repository(&stack);
 
     let first = tokio::spawn(text(notes.clone()));
     let old_load = loads.recv().await.expect("the first request's load has read");
 
     let change = |connection: &mut PgConnection| {
         sql_query("UPDATE notes SET text = 'new'").execute(connection)?;
-        Ok(Ok(((), vec![1])))
+        Ok(Ok(vec![1]))
     };
     notes.write(notes.deadline(), Effect::Replace, change).await.expect("acknowledged");
 
@@ -99,4 +45,29 @@ async fn a_load_is_shared_only_with_requests_that_arrived_before_it_was_sent() {
     };
     drop(new_load);
     assert_eq!(second.await.expect("no panic").0, "new");
+}
+
+#[tokio::test]
+async fn fresh_reads_share_a_load_by_the_same_rule() {
+    let stack = Stack::shared();
+    let mut loads = note::create(&stack, 3, "old");
+    let (notes, _): (Repository<Note>, _) = repository(&stack);
+    let read = || {
+        let notes = notes.clone();
+        tokio::spawn(async move { notes.find(&3, Freshness::Fresh).await.expect("found") })
+    };
+
+    let first = read();
+    let first_load = loads.recv().await.expect("the first request's load has read");
+    let others: Vec<_> = (0..20).map(|_| read()).collect();
+    // Time in which all of them join.
+    sleep(Duration::from_millis(50)).await;
+    drop(first_load);
+    first.await.expect("no panic");
+    // None of them shares that load. They share the next one, which is sent after they have arrived.
+    drop(loads.recv().await.expect("the second load has read"));
+    for other in others {
+        other.await.expect("no panic");
+    }
+    assert!(loads.try_recv().is_err(), "no third load");
 }

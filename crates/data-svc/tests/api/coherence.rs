@@ -4,8 +4,8 @@
 use std::thread::scope;
 use std::time::{Duration, Instant};
 
-use devstack::testing::{get, kind, register, register_with, wait_until};
-use devstack::{Redis, Service, Stack, http};
+use devstack::testing::{get, get_with, kind, metric, metric_with, place_lease, register_with, wait_until};
+use devstack::{Service, Stack, http};
 use serde_json::json;
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
@@ -21,8 +21,7 @@ impl Fleet {
     fn start() -> Self {
         let stack = Stack::shared();
         // A test may hold a COMMIT for longer than the default time-outs.
-        let user_svc =
-            stack.user_svc().env("DATABASE_STATEMENT_TIMEOUT", "20s").env("DATABASE_DEADLINE", "20s").start();
+        let user_svc = stack.user_svc().with_long_timeouts().start();
         let data_svc = [stack.data_svc().start(), stack.data_svc().start()];
         user_svc.wait_for_log("Redis is there");
         Self { user_svc, data_svc, stack }
@@ -48,7 +47,7 @@ impl Fleet {
         self.get(replica, name).header("cache-status").unwrap_or_default().to_owned()
     }
 
-    /// Makes every COMMIT of a replace wait for [`Fleet::release_commits`]: a deferred trigger waits for a row to
+    /// Makes every COMMIT of a register or a replace wait for [`Fleet::release_commits`]: a deferred trigger waits for a row to
     /// change.
     fn hold_commits(&self) {
         self.stack.sql(
@@ -59,7 +58,7 @@ impl Fleet {
                  WHILE NOT (SELECT open FROM gate) LOOP PERFORM pg_sleep(0.005); END LOOP;
                  RETURN NULL;
              END $$;
-             CREATE CONSTRAINT TRIGGER gate AFTER UPDATE ON users DEFERRABLE INITIALLY DEFERRED
+             CREATE CONSTRAINT TRIGGER gate AFTER INSERT OR UPDATE ON users DEFERRABLE INITIALLY DEFERRED
              FOR EACH ROW EXECUTE FUNCTION wait_at_the_gate()",
         );
     }
@@ -118,17 +117,17 @@ fn a_deleted_user_is_gone_at_once_through_every_replica_and_tier() {
 fn while_a_barrier_stands_reads_use_postgres_and_store_nothing() {
     let fleet = Fleet::start();
     fleet.register("ann", "i");
-    fleet.stack.redis_cli(&["SET", "user:{ann}", "B0123456789abcdef"]);
+    fleet.stack.redis_cli(&["SET", "2:user:{ann}", "B0123456789abcdef"]);
     for _ in 0..3 {
         let answer = fleet.get(0, "ann");
         assert_eq!(answer.json(), json!({"name": "ann", "info": "i", "cache_hit": false}));
         assert_eq!(answer.header("cache-status"), Some("data-svc; fwd=bypass; detail=write-in-progress"));
     }
-    assert_eq!(fleet.stack.redis_cli(&["GET", "user:{ann}"]).trim(), "B0123456789abcdef");
+    assert_eq!(fleet.stack.redis_cli(&["GET", "2:user:{ann}"]).trim(), "B0123456789abcdef");
 }
 
 #[test]
-fn a_barrier_stands_from_before_commit_until_before_the_acknowledgement() {
+fn a_barrier_stands_from_before_commit_until_the_outcome_is_known() {
     let fleet = Fleet::start();
     fleet.register("ann", "old");
     fleet.warm_near(0, "ann");
@@ -141,26 +140,52 @@ fn a_barrier_stands_from_before_commit_until_before_the_acknowledgement() {
         fleet.release_commits();
         writer.join().expect("replaced");
     });
-    assert_eq!(kind(&fleet.stack, "ann"), "");
+    wait_until("the barrier is removed", || kind(&fleet.stack, "ann").is_empty());
 }
 
 #[test]
-fn a_barrier_that_was_lost_is_made_up_for_before_the_acknowledgement() {
+fn while_a_replace_is_not_committed_its_old_user_is_stored_nowhere_even_if_its_barrier_was_lost() {
     let fleet = Fleet::start();
     fleet.register("ann", "old");
     fleet.hold_commits();
     scope(|scope| {
         let writer = scope.spawn(|| fleet.replace("ann", "new"));
         fleet.wait_for_commit();
-        fleet.stack.redis_cli(&["DEL", "user:{ann}"]);
-        // The replace is not acknowledged yet: the old user may be read, and is stored in every tier.
-        fleet.warm_both("ann");
+        fleet.stack.redis_cli(&["DEL", "2:user:{ann}"]);
+        // The replace is not acknowledged yet, so the old user may be read. But its row is locked.
+        for replica in [0, 1, 0, 1] {
+            let answer = fleet.get(replica, "ann");
+            assert_eq!(answer.json()["info"], "old");
+            assert_eq!(answer.header("cache-status"), Some("data-svc; fwd=bypass; detail=write-in-progress"));
+        }
         fleet.release_commits();
         writer.join().expect("replaced");
     });
     for replica in 0..2 {
         assert_eq!(fleet.get(replica, "ann").json()["info"], "new");
     }
+}
+
+#[test]
+fn a_register_whose_barrier_was_lost_is_made_up_for_before_the_acknowledgement() {
+    let fleet = Fleet::start();
+    fleet.hold_commits();
+    scope(|scope| {
+        let writer = scope.spawn(|| fleet.register("ann", "new"));
+        fleet.wait_for_commit();
+        fleet.stack.redis_cli(&["DEL", "2:user:{ann}"]);
+        // No row is locked that could keep the absence out of Redis.
+        wait_until("the absence is stored", || {
+            assert_eq!(fleet.get(0, "ann").status, 404);
+            kind(&fleet.stack, "ann") == "A"
+        });
+        fleet.release_commits();
+        writer.join().expect("registered");
+    });
+    for replica in 0..2 {
+        assert_eq!(fleet.get(replica, "ann").json()["info"], "new");
+    }
+    assert_eq!(metric_with(&fleet.user_svc, "cache_barriers_total", "lost"), 1);
 }
 
 #[test]
@@ -173,7 +198,7 @@ fn a_replica_that_receives_nothing_uses_no_copy_after_an_acknowledged_write() {
     for round in 1..=10 {
         let near =
             |answer: http::Response| answer.header("cache-status").is_some_and(|s| s.ends_with("near"));
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while !near(get()) {
             assert!(Instant::now() < deadline, "the near cache is not used");
         }
@@ -205,18 +230,29 @@ fn a_replica_that_receives_late_does_not_use_its_copies() {
 #[test]
 fn purge_leaves_a_writers_barrier_where_it_is() {
     let fleet = Fleet::start();
-    fleet.stack.redis_cli(&["SET", "user:{ann}", "B0123456789abcdef"]);
+    fleet.stack.redis_cli(&["SET", "2:user:{ann}", "B0123456789abcdef"]);
     assert!(fleet.stack.data_svc().run(&["purge", "ann"]).status.success());
-    assert_eq!(fleet.stack.redis_cli(&["GET", "user:{ann}"]).trim(), "B0123456789abcdef");
+    assert_eq!(fleet.stack.redis_cli(&["GET", "2:user:{ann}"]).trim(), "B0123456789abcdef");
 }
 
 #[test]
 fn a_lease_of_another_replica_is_waited_for_and_then_bypassed() {
     let fleet = Fleet::start();
     fleet.register("ann", "i");
-    fleet.stack.redis_cli(&["SET", "user:{ann}", "L0123456789abcdef"]);
+    fleet.register("bob", "i");
+    fleet.warm_near(0, "bob");
+    place_lease(&fleet.stack, "ann", "bob");
+    let there = || {
+        fleet.stack.redis_cli(&[
+            "EVAL",
+            "return redis.sha1hex(redis.call('GET', KEYS[1]))",
+            "1",
+            "2:user:{ann}",
+        ])
+    };
+    let lease = there();
     assert_eq!(fleet.cache_status(0, "ann"), "data-svc; fwd=bypass; detail=write-in-progress");
-    assert_eq!(fleet.stack.redis_cli(&["GET", "user:{ann}"]).trim(), "L0123456789abcdef");
+    assert_eq!(there(), lease);
 }
 
 #[test]
@@ -241,15 +277,68 @@ fn purge_refuses_a_name_that_no_user_can_have() {
 }
 
 #[test]
+fn a_lease_of_another_grant_is_replaced_by_the_first_reader() {
+    let fleet = Fleet::start();
+    fleet.register("ann", "i");
+    fleet.stack.redis_cli(&["SET", "2:user:{ann}", "Lthis tag0123456789abcdef"]);
+    assert_eq!(fleet.cache_status(0, "ann"), "data-svc; fwd=uri-miss; stored");
+    assert_eq!(metric(&fleet.data_svc[0], "cache_entries_refused_total"), 1);
+}
+
+#[test]
+fn rows_that_were_changed_in_sql_are_read_everywhere_after_purge_all_and_hits_come_again() {
+    let fleet = Fleet::start();
+    for name in ["ann", "bob"] {
+        fleet.register(name, "before");
+        fleet.warm_both(name);
+    }
+    let epoch = || fleet.stack.sql("SELECT epoch FROM cache_grant");
+    let before = epoch();
+    fleet.stack.sql("UPDATE users SET info = 'by hand'");
+    let purge = fleet.stack.user_svc().run(&["purge", "--all"]);
+    assert!(purge.status.success(), "{}", String::from_utf8_lossy(&purge.stderr));
+    for (replica, name) in [(0, "ann"), (1, "ann"), (0, "bob"), (1, "bob")] {
+        assert_eq!(fleet.get(replica, name).json()["info"], "by hand");
+    }
+    for replica in 0..2 {
+        wait_until("hits come again", || fleet.cache_status(replica, "ann").starts_with("data-svc; hit"));
+        assert_eq!(fleet.get(replica, "ann").json()["info"], "by hand");
+    }
+    assert_ne!(epoch(), before);
+}
+
+#[test]
+fn an_entry_that_was_wrong_is_counted_when_a_forced_read_replaces_it_and_no_other_is() {
+    let fleet = Fleet::start();
+    let force = || {
+        let answer = get_with(&fleet.data_svc[0], "ann", &[("Cache-Control", "no-cache")]);
+        assert_eq!(answer.header("cache-status"), Some("data-svc; fwd=request; stored"));
+        metric(&fleet.data_svc[0], "cache_incoherent_total")
+    };
+    fleet.register("ann", "0");
+    for round in 1..=3 {
+        fleet.warm_near(0, "ann");
+        assert_eq!(force(), 0);
+        fleet.replace("ann", &round.to_string());
+        fleet.get(0, "ann");
+        assert_eq!(force(), 0);
+    }
+    fleet.stack.sql("UPDATE users SET info = 'by hand'");
+    assert_eq!(force(), 1);
+    assert_eq!(force(), 1, "it is right now");
+    fleet.data_svc[0].wait_for_log("changed by SQL, without a purge");
+}
+
+#[test]
 fn a_key_that_is_read_often_never_misses_at_the_end_of_its_ttl() {
     let stack = Stack::shared();
     let data_svc = stack.data_svc().env("CACHE_TTL", "2s").env("NEAR_CACHE_MIB", "0").start();
-    let user_svc = stack.user_svc().start();
+    let user_svc = stack.user_svc().with_long_timeouts().start();
     let body = json!({"name": "hot", "info": "i"}).to_string();
     assert_eq!(http::send("POST", &user_svc.url_of("/register"), &[JSON], body).status, 201);
     let key = data_svc.url_of("/user/hot");
     assert_eq!(http::get(&key).json()["cache_hit"], false);
-    let fill = || stack.redis_cli(&["GETRANGE", "user:{hot}", "2", "17"]);
+    let fill = || stack.redis_cli(&["GETRANGE", "2:user:{hot}", "10", "25"]);
     let first = fill();
     let start = Instant::now();
     // For twice the TTL every read is a hit, though the entry is another one by then.
@@ -257,67 +346,4 @@ fn a_key_that_is_read_often_never_misses_at_the_end_of_its_ttl() {
         assert_eq!(http::get(&key).json()["cache_hit"], true);
     }
     assert_ne!(fill(), first);
-}
-
-#[test]
-fn strict_writes_are_refused_while_redis_cannot_be_reached() {
-    let stack = Stack::shared();
-    let proxy = stack.redis_proxy();
-    let strict = stack.user_svc().redis_through(&proxy).env("CACHE_STRICT", "true").start();
-    strict.wait_for_log("Redis is there");
-    assert_eq!(register(&strict, "before").status, 201);
-    proxy.cut();
-    let refused = register(&strict, "during");
-    assert_eq!((refused.status, &refused.json()["type"]), (503, &json!("/problems/unavailable")));
-    assert_eq!(stack.sql("SELECT count(*) FROM users WHERE name = 'during'").trim(), "0");
-    proxy.restore();
-    strict.wait_for_log("Redis is there");
-    let again = (0..1000).any(|_| register(&strict, "during").status == 201);
-    assert!(again);
-}
-
-#[test]
-fn names_written_while_redis_was_away_are_purged_when_it_answers() {
-    let stack = Stack::shared();
-    let proxy = stack.redis_proxy();
-    let user_svc = stack.user_svc().redis_through(&proxy).start();
-    let data_svc = stack.data_svc().start();
-    user_svc.wait_for_log("Redis is there");
-    let send = |method: &str, path: &str, body: &str| {
-        http::send(method, &user_svc.url_of(path), &[JSON], body).status
-    };
-    assert_eq!(send("POST", "/register", r#"{"name":"ann","info":"before"}"#), 201);
-    let info = || http::get(&data_svc.url_of("/user/ann")).json()["info"].clone();
-    assert_eq!(info(), "before");
-    proxy.cut();
-    assert_eq!(send("PUT", "/user/ann", r#"{"info":"after"}"#), 200);
-    // Only the writer cannot reach Redis. A reader that can still gets the old entry from it.
-    assert_eq!(info(), "before");
-    proxy.restore();
-    user_svc.wait_for_log("Redis was told of 1 write(s) that it had missed");
-    assert!((0..1000).any(|_| info() == "after"));
-}
-
-#[test]
-fn names_written_while_redis_refused_writes_are_purged_when_it_takes_them() {
-    let stack = Stack::shared();
-    let redis = Redis::start();
-    let user_svc = stack.user_svc().env("REDIS_URL", redis.url(0)).start();
-    let data_svc = stack.data_svc().env("REDIS_URL", redis.url(0)).start();
-    user_svc.wait_for_log("Redis is there");
-    let send = |method: &str, path: &str, body: &str| {
-        http::send(method, &user_svc.url_of(path), &[JSON], body).status
-    };
-    assert_eq!(send("POST", "/register", r#"{"name":"ann","info":"before"}"#), 201);
-    let info = || http::get(&data_svc.url_of("/user/ann")).json()["info"].clone();
-    data_svc.wait_for_log("Redis is there");
-    assert_eq!(info(), "before");
-    assert_eq!(redis.cli(0, &["GETRANGE", "user:{ann}", "0", "0"]).trim(), "V", "Redis has a copy");
-    // As without enough replicas, or after a snapshot that failed: Redis replies, and every connection stays open.
-    redis.cli(0, &["CONFIG", "SET", "min-replicas-to-write", "1"]);
-    assert_eq!(send("PUT", "/user/ann", r#"{"info":"after"}"#), 200);
-    assert_eq!(info(), "after", "Redis refuses the lease, so its entry is not used");
-    redis.cli(0, &["CONFIG", "SET", "min-replicas-to-write", "0"]);
-    user_svc.wait_for_log("Redis was told of 1 write(s) that it had missed");
-    assert_eq!(info(), "after");
 }

@@ -22,7 +22,7 @@ fn the_first_get_is_a_miss_that_fills_and_the_second_a_hit() {
 #[test]
 fn register_does_not_warm_the_cache() {
     assert_eq!(register("cold", "i").status, 201);
-    assert_eq!(running().stack.redis_cli(&["EXISTS", "user:{cold}"]).trim(), "0");
+    assert_eq!(running().stack.redis_cli(&["EXISTS", "2:user:{cold}"]).trim(), "0");
 }
 
 #[test]

@@ -22,8 +22,8 @@ fn running() -> &'static Running {
     static RUNNING: OnceLock<Running> = OnceLock::new();
     RUNNING.get_or_init(|| {
         let stack = Stack::shared();
-        let data_svc = stack.data_svc().start();
-        let user_svc = stack.user_svc().env("PUBLIC_DATA_URL", data_svc.url()).start();
+        let data_svc = stack.data_svc().with_long_timeouts().start();
+        let user_svc = stack.user_svc().with_long_timeouts().env("PUBLIC_DATA_URL", data_svc.url()).start();
         Running { user_svc, data_svc, stack }
     })
 }

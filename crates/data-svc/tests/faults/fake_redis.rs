@@ -1,6 +1,7 @@
 //! Servers that only look like Redis: too old, late with replies, or hostile. The test plays the server, so that it
 //! decides when each reply is sent.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread::{scope, spawn};
@@ -12,12 +13,23 @@ use devstack::{ServiceBuilder, Stack};
 use crate::{BREAKER_OPEN, BYPASS, ERROR, MISS_NOT_STORED, TIMEOUT, found, insert, without_near};
 
 /// A reply with an entry of a newer version of the service: no further command about it follows.
-const OTHER_FORMAT: &[u8] = b"$4\r\nV\x02xx\r\n";
+const OTHER_FORMAT: &[u8] = b"$4\r\nV\x03xx\r\n";
 
 struct FakeRedis(TcpListener);
 
 /// A connection from the service.
-struct Link(BufReader<TcpStream>);
+struct Link {
+    stream: BufReader<TcpStream>,
+    /// The commands that have no reply yet, in their order.
+    unanswered: VecDeque<Unanswered>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unanswered {
+    Read,
+    /// The service asks again and again which server this is.
+    Info,
+}
 
 impl FakeRedis {
     fn start() -> FakeRedis {
@@ -42,7 +54,7 @@ impl FakeRedis {
             let (stream, _) = accepted.expect("waited for");
             stream.set_nonblocking(false).expect("it is open");
             stream.set_read_timeout(Some(Duration::from_secs(10))).expect("10 s is a valid time-out");
-            let mut link = Link(BufReader::new(stream));
+            let mut link = Link { stream: BufReader::new(stream), unanswered: VecDeque::new() };
             if link.greet(version) {
                 return link;
             }
@@ -53,12 +65,11 @@ impl FakeRedis {
 impl Link {
     /// Replies to the commands that come before those about users, up to INFO. Returns whether INFO came.
     fn greet(&mut self, version: &str) -> bool {
-        let info = format!("# Server\r\nredis_version:{version}\r\nrole:master\r\nloading:0\r\n");
         loop {
             let Some(command) = self.command() else { return false };
             match command[0].to_ascii_uppercase().as_str() {
                 "INFO" => {
-                    self.reply(format!("${}\r\n{info}\r\n", info.len()).as_bytes());
+                    self.reply_to_info(version);
                     return true;
                 }
                 "PING" => {
@@ -72,8 +83,14 @@ impl Link {
 
     /// Reads a command about `name`, without a reply.
     fn expect_read_of(&mut self, name: &str) {
-        let command = self.command().expect("a command");
-        assert_eq!(command[..2], ["SET".to_owned(), format!("user:{{{name}}}")], "{command:?}");
+        let mut command = self.command().expect("a command");
+        while command[0] == "INFO" {
+            self.unanswered.push_back(Unanswered::Info);
+            self.answer_infos();
+            command = self.command().expect("a command");
+        }
+        self.unanswered.push_back(Unanswered::Read);
+        assert_eq!(command[..2], ["SET".to_owned(), format!("2:user:{{{name}}}")], "{command:?}");
     }
 
     /// The words of the next command; none when the service has closed the connection.
@@ -84,7 +101,7 @@ impl Link {
 
     fn word(&mut self) -> Option<String> {
         let mut bytes = vec![0; self.number()? + 2];
-        self.0.read_exact(&mut bytes).ok()?;
+        self.stream.read_exact(&mut bytes).ok()?;
         bytes.truncate(bytes.len() - 2);
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
@@ -92,17 +109,40 @@ impl Link {
     /// The number in `*3` or `$5`.
     fn number(&mut self) -> Option<usize> {
         let mut line = String::new();
-        self.0.read_line(&mut line).ok()?;
+        self.stream.read_line(&mut line).ok()?;
         line.trim().get(1..)?.parse().ok()
+    }
+
+    /// Replies to the first command about a user that has no reply yet.
+    fn reply_to_read(&mut self, bytes: &[u8]) {
+        assert_eq!(self.unanswered.pop_front(), Some(Unanswered::Read));
+        self.reply(bytes);
+        self.answer_infos();
+    }
+
+    /// Replies to each INFO before which no command waits for its reply.
+    fn answer_infos(&mut self) {
+        while self.unanswered.front() == Some(&Unanswered::Info) {
+            self.unanswered.pop_front();
+            self.reply_to_info("7.0.15");
+        }
+    }
+
+    fn reply_to_info(&mut self, version: &str) {
+        let info = format!(
+            "# Server\r\nredis_version:{version}\r\nrole:master\r\nloading:0\r\nrun_id:fake\r\nmaster_replid:fake\r\n"
+        );
+        self.reply(format!("${}\r\n{info}\r\n", info.len()).as_bytes());
     }
 
     fn reply(&mut self, bytes: &[u8]) {
         // The service may be gone by now.
-        let _ = self.0.get_mut().write_all(bytes);
+        let _ = self.stream.get_mut().write_all(bytes);
     }
 }
 
 fn with(stack: &Stack, redis: &FakeRedis) -> ServiceBuilder {
+    stack.grant_process("fake fake");
     without_near(stack.data_svc()).env("REDIS_URL", redis.url())
 }
 
@@ -144,13 +184,13 @@ fn a_late_reply_among_others_does_not_open_the_breaker() {
         link.expect_read_of("two");
         // The first reply arrives after the second command was sent. So the connection is alive, and the second reply
         // is only late.
-        link.reply(OTHER_FORMAT);
+        link.reply_to_read(OTHER_FORMAT);
         assert_eq!(one.join().expect("answered"), BYPASS);
         assert_eq!(two.join().expect("answered"), TIMEOUT);
-        link.reply(OTHER_FORMAT);
+        link.reply_to_read(OTHER_FORMAT);
         let three = read("three");
         link.expect_read_of("three");
-        link.reply(OTHER_FORMAT);
+        link.reply_to_read(OTHER_FORMAT);
         assert_eq!(three.join().expect("answered"), BYPASS);
     });
 }
@@ -201,7 +241,7 @@ fn hostile_replies_neither_fail_a_request_nor_end_the_service() {
         b"-ERR\r\n".to_vec(),
         b"-LOADING Redis is loading\r\n".to_vec(),
         b"-MOVED 1 127.0.0.1:1\r\n".to_vec(),
-        b"$4\r\nV\x02xx\r\n$4\r\nV\x02xx\r\n".to_vec(),
+        b"$4\r\nV\x03xx\r\n$4\r\nV\x03xx\r\n".to_vec(),
         Vec::new(),
     ];
     let redis = FakeRedis::start();

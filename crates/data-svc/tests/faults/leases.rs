@@ -5,7 +5,7 @@ use std::thread::{scope, sleep};
 use std::time::Duration;
 
 use devstack::http::{self, Connection};
-use devstack::testing::{get, get_with, kind, metric, wait_until};
+use devstack::testing::{get, get_with, kind, metric, place_lease, wait_until};
 use devstack::{Proxy, Service, Stack};
 
 use crate::{
@@ -19,11 +19,11 @@ const STRANGER: &str = "0123456789abcdef";
 fn behind_a_proxy() -> (Stack, Proxy, Service) {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
-    // A long deadline, so that only the test decides how long a load takes.
-    let service =
-        without_near(stack.data_svc()).postgres_through(&proxy).env("DATABASE_DEADLINE", "9s").start();
+    // Only the test decides how long a load takes.
+    let service = without_near(stack.data_svc()).postgres_through(&proxy).with_long_timeouts().start();
     service.wait_for_log("Redis is there");
     insert(&stack, "john");
+    insert(&stack, "jane");
     (stack, proxy, service)
 }
 
@@ -44,7 +44,7 @@ fn a_copy_whose_lease_is_gone_is_not_stored() {
     let (stack, proxy, service) = behind_a_proxy();
     let status = loading(&service, &proxy, &[], || {
         assert_eq!(kind(&stack, "john"), "L");
-        stack.redis_cli(&["DEL", "user:{john}"]);
+        stack.redis_cli(&["DEL", "2:user:{john}"]);
     });
     assert_eq!(status, MISS_NOT_STORED);
     assert_eq!(kind(&stack, "john"), "");
@@ -55,26 +55,26 @@ fn a_copy_whose_lease_is_gone_is_not_stored() {
 fn a_copy_whose_lease_was_replaced_by_anothers_is_not_stored() {
     let (stack, proxy, service) = behind_a_proxy();
     for kind_of_other in ["L", "B"] {
-        stack.redis_cli(&["DEL", "user:{john}"]);
+        stack.redis_cli(&["DEL", "2:user:{john}"]);
         let other = format!("{kind_of_other}{STRANGER}");
         let status = loading(&service, &proxy, &[], || {
-            stack.redis_cli(&["SET", "user:{john}", &other]);
+            stack.redis_cli(&["SET", "2:user:{john}", &other]);
         });
         assert_eq!(status, MISS_NOT_STORED);
-        assert_eq!(stack.redis_cli(&["GET", "user:{john}"]), other, "it has not changed");
+        assert_eq!(stack.redis_cli(&["GET", "2:user:{john}"]), other, "it has not changed");
     }
 }
 
 #[test]
 fn two_loads_of_one_process_have_leases_of_their_own() {
     let (stack, proxy, service) = behind_a_proxy();
-    let lease = || stack.redis_cli(&["GET", "user:{john}"]);
+    let lease = || stack.redis_cli(&["GET", "2:user:{john}"]);
     proxy.stall();
     scope(|scope| {
         let first_reader = scope.spawn(|| get(&service, "john"));
         wait_until("the first has its lease", || kind(&stack, "john") == "L");
         let first = lease();
-        stack.redis_cli(&["DEL", "user:{john}"]);
+        stack.redis_cli(&["DEL", "2:user:{john}"]);
         let second_reader = scope.spawn(|| get_with(&service, "john", &[NO_CACHE]));
         wait_until("the second has its lease", || kind(&stack, "john") == "L");
         assert_ne!(first, lease());
@@ -88,8 +88,7 @@ fn two_loads_of_one_process_have_leases_of_their_own() {
 fn of_two_readers_only_the_one_that_holds_the_lease_stores_its_copy() {
     let (stack, first_proxy, first) = behind_a_proxy();
     let second_proxy = stack.postgres_proxy();
-    let builder =
-        without_near(stack.data_svc()).postgres_through(&second_proxy).env("DATABASE_DEADLINE", "9s");
+    let builder = without_near(stack.data_svc()).postgres_through(&second_proxy).with_long_timeouts();
     let second = builder.start();
     second.wait_for_log("Redis is there");
     second_proxy.stall();
@@ -98,7 +97,7 @@ fn of_two_readers_only_the_one_that_holds_the_lease_stores_its_copy() {
         let early = scope.spawn(|| found(&get(&first, "john"), "john"));
         wait_until("the first loads", || kind(&stack, "john") == "L");
         // A registration does the same. The next reader takes a lease of its own.
-        stack.redis_cli(&["DEL", "user:{john}"]);
+        stack.redis_cli(&["DEL", "2:user:{john}"]);
         let late = scope.spawn(|| found(&get(&second, "john"), "john"));
         wait_until("the second loads", || kind(&stack, "john") == "L");
         first_proxy.restore();
@@ -112,27 +111,29 @@ fn of_two_readers_only_the_one_that_holds_the_lease_stores_its_copy() {
 fn a_load_that_fails_removes_no_lease_but_its_own() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
-    let service =
-        without_near(stack.data_svc()).postgres_through(&proxy).env("DATABASE_DEADLINE", "500ms").start();
+    let service = without_near(stack.data_svc())
+        .postgres_through(&proxy)
+        .with_long_timeouts()
+        .env("DATABASE_DEADLINE", "500ms")
+        .start();
     service.wait_for_log("Redis is there");
     let other = format!("L{STRANGER}");
     proxy.stall();
     scope(|scope| {
         let reader = scope.spawn(|| get(&service, "john"));
         wait_until("it loads", || kind(&stack, "john") == "L");
-        stack.redis_cli(&["SET", "user:{john}", &other]);
+        stack.redis_cli(&["SET", "2:user:{john}", &other]);
         is_unavailable(&reader.join().expect("answered"));
     });
-    assert_eq!(stack.redis_cli(&["GET", "user:{john}"]), other);
+    assert_eq!(stack.redis_cli(&["GET", "2:user:{john}"]), other);
 }
 
 #[test]
 fn a_registration_during_a_load_keeps_its_copy_out() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
-    let service =
-        without_near(stack.data_svc()).postgres_through(&proxy).env("DATABASE_DEADLINE", "9s").start();
-    let users = stack.user_svc().start();
+    let service = without_near(stack.data_svc()).postgres_through(&proxy).with_long_timeouts().start();
+    let users = stack.user_svc().with_long_timeouts().start();
     service.wait_for_log("Redis is there");
     users.wait_for_log("Redis is there");
     proxy.stall();
@@ -156,7 +157,7 @@ fn a_forced_read_stores_only_over_the_entry_that_it_read() {
     let (stack, proxy, service) = behind_a_proxy();
     wait_for_a_hit(&service, "john");
     let gone = loading(&service, &proxy, &[NO_CACHE], || {
-        stack.redis_cli(&["DEL", "user:{john}"]);
+        stack.redis_cli(&["DEL", "2:user:{john}"]);
     });
     assert_eq!(gone, "data-svc; fwd=request");
     assert_eq!(kind(&stack, "john"), "");
@@ -180,8 +181,12 @@ fn a_forced_read_stores_only_over_the_entry_that_it_read() {
 #[test]
 fn a_barrier_or_lease_without_an_owner_is_waited_for_briefly_then_bypassed() {
     let (stack, _proxy, service) = behind_a_proxy();
+    wait_for_a_hit(&service, "jane");
     for letter in ["B", "L"] {
-        stack.redis_cli(&["SET", "user:{john}", &format!("{letter}{STRANGER}")]);
+        match letter {
+            "B" => drop(stack.redis_cli(&["SET", "2:user:{john}", &format!("B{STRANGER}")])),
+            _ => place_lease(&stack, "john", "jane"),
+        }
         for headers in [&[][..], &[NO_CACHE]] {
             assert_eq!(found(&get_with(&service, "john", headers), "john"), BYPASS);
         }
@@ -221,7 +226,7 @@ fn a_client_that_hangs_up_at_any_moment_leaves_no_lease() {
                 let proxy = Proxy::start(service.address());
                 let mut client = Connection::open(proxy.address());
                 client.send(format!("GET /user/left-{number} HTTP/1.1\r\nHost: x\r\n\r\n"));
-                sleep(Duration::from_millis(4 * number));
+                sleep(Duration::from_millis(10 * number));
                 drop(proxy);
             });
         }

@@ -3,9 +3,11 @@
 mod fake_redis;
 mod leases;
 mod postgres;
+mod postgres_away;
 mod redis;
 mod staleness;
 mod steps;
+mod suspension;
 mod tls;
 
 use devstack::http::Response;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use devstack::testing::{StopAtEnd, get, get_with, kind, wait_until};
+use devstack::testing::{StopAtEnd, get, get_with, kind, metric_with, wait_until};
 use devstack::{Redis, Service, ServiceBuilder, Stack};
 
 use crate::{
@@ -23,8 +23,9 @@ fn with_own_redis() -> (Stack, Redis) {
     (Stack::shared(), Redis::start())
 }
 
-/// A service that uses this Redis.
+/// A service that uses this Redis, which is granted.
 fn data_svc(stack: &Stack, redis: &Redis) -> ServiceBuilder {
+    stack.grant_process(&redis.process().expect("it answers"));
     without_near(stack.data_svc()).env("REDIS_URL", redis.url(0))
 }
 
@@ -166,17 +167,21 @@ fn reads_beyond_the_line_for_redis_are_refused_at_once_and_others_served() {
 }
 
 #[test]
-fn a_redis_that_is_killed_and_started_again_empty_is_used_again() {
+fn a_redis_that_is_killed_and_started_again_empty_is_granted_and_used_again() {
     let (stack, redis) = with_own_redis();
     with_john(&stack);
-    let service = data_svc(&stack, &redis).start();
+    let users = stack.user_svc().env("REDIS_URL", redis.url(0)).start();
+    let service = without_near(stack.data_svc()).env("REDIS_URL", redis.url(0)).start();
     wait_for_a_hit(&service, "john");
     redis.kill();
     assert_eq!(john_in_time(&service), ERROR);
     assert_eq!(john_in_time(&service), BREAKER_OPEN);
     redis.restart();
+    // It is another process: no copy of it is used before user-svc has granted it.
     wait_until("it is filled again", || found(&get(&service, "john"), "john") == MISS);
     assert!(john_in_time(&service).starts_with(HIT));
+    assert_eq!(metric_with(&users, "cache_grant_changes_total", "other_process"), 1);
+    assert_eq!(metric_with(&users, "cache_grant_changes_total", "granted"), 1);
 }
 
 #[test]
@@ -186,8 +191,8 @@ fn a_redis_that_is_too_slow_is_left_alone_until_it_is_fast_again() {
     let proxy = stack.redis_proxy();
     let service = without_near(stack.data_svc()).redis_through(&proxy).start();
     wait_for_a_hit(&service, "john");
-    // A round trip of 200 ms: it answers, but no reply within the time-out of 50 ms.
-    proxy.delay(Duration::from_millis(100));
+    // A round trip of 500 ms: it answers, but too slowly for readers and for writers.
+    proxy.delay(Duration::from_millis(250));
     assert_eq!(john_in_time(&service), TIMEOUT);
     let end = Instant::now() + Duration::from_secs(1);
     while Instant::now() < end {
@@ -232,7 +237,7 @@ fn garbage_at_a_key_is_replaced_by_a_good_entry() {
     let stack = Stack::shared();
     let service = without_near(stack.data_svc()).start();
     service.wait_for_log("Redis is there");
-    let ours = "V\u{1}0123456789abcdef";
+    let ours = "V\u{2}0123456789abcdef";
     let kinds: [(&str, &[&str]); 10] = [
         ("text", &["SET", "{}", "hello"]),
         ("empty", &["SET", "{}", ""]),
@@ -247,7 +252,7 @@ fn garbage_at_a_key_is_replaced_by_a_good_entry() {
     ];
     for (name, command) in kinds {
         insert(&stack, name);
-        let key = format!("user:{{{name}}}");
+        let key = format!("2:user:{{{name}}}");
         let command: Vec<&str> =
             command.iter().map(|&word| if word == "{}" { key.as_str() } else { word }).collect();
         stack.redis_cli(&command);
@@ -255,7 +260,7 @@ fn garbage_at_a_key_is_replaced_by_a_good_entry() {
         assert!(found(&get(&service, name), name).starts_with(HIT), "{name}");
     }
     // A forced read finds the same.
-    stack.redis_cli(&["SET", "user:{text}", "hello"]);
+    stack.redis_cli(&["SET", "2:user:{text}", "hello"]);
     assert_eq!(found(&get_with(&service, "text", &[NO_CACHE]), "text"), "data-svc; fwd=request; stored");
     assert!(found(&get(&service, "text"), "text").starts_with(HIT));
 }
@@ -266,7 +271,7 @@ fn an_entry_that_was_cut_or_added_to_is_not_served() {
     let service = without_near(stack.data_svc()).start();
     service.wait_for_log("Redis is there");
     // What a manual mistake may do to an entry.
-    let key = "user:{john}";
+    let key = "2:user:{john}";
     insert(&stack, "john");
     for script in [
         "redis.call('SET', KEYS[1], string.sub(redis.call('GET', KEYS[1]), 1, -2))",
@@ -284,7 +289,7 @@ fn an_entry_of_another_format_is_left_alone_and_not_served() {
     with_john(&stack);
     let service = without_near(stack.data_svc()).start();
     service.wait_for_log("Redis is there");
-    stack.redis_cli(&["SET", "user:{john}", "V\u{2}something that only a newer version can read"]);
+    stack.redis_cli(&["SET", "2:user:{john}", "V\u{3}something that only a newer version can read"]);
     for _ in 0..2 {
         assert_eq!(john_in_time(&service), BYPASS);
         assert_eq!(found(&get_with(&service, "john", &[NO_CACHE]), "john"), BYPASS);
@@ -327,11 +332,12 @@ fn each_worker_has_its_own_connection_and_losing_them_fails_no_request() {
 }
 
 #[test]
-fn a_redis_that_has_become_a_replica_is_not_used_and_does_not_flood_the_log() {
+fn a_redis_that_has_become_a_replica_is_not_used_until_it_is_granted_anew() {
     let (stack, redis) = with_own_redis();
     with_john(&stack);
     let service = data_svc(&stack, &redis).start();
-    service.wait_for_log("Redis is there");
+    let users = stack.user_svc().env("REDIS_URL", redis.url(0)).start();
+    wait_for_a_hit(&service, "john");
     // No server is at port 1: a replica without its primary, as after a failover to another server.
     redis.cli(0, &["REPLICAOF", "127.0.0.1", "1"]);
     for _ in 0..20 {
@@ -341,7 +347,9 @@ fn a_redis_that_has_become_a_replica_is_not_used_and_does_not_flood_the_log() {
     assert_eq!(john_in_time(&service), BREAKER_OPEN, "{}", service.log());
     assert!(service.log().matches("common::cache").count() <= 6, "{}", service.log());
     redis.cli(0, &["REPLICAOF", "NO", "ONE"]);
+    // Its data may be of another time, so it is granted anew, and begins cold.
     wait_for_a_hit(&service, "john");
+    assert_eq!(metric_with(&users, "cache_grant_changes_total", "granted"), 1);
 }
 
 #[test]
@@ -361,10 +369,11 @@ fn with_a_wrong_password_redis_is_not_used_and_the_log_says_why_without_it() {
 fn a_redis_without_a_free_connection_is_used_once_there_is_one() {
     let (stack, redis) = with_own_redis();
     with_john(&stack);
+    let service = data_svc(&stack, &redis);
     // One connection, since redis-cli needs it before. (Redis reserves some for itself.)
     redis.cli(0, &["CONFIG", "SET", "maxclients", "1"]);
     let taken = TcpStream::connect(("127.0.0.1", redis.port())).expect("it listens");
-    let service = data_svc(&stack, &redis).start();
+    let service = service.start();
     assert_eq!(john_in_time(&service), BREAKER_OPEN);
     drop(taken);
     wait_for_a_hit(&service, "john");

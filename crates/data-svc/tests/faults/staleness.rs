@@ -85,7 +85,7 @@ fn a_get_that_starts_after_a_201_never_returns_404() {
     let slow = stack.redis_proxy();
     slow.delay(Duration::from_millis(1));
     // A time-out with Redis is another fault, with a promise of its own. A busy machine must not cause one here.
-    let start = |builder: ServiceBuilder| builder.env("CACHE_TIMEOUT", "5s").start();
+    let start = |builder: ServiceBuilder| builder.with_long_timeouts().start();
     let replicas = [start(stack.data_svc()), start(stack.data_svc().redis_through(&slow))];
     let users = start(stack.user_svc());
     for service in [&replicas[0], &replicas[1], &users] {

@@ -80,7 +80,7 @@ impl Fleet {
     /// may be lost at any time.
     fn expire(&self, name: &str, mark: &str) {
         if kind(&self.stack, name) == mark {
-            self.stack.redis_cli(&["PEXPIRE", &format!("user:{{{name}}}"), "1"]);
+            self.stack.redis_cli(&["PEXPIRE", &format!("2:user:{{{name}}}"), "1"]);
             wait_until("it has expired", || kind(&self.stack, name) != mark);
         }
     }
@@ -133,10 +133,11 @@ impl Victim {
     /// Holds the message of `step` about the user `name`, or the reply to it.
     fn hold(&self, step: &Step, name: &str) -> Held {
         let (proxy, needle, nth) = match step.message {
-            Message::Redis(nth) => (&self.redis, format!("user:{{{name}}}"), nth),
+            Message::Redis(nth) => (&self.redis, format!("2:user:{{{name}}}"), nth),
             // The statement was prepared before: the message that runs it has only the values.
             Message::Postgres(nth) => (&self.postgres, name.to_owned(), nth),
-            Message::Commit => (&self.postgres, "COMMIT".to_owned(), 1),
+            // With the end of the text: BEGIN also contains "READ COMMITTED".
+            Message::Commit => (&self.postgres, "COMMIT\0".to_owned(), 1),
         };
         match step.side {
             Side::Message => proxy.hold(Direction::ToUpstream, needle, nth),

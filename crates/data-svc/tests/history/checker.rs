@@ -110,14 +110,38 @@ pub struct Stale {
     pub age: u64,
 }
 
+/// What shows that a write has taken effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// It was acknowledged.
+    Acknowledged,
+    /// That, or its info was read.
+    AcknowledgedOrRead,
+}
+
 /// All reads that break *visible*.
 pub fn stale_reads(operations: &[Operation]) -> Vec<Stale> {
+    stale_after(operations, Proof::Acknowledged)
+}
+
+/// All reads of a state that had been overwritten when they began, as `proof` shows it.
+pub fn stale_after(operations: &[Operation], proof: Proof) -> Vec<Stale> {
     let evidence = Evidence::of(operations);
-    let acknowledged = || operations.iter().filter(|it| it.is_acknowledged_write());
-    let overwritten = Overwritten::by(acknowledged().map(|it| (it.start, it.end)));
+    let written = || {
+        let writes = operations.iter().filter(|it| match proof {
+            Proof::Acknowledged => it.is_acknowledged_write(),
+            Proof::AcknowledgedOrRead => it.is_effective_write(),
+        });
+        let end = |it: &Operation| match proof {
+            Proof::Acknowledged => it.end,
+            Proof::AcknowledgedOrRead => evidence.certain(it),
+        };
+        writes.map(move |it| (it.action, it.start, end(it)))
+    };
+    let overwritten = Overwritten::by(written().map(|(_, start, end)| (start, end)));
     // After a register or a replace there is a user, until a delete.
-    let present = acknowledged().filter(|it| it.action != Action::Delete).map(|it| (it.start, it.end));
-    let present = Overwritten::by(present);
+    let present = written().filter(|(action, ..)| *action != Action::Delete);
+    let present = Overwritten::by(present.map(|(_, start, end)| (start, end)));
     // Deletes by their start, each with the latest end among itself and those that began before.
     let deletes = operations.iter().filter(|it| it.action == Action::Delete && it.is_effective_write());
     let mut deletes: Vec<(u64, u64)> = deletes.map(|it| (it.start, it.end)).collect();

@@ -1,18 +1,55 @@
-//! The system that is recorded: two replicas of each service on stores of their own. The second replica of each reaches
-//! the stores through proxies. They can disturb it alone, and make it a little slower than the first at all times.
+//! The system that is recorded: replicas of both services on stores of their own. Each replica reaches each store through
+//! a proxy of its own, which can disturb it alone or lead it to another server.
+
+pub mod stores;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use devstack::{Postgres, Proxy, Redis, Service, ServiceBuilder, Stack, Stores};
+use devstack::{Proxy, Redis, Service, ServiceBuilder};
 use parking_lot::Mutex;
 
-/// By how much a proxy delays each message at all times: steps that would follow one another race then.
-pub const SLOWNESS: Duration = Duration::from_millis(1);
+use self::stores::Stores;
+
+/// By how much the proxies of some replicas delay each message at all times: steps that would follow one another race
+/// then.
+const SLOWNESS: Duration = Duration::from_millis(1);
+
+/// Settings of a service: environment variables.
+pub type Settings<'a> = &'a [(&'a str, &'a str)];
+
+/// The way of a replica to one of its stores.
+pub struct Path {
+    pub proxy: Proxy,
+    slowness: Duration,
+}
+
+impl Path {
+    fn to(port: u16, slowness: Duration) -> Self {
+        let path = Self { proxy: Proxy::start(("127.0.0.1", port)), slowness };
+        path.repair();
+        path
+    }
+
+    /// Ends all faults.
+    pub fn repair(&self) {
+        self.proxy.restore();
+        self.proxy.delay(self.slowness);
+    }
+
+    /// Leads to another server from now on.
+    pub fn lead_to(&self, port: u16) {
+        self.proxy.retarget(("127.0.0.1", port));
+        self.proxy.reset();
+    }
+}
 
 /// A replica of a service, which may be killed and started again.
 pub struct Replica {
     pub name: &'static str,
+    pub redis: Path,
+    pub postgres: Path,
     builder: ServiceBuilder,
     running: Mutex<Running>,
 }
@@ -25,12 +62,22 @@ struct Running {
 }
 
 impl Replica {
-    fn start(name: &'static str, builder: ServiceBuilder) -> Self {
+    fn start(
+        name: &'static str,
+        builder: ServiceBuilder,
+        stores: &Stores,
+        slowness: Duration,
+        settings: Settings,
+    ) -> Self {
+        let redis = Path::to(stores.redis().port(), slowness);
+        let postgres = Path::to(stores.postgres().port(), slowness);
+        let builder = builder.redis_through(&redis.proxy).postgres_through(&postgres.proxy);
+        let builder = settings.iter().fold(builder, |builder, (name, value)| builder.env(name, *value));
         let service = builder.start();
         service.wait_for_log("Redis is there");
         let address = address(&service);
         let running = Mutex::new(Running { service: Some(service), address, logs: String::new() });
-        Self { name, builder, running }
+        Self { name, redis, postgres, builder, running }
     }
 
     /// Where it listens, or where it listened when it was killed.
@@ -68,44 +115,38 @@ fn address(service: &Service) -> SocketAddr {
     service.address().parse().expect("it listens at an IP address")
 }
 
-/// Both services, twice, and their stores.
+/// An installation: both services, twice, on stores of their own unless [`Cluster::beside`] another one.
 pub struct Cluster {
-    pub readers: [Replica; 2],
-    pub writers: [Replica; 2],
-    /// Between `data-1` and Redis, and between `user-1` and Redis.
-    pub redis_proxies: [Proxy; 2],
-    /// The same for Postgres.
-    pub postgres_proxies: [Proxy; 2],
-    pub stack: Stack,
+    pub readers: Vec<Replica>,
+    pub writers: Vec<Replica>,
+    pub stores: Stores,
     /// When the recording began.
     pub beginning: Instant,
 }
 
 impl Cluster {
-    /// Starts all of it, with the settings `readers` for data-svc and `writers` for user-svc.
-    pub fn start(readers: &[(&str, &str)], writers: &[(&str, &str)]) -> Self {
-        // Fast rather than safe on a power cut. But a COMMIT takes a while, so that faults hit it.
-        let slow_commit = [("commit_delay", "5000"), ("commit_siblings", "0")];
-        let postgres = [&[("full_page_writes", "off")][..], &slow_commit].concat();
-        let stack = Stack::on(Stores::of(Postgres::start_with(&postgres), Redis::start()));
-        let redis_proxies = [stack.redis_proxy(), stack.redis_proxy()];
-        let postgres_proxies = [stack.postgres_proxy(), stack.postgres_proxy()];
-        for proxy in redis_proxies.iter().chain(&postgres_proxies) {
-            proxy.delay(SLOWNESS);
-        }
-        let with = |builder: ServiceBuilder, settings: &[(&str, &str)]| {
-            settings.iter().fold(builder, |builder, (name, value)| builder.env(name, *value))
+    /// Starts all of it, with the settings of each data-svc. The others are default settings.
+    pub fn start(readers: [Settings; 2]) -> Self {
+        Self::on(Stores::start(), readers)
+    }
+
+    /// Starts another installation: another PostgreSQL, and the same Redis with the same database number.
+    pub fn beside(other: &Self) -> Self {
+        Self::on(Stores::beside(&other.stores), [&[], &[]])
+    }
+
+    fn on(stores: Stores, readers: [Settings; 2]) -> Self {
+        // The writers first: they grant Redis. The second of each is a little slower.
+        let writers = [("user-0", Duration::ZERO), ("user-1", SLOWNESS)]
+            .map(|(name, slowness)| Replica::start(name, stores.service("user-svc"), &stores, slowness, &[]));
+        let [first, second] = readers;
+        // The second one's entries live so briefly that some are always being refreshed early.
+        let second = [&[("CACHE_TTL", "2s")], second].concat();
+        let reader = |name, slowness, settings: Settings| {
+            Replica::start(name, stores.service("data-svc"), &stores, slowness, settings)
         };
-        let through = |builder: ServiceBuilder, at: usize| {
-            builder.redis_through(&redis_proxies[at]).postgres_through(&postgres_proxies[at])
-        };
-        let reader = || with(stack.data_svc(), readers);
-        let writer = || with(stack.user_svc(), writers);
-        // Its entries live so briefly that some are always being refreshed early.
-        let brief = through(reader(), 0).env("CACHE_TTL", "2s");
-        let readers = [Replica::start("data-0", reader()), Replica::start("data-1", brief)];
-        let writers = [Replica::start("user-0", writer()), Replica::start("user-1", through(writer(), 1))];
-        Self { readers, writers, redis_proxies, postgres_proxies, stack, beginning: Instant::now() }
+        let readers = [reader("data-0", Duration::ZERO, first), reader("data-1", SLOWNESS, &second)];
+        Self { readers: readers.into(), writers: writers.into(), stores, beginning: Instant::now() }
     }
 
     /// Nanoseconds since the recording began.
@@ -113,8 +154,19 @@ impl Cluster {
         u64::try_from(self.beginning.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// All four replicas.
+    /// All replicas.
     pub fn replicas(&self) -> impl Iterator<Item = &Replica> {
         self.readers.iter().chain(&self.writers)
+    }
+
+    /// Makes `redis` the one that all replicas use: some at once, others a little later.
+    pub fn use_redis(&self, redis: Arc<Redis>, pause: impl Fn()) -> Arc<Redis> {
+        let mut replicas: Vec<&Replica> = self.replicas().collect();
+        rand::seq::SliceRandom::shuffle(&mut *replicas, &mut rand::rng());
+        for replica in replicas {
+            replica.redis.lead_to(redis.port());
+            pause();
+        }
+        self.stores.set_redis(redis)
     }
 }

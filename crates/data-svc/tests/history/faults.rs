@@ -1,5 +1,9 @@
 //! The faults that are injected into the services and their stores while clients work.
 
+mod network;
+pub mod postgres;
+mod redis;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -7,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rand::seq::{IndexedRandom, SliceRandom};
 
-use crate::cluster::{Cluster, Replica, SLOWNESS};
+use crate::cluster::{Cluster, Replica};
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,7 +20,8 @@ pub enum Fault {
     KillReader,
     /// `kill -9` of a user-svc, started again later: its barriers stay, and its transactions end without it.
     KillWriter,
-    /// SIGSTOP of Redis, and SIGCONT.
+
+    /// SIGSTOP of Redis, and SIGCONT before a writer gives up.
     FreezeRedis,
     /// `CLIENT PAUSE ... ALL`.
     PauseRedis,
@@ -28,44 +33,93 @@ pub enum Fault {
     EvictAnything,
     /// FLUSHALL.
     FlushRedis,
-    /// Redis is killed and starts again empty.
+    /// SIGSTOP of Redis for longer than a writer waits, and SIGCONT.
+    FreezeRedisLong,
+    /// Redis is killed, and starts again with its newest snapshot, or empty.
     RestartRedis,
-    /// A replica cannot reach Redis, and its connections are reset.
-    CutRedis,
-    /// Messages between a replica and Redis are delayed.
+    /// The same with a snapshot that is a moment old.
+    RestoreRedis,
+    /// Redis dies, and its replica, which has missed writes, is promoted.
+    FailOverRedis,
+    /// The same while the old one lives on: some replicas still use it for a moment.
+    SplitRedis,
+    /// A planned failover: Redis is demoted, and the connections that listen stay there.
+    DemoteRedis,
+
+    /// A data-svc cannot reach Redis, and its connections are reset.
+    CutRedisFromReader,
+    /// Messages between a data-svc and Redis are delayed.
     DelayRedis,
-    /// A replica's connections to Redis are reset, again and again.
+    /// A data-svc's connections to Redis are reset, again and again.
     ResetRedis,
-    /// A replica cannot reach Postgres, and its connections are reset.
+    /// Single packets between any service and any store are lost, and sent again a quarter of a second later.
+    LosePackets,
+    /// A user-svc cannot reach Redis.
+    CutRedisFromWriter,
+    /// A data-svc reaches Redis, but neither PostgreSQL nor those who write; all others do not reach Redis.
+    Isolate,
+
+    /// A service cannot reach PostgreSQL, and its connections are reset.
     CutPostgres,
-    /// Messages between a replica and Postgres are delayed.
+    /// Messages between a service and PostgreSQL are delayed.
     DelayPostgres,
-    /// A replica's connections to Postgres are reset, again and again.
+    /// A service's connections to PostgreSQL are reset, again and again.
     ResetPostgres,
     /// `pg_terminate_backend` of the sessions that are in COMMIT.
     TerminateCommits,
     /// `pg_terminate_backend` of sessions at random.
     TerminateAnything,
-    /// SIGSTOP of Postgres, and SIGCONT.
+    /// SIGSTOP of PostgreSQL, and SIGCONT.
     FreezePostgres,
-    /// SIGKILL of all of Postgres, started again.
+    /// SIGKILL of all of PostgreSQL, started again.
     KillPostgres,
-    /// An orderly restart of Postgres.
+    /// An orderly restart of PostgreSQL.
     RestartPostgres,
+    /// SIGSTOP of the synchronous standby, and SIGCONT: COMMITs take long.
+    FreezeStandby,
+    /// The synchronous standby is cut from its primary: COMMITs hang.
+    DetachStandby,
+    /// PostgreSQL is killed while it is written to, and its synchronous standby is promoted.
+    Promote,
+
+    /// None: the time that the grant takes to return after one.
+    Recovery,
 }
 
 use Fault::{
-    CutPostgres, CutRedis, DelayPostgres, DelayRedis, EvictAnything, EvictCopies, FlushRedis, FreezePostgres,
-    FreezeRedis, KillPostgres, KillReader, KillWriter, PauseRedis, PauseRedisWrites, ResetPostgres,
-    ResetRedis, RestartPostgres, RestartRedis, TerminateAnything, TerminateCommits,
+    CutPostgres, CutRedisFromReader, CutRedisFromWriter, DelayPostgres, DelayRedis, DemoteRedis,
+    DetachStandby, EvictAnything, EvictCopies, FailOverRedis, FlushRedis, FreezePostgres, FreezeRedis,
+    FreezeRedisLong, FreezeStandby, Isolate, KillPostgres, KillReader, KillWriter, LosePackets, PauseRedis,
+    PauseRedisWrites, Promote, Recovery, ResetPostgres, ResetRedis, RestartPostgres, RestartRedis,
+    RestoreRedis, SplitRedis, TerminateAnything, TerminateCommits,
 };
 
-/// Faults of Redis and of the connections to it, under which no barrier is lost.
-pub const REDIS_KEEPS_BARRIERS: &[Fault] =
-    &[FreezeRedis, PauseRedis, PauseRedisWrites, EvictCopies, CutRedis, DelayRedis, ResetRedis];
-/// Faults of Redis under which barriers are lost.
-pub const REDIS_LOSES_BARRIERS: &[Fault] = &[EvictAnything, FlushRedis, RestartRedis];
-/// Faults of Postgres and of the connections to it.
+/// Brief faults of Redis and of the paths to it, under which no barrier is lost. The grant mostly stays.
+pub const REDIS_BRIEF: &[Fault] = &[
+    FreezeRedis,
+    PauseRedis,
+    PauseRedisWrites,
+    EvictCopies,
+    CutRedisFromReader,
+    DelayRedis,
+    ResetRedis,
+    LosePackets,
+];
+/// Faults of Redis under which barriers are lost, and the grant stays.
+pub const REDIS_LOSES_BARRIERS: &[Fault] = &[EvictAnything, FlushRedis];
+/// Faults of Redis and of the paths to it that cost the grant.
+pub const REDIS_LOST: &[Fault] = &[
+    FreezeRedisLong,
+    RestartRedis,
+    RestoreRedis,
+    FailOverRedis,
+    SplitRedis,
+    DemoteRedis,
+    CutRedisFromWriter,
+    Isolate,
+];
+/// Faults of PostgreSQL and of the paths to it. Not of one with a synchronous standby: a COMMIT that is terminated, or whose
+/// server is restarted, while it waits for the standby is shown without being there.
 pub const POSTGRES: &[Fault] = &[
     CutPostgres,
     DelayPostgres,
@@ -79,26 +133,6 @@ pub const POSTGRES: &[Fault] = &[
 /// Faults of the services.
 pub const SERVICES: &[Fault] = &[KillReader, KillWriter];
 
-/// Deletes each key with probability ARGV[2], but with ARGV[1] = 1 no barriers. One script, so that a key cannot change
-/// between the look and the DEL.
-const EVICT: &str = "\
-local evicted = 0
-for _, key in ipairs(redis.call('KEYS', 'user:*')) do
-  if math.random() < tonumber(ARGV[2]) and (ARGV[1] == '0' or redis.call('GETRANGE', key, 0, 0) ~= 'B') then
-    evicted = evicted + redis.call('DEL', key)
-  end
-end
-return evicted";
-
-/// Ends the backends for which CONDITION holds, again and again for half a second.
-const TERMINATE: &str = "\
-DO $$ BEGIN FOR round IN 1..100 LOOP
-  PERFORM pg_stat_clear_snapshot();
-  PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid() AND (CONDITION);
-  PERFORM pg_sleep(0.005);
-END LOOP; END $$";
-
 /// A fault that was injected.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -107,6 +141,9 @@ pub struct Entry {
     pub fault: Fault,
     pub what: String,
 }
+
+/// How many faults of each kind.
+pub type Counts = BTreeMap<Fault, usize>;
 
 /// The faults that were injected.
 #[derive(Default)]
@@ -119,22 +156,27 @@ impl Log {
     }
 
     /// How many of each kind.
-    pub fn counts(&self) -> BTreeMap<Fault, usize> {
-        let mut counts = BTreeMap::new();
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::new();
         for entry in self.entries() {
             *counts.entry(entry.fault).or_insert(0) += 1;
         }
         counts
     }
 
-    fn add(&self, entry: Entry) {
-        self.0.lock().push(entry);
+    fn inject(&self, fault: Fault, cluster: &Cluster) {
+        let start = cluster.now();
+        let what = format!("{fault:?} {}", fault.inject(cluster));
+        self.0.lock().push(Entry { start, end: cluster.now(), fault, what });
     }
 }
 
 /// Injects faults of these kinds, one after the other and in random order, until `time` is over and each kind was
 /// injected.
 pub fn inject(cluster: &Cluster, kinds: &[Fault], time: Duration, log: &Log) {
+    if kinds.is_empty() {
+        return sleep(time);
+    }
     let end = Instant::now() + time;
     let mut missing: BTreeSet<Fault> = kinds.iter().copied().collect();
     while Instant::now() < end || !missing.is_empty() {
@@ -145,9 +187,10 @@ pub fn inject(cluster: &Cluster, kinds: &[Fault], time: Duration, log: &Log) {
                 continue;
             }
             sleep(random_ms(50, 300));
-            let start = cluster.now();
-            let what = fault.inject(cluster);
-            log.add(Entry { start, end: cluster.now(), fault, what: format!("{fault:?} {what}") });
+            log.inject(fault, cluster);
+            if fault.costs_the_grant() {
+                log.inject(Recovery, cluster);
+            }
             missing.remove(&fault);
         }
     }
@@ -162,72 +205,50 @@ fn any_of<T>(all: &[T]) -> &T {
 }
 
 impl Fault {
+    fn costs_the_grant(self) -> bool {
+        REDIS_LOST.contains(&self)
+    }
+
     /// Injects the fault and ends it. Returns its details, for a trace.
     fn inject(self, cluster: &Cluster) -> String {
-        let Cluster { stack, redis_proxies, postgres_proxies, readers, writers, .. } = cluster;
-        let redis = stack.redis();
-        let postgres = stack.postgres();
-        let victim = rand::random_range(0..2);
-        let name = ["data-1", "user-1"][victim];
         match self {
-            KillReader => kill(any_of(readers)),
-            KillWriter => kill(any_of(writers)),
-            FreezeRedis => {
-                redis.freeze();
-                sleep(random_ms(20, 700));
-                redis.thaw();
-                String::new()
+            KillReader => kill(any_of(&cluster.readers)),
+            KillWriter => kill(any_of(&cluster.writers)),
+            FreezeRedis => redis::freeze(cluster, random_ms(20, 140)),
+            FreezeRedisLong => redis::freeze(cluster, random_ms(500, 1500)),
+            PauseRedis => redis::pause(cluster, "ALL"),
+            PauseRedisWrites => redis::pause(cluster, "WRITE"),
+            EvictCopies => redis::evict(cluster, redis::Barriers::Spared),
+            EvictAnything => redis::evict(cluster, redis::Barriers::Evicted),
+            FlushRedis => redis::flush(cluster),
+            RestartRedis => redis::restart(cluster),
+            RestoreRedis => redis::restore(cluster),
+            FailOverRedis => redis::fail_over(cluster),
+            SplitRedis => redis::split(cluster),
+            DemoteRedis => redis::demote(cluster),
+            CutRedisFromReader => network::cut(any_of(&cluster.readers), |it| &it.redis, random_ms(50, 800)),
+            CutRedisFromWriter => {
+                network::cut(any_of(&cluster.writers), |it| &it.redis, random_ms(50, 4_500))
             }
-            PauseRedis | PauseRedisWrites => {
-                let time = random_ms(20, 500);
-                let kind = if self == PauseRedis { "ALL" } else { "WRITE" };
-                stack.redis_cli(&["CLIENT", "PAUSE", &time.as_millis().to_string(), kind]);
-                sleep(time);
-                format!("for {time:?}")
-            }
-            EvictCopies | EvictAnything => {
-                let spares_barriers = if self == EvictCopies { "1" } else { "0" };
-                let mut evicted = 0;
-                for _ in 0..20 {
-                    sleep(random_ms(5, 30));
-                    let count = stack.redis_cli(&["EVAL", EVICT, "0", spares_barriers, "0.5"]);
-                    evicted += count.parse::<u64>().unwrap_or(0);
-                }
-                format!("of {evicted} keys")
-            }
-            FlushRedis => {
-                for _ in 0..5 {
-                    sleep(random_ms(5, 100));
-                    stack.redis_cli(&["FLUSHALL"]);
-                }
-                "five times".into()
-            }
-            RestartRedis => {
-                redis.kill();
-                sleep(random_ms(0, 100));
-                redis.restart();
-                String::new()
-            }
-            CutRedis | DelayRedis | ResetRedis => disturb(self, &redis_proxies[victim], name),
-            CutPostgres | DelayPostgres | ResetPostgres => disturb(self, &postgres_proxies[victim], name),
-            TerminateCommits => terminate(cluster, "state = 'active' AND query = 'COMMIT'"),
-            TerminateAnything => terminate(cluster, "random() < 0.02"),
-            FreezePostgres => {
-                postgres.freeze();
-                sleep(random_ms(50, 1500));
-                postgres.thaw();
-                String::new()
-            }
-            KillPostgres => {
-                postgres.kill();
-                sleep(random_ms(0, 300));
-                postgres.restart();
-                String::new()
-            }
+            DelayRedis => network::delay(any_of(&cluster.readers), |it| &it.redis),
+            ResetRedis => network::reset(any_of(&cluster.readers), |it| &it.redis),
+            LosePackets => network::lose_packets(cluster),
+            Isolate => network::isolate(cluster),
+            CutPostgres => network::cut(network::any_replica(cluster), |it| &it.postgres, random_ms(50, 800)),
+            DelayPostgres => network::delay(network::any_replica(cluster), |it| &it.postgres),
+            ResetPostgres => network::reset(network::any_replica(cluster), |it| &it.postgres),
+            TerminateCommits => postgres::terminate(cluster, "state = 'active' AND query = 'COMMIT'"),
+            TerminateAnything => postgres::terminate(cluster, "random() < 0.02"),
+            FreezePostgres => postgres::freeze(&cluster.stores.postgres(), random_ms(50, 1_500)),
+            KillPostgres => postgres::kill(cluster),
             RestartPostgres => {
-                postgres.restart();
+                cluster.stores.postgres().restart();
                 String::new()
             }
+            FreezeStandby => postgres::freeze(&cluster.stores.standby(), random_ms(50, 2_500)),
+            DetachStandby => postgres::detach_standby(cluster),
+            Promote => postgres::promote(cluster),
+            Recovery => redis::recover(cluster),
         }
     }
 }
@@ -237,36 +258,4 @@ fn kill(replica: &Replica) -> String {
     sleep(random_ms(0, 300));
     replica.restart();
     format!("of {}", replica.name)
-}
-
-fn disturb(fault: Fault, proxy: &devstack::Proxy, name: &str) -> String {
-    match fault {
-        CutRedis | CutPostgres => {
-            proxy.cut();
-            sleep(random_ms(50, 800));
-            proxy.restore();
-            proxy.delay(SLOWNESS);
-        }
-        ResetRedis | ResetPostgres => {
-            for _ in 0..10 {
-                proxy.reset();
-                sleep(random_ms(5, 100));
-            }
-        }
-        _ => {
-            proxy.delay(*any_of(&[5, 15, 30, 60].map(Duration::from_millis)));
-            sleep(random_ms(200, 800));
-            proxy.delay(SLOWNESS);
-        }
-    }
-    format!("of {name}")
-}
-
-fn terminate(cluster: &Cluster, condition: &str) -> String {
-    let statement = TERMINATE.replace("CONDITION", condition);
-    // Another fault may have stopped Postgres.
-    match cluster.stack.postgres().try_sql(cluster.stack.database(), &statement) {
-        Ok(_) => String::new(),
-        Err(error) => error.lines().next().unwrap_or_default().to_owned(),
-    }
 }

@@ -1,6 +1,7 @@
 //! Histories: many clients read and write a few names through two replicas of each service, while faults happen. Then a
 //! checker decides whether every answer can be explained.
 
+mod bounds;
 mod checker;
 mod client;
 mod cluster;
@@ -10,6 +11,7 @@ mod operation;
 mod recorder;
 mod report;
 mod runs;
+mod soak;
 
 use parking_lot::{Mutex, MutexGuard};
 

@@ -3,6 +3,7 @@
 //! All clients use the same few names, so that they collide. Every second there are new names, which keeps the history
 //! of a name short. Now and then a client returns to an older name, to find errors that last.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
@@ -23,8 +24,8 @@ pub struct Load {
     pub rotation: Duration,
     /// How long a writer rests at most, after one write or a few.
     pub pause: Duration,
-    /// Which of the two `user-svc` are used.
-    pub use_writers: &'static [usize],
+    /// The number of the first write. Two recordings at once have different numbers.
+    pub first_info: u32,
 }
 
 impl Default for Load {
@@ -35,7 +36,7 @@ impl Default for Load {
             names: 4,
             rotation: Duration::from_secs(1),
             pause: Duration::from_millis(500),
-            use_writers: &[0, 1],
+            first_info: 1,
         }
     }
 }
@@ -65,6 +66,15 @@ impl Recording {
         self.histories[name].push(operation);
     }
 
+    /// Adds what there was when the recording began: the info of each name that had a user.
+    pub fn begin_with(&mut self, users: impl IntoIterator<Item = (u32, u32)>) {
+        for (name, info) in users {
+            let via = Via { replica: "before", source: "the row" };
+            let action = Action::Register(info);
+            self.add(name, Operation { start: 0, end: 0, action, outcome: Outcome::Done, via });
+        }
+    }
+
     fn merge(mut self, other: Self) -> Self {
         for (name, operations) in (0..).zip(other.histories) {
             for operation in operations {
@@ -89,14 +99,14 @@ struct Shared<'a> {
 }
 
 /// Lets clients work while `meanwhile` runs, and then reads every name once more, through both replicas and from
-/// Postgres itself.
+/// PostgreSQL itself.
 pub fn record(cluster: &Cluster, load: &Load, meanwhile: impl FnOnce()) -> Recording {
     let shared = Shared {
         cluster,
         load,
         stop: AtomicBool::new(false),
         rotations: AtomicU32::new(0),
-        infos: AtomicU32::new(1),
+        infos: AtomicU32::new(load.first_info),
     };
     let recording = scope(|scope| {
         let reader = || shared.run(|client, recording| shared.read(client, recording));
@@ -166,7 +176,7 @@ impl Shared<'_> {
 
     fn read(&self, connections: &mut Connections, recording: &mut Recording) {
         let name = self.choose(0.1);
-        let at = rand::random_range(0..2);
+        let at = rand::random_range(0..self.cluster.readers.len());
         let mut header = String::new();
         let mut known = None;
         match (rand::random_range(0..100), &connections.seen) {
@@ -221,6 +231,10 @@ impl Shared<'_> {
             }
         };
         let via = Via { replica: replica.name, source: source(&answer.cache_status) };
+        if via.source == "suspended" {
+            // Without this, reads of a suspended cache would be most of a history, and the cache would be granted late.
+            sleep(Duration::from_millis(2));
+        }
         let action = Action::Read(state);
         recording.add(name, Operation { start, end, action, outcome: Outcome::Done, via });
         (answer.status == 200).then_some((answer.etag, state?))
@@ -253,7 +267,7 @@ impl Shared<'_> {
         action: Action,
         recording: &mut Recording,
     ) -> Option<Outcome> {
-        let at = self.load.use_writers[rand::random_range(0..self.load.use_writers.len())];
+        let at = rand::random_range(0..self.cluster.writers.len());
         let replica = &self.cluster.writers[at];
         let (method, request) = request(name, action);
         let start = self.cluster.now();
@@ -290,7 +304,7 @@ impl Shared<'_> {
         Some(outcome)
     }
 
-    /// Reads every name: from both replicas, from Postgres, and from both replicas again. This decides every unknown
+    /// Reads every name: from both replicas, from PostgreSQL, and from both replicas again. This decides every unknown
     /// outcome, and finds stale entries that are still in a cache.
     fn sweep(&self, mut recording: Recording) -> Recording {
         let mut connections = Connections::default();
@@ -309,18 +323,22 @@ impl Shared<'_> {
 
     fn read_postgres(&self, recording: &mut Recording) {
         let start = self.cluster.now();
-        let rows = self.cluster.stack.sql("SELECT substr(name, 2), substr(info, 2) FROM users");
+        let rows = users(self.cluster);
         let end = self.cluster.now();
-        let number = |text: &str| text.parse::<u32>().expect("names and infos are letters and numbers");
-        let rows = rows.lines().filter_map(|row| row.split_once('|'));
-        let rows: std::collections::HashMap<_, _> =
-            rows.map(|(name, info)| (number(name), number(info))).collect();
         for name in 0..self.names() {
             let action = Action::Read(rows.get(&name).copied());
             let via = Via { replica: "postgres", source: "the row" };
             recording.add(name, Operation { start, end, action, outcome: Outcome::Done, via });
         }
     }
+}
+
+/// The info of each name that has a user now.
+pub fn users(cluster: &Cluster) -> HashMap<u32, u32> {
+    let rows = cluster.stores.sql("SELECT substr(name, 2), substr(info, 2) FROM users");
+    let number = |text: &str| text.parse::<u32>().expect("names and infos are letters and numbers");
+    let rows = rows.lines().filter_map(|row| row.split_once('|'));
+    rows.map(|(name, info)| (number(name), number(info))).collect()
 }
 
 /// The method and the whole request of a write.
@@ -360,6 +378,7 @@ fn source(cache_status: &str) -> &'static str {
         "fwd=request; stored" => "forced, stored",
         "fwd=request" => "forced",
         "fwd=bypass; detail=write-in-progress" => "bypass",
+        "fwd=bypass; detail=suspended" => "suspended",
         "fwd=bypass; detail=breaker-open" => "breaker open",
         "fwd=miss; detail=redis-timeout" => "redis timeout",
         "fwd=miss; detail=redis-error" => "redis error",

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use crate::checker::{self, Violation};
+use crate::checker::{self, Proof, Violation};
 use crate::cluster::Cluster;
-use crate::faults::Log;
+use crate::faults::{Counts, Log};
 use crate::operation::{Action, OPEN, Operation, Outcome};
 use crate::recorder::Recording;
 
@@ -16,10 +16,30 @@ const AROUND: usize = 40;
 /// The promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Promise {
-    Visible,
+    /// *Linearizable*, which includes *visible*.
     Linearizable,
+    /// *Visible*, and *linearizable* but for absences from Redis: where a register's barrier is lost, an absence can be
+    /// stored that a reader of the database knows to be over. It is removed before the register is acknowledged.
+    VisibleWithLostBarriers,
     /// Neither: stale reads are measured.
     Bounded,
+}
+
+impl Promise {
+    /// A violation of it, and the operations that are checked.
+    fn check(self, operations: &[Operation]) -> Option<(Violation, Vec<Operation>)> {
+        let visible = || Some((checker::visible(operations).into_iter().next()?, operations.to_vec()));
+        let linearizable =
+            |operations: Vec<Operation>| Some((checker::linearizable(&operations)?, operations));
+        match self {
+            Self::Linearizable => linearizable(operations.to_vec()),
+            Self::VisibleWithLostBarriers => visible().or_else(|| {
+                let others = operations.iter().filter(|it| it.via.source != "negative hit");
+                linearizable(others.copied().collect())
+            }),
+            Self::Bounded => None,
+        }
+    }
 }
 
 /// The result of a recording.
@@ -31,8 +51,9 @@ pub struct Report {
     pub sources: BTreeMap<&'static str, usize>,
     /// A trace of each violation.
     pub violations: Vec<String>,
-    /// For how long the stalest user and the stalest absence had been overwritten when they were read.
-    pub oldest: [Duration; 2],
+    /// For how long a user had certainly been there, acknowledged or not, when an absence was read.
+    pub lingering_absence: Duration,
+    pub faults: Counts,
     text: String,
 }
 
@@ -51,17 +72,13 @@ impl Report {
         let mut violations = Vec::new();
         let mut first = OPEN;
         for (name, operations) in recording.histories.iter().enumerate() {
-            let found = match promise {
-                Promise::Visible => checker::visible(operations).into_iter().next(),
-                Promise::Linearizable => checker::linearizable(operations),
-                Promise::Bounded => None,
-            };
-            if let Some(found) = found {
-                first = first.min(operations[found.operation].start);
-                violations.push(trace(name, operations, &found, faults));
+            if let Some((found, checked)) = promise.check(operations) {
+                first = first.min(checked[found.operation].start);
+                violations.push(trace(name, &checked, &found, faults));
             }
         }
-        let oldest = oldest(recording);
+        let oldest = oldest(recording, Proof::Acknowledged, |_| true);
+        let [_, lingering_absence] = self::oldest(recording, Proof::AcknowledgedOrRead, |_| true);
         let mut text = String::new();
         let names = recording.histories.len();
         let seconds = cluster.beginning.elapsed().as_secs();
@@ -77,9 +94,14 @@ impl Report {
         if first != OPEN {
             let _ = writeln!(text, "  the first of them after {:.1} s", ms(first) / 1e3);
         }
-        let _ = writeln!(text, "  stalest user {:?}, stalest absence {:?}", oldest[0], oldest[1]);
+        let [user, absence] = oldest;
+        let _ = writeln!(
+            text,
+            "  stalest user {user:?}, absence {absence:?}, after a read {lingering_absence:?}"
+        );
         println!("{text}");
-        Self { reads, writes, unknown, sources, violations, oldest, text }
+        let faults = faults.counts();
+        Self { reads, writes, unknown, sources, violations, lingering_absence, faults, text }
     }
 
     /// How many reads were answered in this way.
@@ -87,26 +109,43 @@ impl Report {
         self.sources.get(source).copied().unwrap_or(0)
     }
 
-    /// Panics with the traces if there is a violation, an unexpected answer or a panic in a service.
-    pub fn is_good(&self, cluster: &Cluster, recording: &Recording) {
-        let shown: Vec<&str> = self.violations.iter().take(3).map(String::as_str).collect();
-        assert!(self.violations.is_empty(), "{}\n{}", self.text, shown.join("\n"));
-        assert!(recording.unexpected.is_empty(), "unexpected answers: {:#?}", recording.unexpected);
+    /// Adds as violations: an unexpected answer, a panic in a service.
+    pub fn good(mut self, cluster: &Cluster, recording: &Recording) -> Self {
+        if !recording.unexpected.is_empty() {
+            self.violations.push(format!("unexpected answers: {:#?}", recording.unexpected));
+        }
         for replica in cluster.replicas() {
             let log = replica.log();
-            assert!(!log.contains("panicked"), "{} panicked:\n{log}", replica.name);
+            if log.contains("panicked") {
+                self.violations.push(format!("{} panicked:\n{log}", replica.name));
+            }
         }
+        self
+    }
+
+    /// Panics with the traces if there is a violation.
+    pub fn is_good(&self) {
+        let shown: Vec<&str> = self.violations.iter().take(3).map(String::as_str).collect();
+        assert!(self.violations.is_empty(), "{}\n{}", self.text, shown.join("\n"));
     }
 }
 
-/// The greatest age of a stale user, and of a stale absence.
-fn oldest(recording: &Recording) -> [Duration; 2] {
+/// For how long what this replica read had been overwritten at most.
+pub fn stalest_of(replica: &str, recording: &Recording) -> Duration {
+    let [user, absence] = oldest(recording, Proof::Acknowledged, |read| read.via.replica == replica);
+    user.max(absence)
+}
+
+/// The greatest age of a stale user, and of a stale absence, as `proof` shows it.
+fn oldest(recording: &Recording, proof: Proof, counts: impl Fn(&Operation) -> bool) -> [Duration; 2] {
     let mut oldest = [0; 2];
     for operations in &recording.histories {
-        for stale in checker::stale_reads(operations) {
-            let is_absence = operations[stale.operation].action == Action::Read(None);
-            let oldest = &mut oldest[usize::from(is_absence)];
-            *oldest = stale.age.max(*oldest);
+        for stale in checker::stale_after(operations, proof) {
+            let read = &operations[stale.operation];
+            if counts(read) {
+                let oldest = &mut oldest[usize::from(read.action == Action::Read(None))];
+                *oldest = stale.age.max(*oldest);
+            }
         }
     }
     oldest.map(Duration::from_nanos)
@@ -120,7 +159,12 @@ fn trace(name: usize, operations: &[Operation], violation: &Violation, faults: &
     let at = sorted.iter().position(|it| std::ptr::eq(*it, wrong)).unwrap_or(0);
     // More before the violation than after it, since a write before it is the likely cause.
     let is_near = |number: usize| number + AROUND > at && number < at + AROUND / 4;
-    let about = |it: &Operation| it.writes().is_some_and(|info| wrong.action == Action::Read(Some(info)));
+    // A write under way may have taken effect, however long ago it began.
+    let about = |it: &Operation| {
+        let overlaps = it.start <= wrong.end && it.end >= wrong.start;
+        !matches!(it.action, Action::Read(_)) && it.end != OPEN && overlaps
+            || it.writes().is_some_and(|info| wrong.action == Action::Read(Some(info)))
+    };
     let shown: Vec<&Operation> =
         (0..).zip(&sorted).filter(|(n, it)| is_near(*n) || about(it)).map(|(_, it)| *it).collect();
     let from = shown.first().map_or(0, |it| it.start);

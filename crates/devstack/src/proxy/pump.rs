@@ -35,6 +35,7 @@ pub(super) struct State {
     pub(super) hold: Option<Hold>,
     pub(super) connections: HashMap<u64, Arc<Connection>>,
     pub(super) accepted: u64,
+    pub(super) attempts: u64,
 }
 
 /// A client's connection and the one to upstream that belongs to it.
@@ -59,6 +60,7 @@ impl Shared {
             hold: None,
             connections: HashMap::new(),
             accepted: 0,
+            attempts: 0,
         };
         Shared { state: Mutex::new(state), changed: Condvar::new() }
     }
@@ -93,7 +95,8 @@ impl Shared {
     fn open(&self, client: TcpStream) -> Option<Arc<Connection>> {
         close_by_reset(&client);
         let address = {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
+            state.attempts += 1;
             (!state.cut).then_some(state.upstream)?
         };
         let upstream = TcpStream::connect(address).ok()?;

@@ -2,7 +2,9 @@
 
 mod batches;
 mod cache;
+mod clear;
 mod commit;
+mod grant;
 mod overload;
 mod postgres;
 mod race;
@@ -62,32 +64,34 @@ fn wait_for_locked(stack: &Stack, count: usize) {
 /// Another session. It holds the locks of its statement until it is dropped.
 struct Session<'a> {
     stack: &'a Stack,
+    script: String,
     thread: Option<JoinHandle<()>>,
 }
 
 impl<'a> Session<'a> {
     /// Starts a transaction with `statement`. Returns once the statement is done.
     fn holding(stack: &'a Stack, statement: &str) -> Session<'a> {
+        let script = format!("BEGIN; {statement}; SELECT pg_sleep(60)");
         let stores = stack.stores().clone();
         let database = stack.database().to_owned();
-        let script = format!("BEGIN; {statement}; SELECT pg_sleep(60)");
+        let own = script.clone();
         let thread = spawn(move || {
             // An error: the session is terminated.
-            let _ = stores.postgres().try_sql(&database, &script);
+            let _ = stores.postgres().try_sql(&database, &own);
         });
         wait_until("the other session sleeps", || {
-            stack.sql(
+            stack.sql(&format!(
                 "SELECT count(*) FROM pg_stat_activity \
-                 WHERE datname = current_database() AND query LIKE 'BEGIN; %' AND wait_event = 'PgSleep'",
-            ) == "1"
+                 WHERE datname = current_database() AND query = $${script}$$ AND wait_event = 'PgSleep'"
+            )) == "1"
         });
-        Session { stack, thread: Some(thread) }
+        Session { stack, script, thread: Some(thread) }
     }
 }
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        terminate(self.stack, "query LIKE 'BEGIN; %'");
+        terminate(self.stack, &format!("query = $${}$$", self.script));
         if let Some(thread) = self.thread.take() {
             // A panic in it must not become a second one here.
             let _ = thread.join();

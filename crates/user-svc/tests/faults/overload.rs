@@ -46,6 +46,20 @@ fn replaces_beyond_those_that_may_wait_for_a_turn_are_refused_at_once() {
 }
 
 #[test]
+fn writes_beyond_those_that_may_wait_while_the_cache_is_suspended_are_refused_at_once() {
+    let stack = Stack::shared();
+    let service = &stack.user_svc().env("DATABASE_QUEUE", "1").env("DATABASE_DEADLINE", "6s").start();
+    // Readers may use what they know for a minute: no write may begin before.
+    stack.sql("UPDATE cache_grant SET redis = NULL, epoch = epoch + 1, life_ms = 60000");
+    scope(|scope| {
+        let first = scope.spawn(|| register(service, "first"));
+        wait_until("the first waits", || metric(service, "database_queries_waiting") == 1);
+        assert_eq!(unavailable(&register(service, "next")), "overloaded");
+        assert_eq!(unavailable(&first.join().expect("answered")), "unavailable");
+    });
+}
+
+#[test]
 fn a_replace_whose_turn_comes_too_late_is_refused_before_it_delays_others() {
     let stack = Stack::shared();
     let service = &with_one_turn(&stack, "10");
@@ -136,7 +150,7 @@ fn a_locked_table_is_503_and_then_works_again() {
 #[test]
 fn a_name_in_the_open_transaction_of_another_session_is_503_and_not_409() {
     let stack = Stack::shared();
-    let service = stack.user_svc().start();
+    let service = stack.user_svc().env("DATABASE_DEADLINE", "9s").start();
     let insert = "INSERT INTO users (name, info) VALUES ('john', 'uncommitted')";
     let other = Session::holding(&stack, insert);
     // It is not decided yet whether the name is taken.

@@ -113,7 +113,7 @@ fn an_orderly_restart_of_postgres_under_load_loses_no_acknowledged_user() {
 fn connections_reset_under_load_lose_no_acknowledged_user() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
-    let service = stack.user_svc().postgres_through(&proxy).start();
+    let service = stack.user_svc().with_long_timeouts().postgres_through(&proxy).start();
     under_load(&stack, &service, |answers| {
         for _ in 0..10 {
             proxy.reset();
@@ -139,7 +139,7 @@ fn postgres_frozen_is_503_within_the_deadline_and_thawed_is_used_again() {
     let stack = Stack::private();
     // Two connections, so that some of the eight requests are in PostgreSQL and the others in the queue.
     let service = stack.user_svc().env("DATABASE_CONNECTIONS", "2").start();
-    assert_eq!(register(&service, "before").status, 201);
+    wait_until("it is registered", || register(&service, "before").status == 201);
 
     stack.postgres().freeze();
     let answers: Vec<(String, String)> = scope(|scope| {
@@ -160,7 +160,7 @@ fn postgres_frozen_is_503_within_the_deadline_and_thawed_is_used_again() {
     stack.postgres().thaw();
 
     service.wait_for_readiness(200);
-    assert_eq!(register(&service, "after").status, 201);
+    wait_until("it is registered", || register(&service, "after").status == 201);
     // The statements that had begun end now, one way or the other.
     wait_until("no work is left", || metric(&service, "database_connections_in_use") == 0);
     for (name, slug) in &answers {
@@ -180,7 +180,7 @@ fn while_postgres_is_known_to_be_away_no_request_waits_for_its_deadline() {
     let proxy = stack.postgres_proxy();
     let builder = stack.user_svc().postgres_through(&proxy);
     // With this deadline the client of this test would time out before the service.
-    let service = builder.env("DATABASE_DEADLINE", "60s").start();
+    let service = builder.with_long_timeouts().env("DATABASE_DEADLINE", "60s").start();
     proxy.cut();
     service.wait_for_readiness(503);
     for number in 0..20 {
@@ -195,7 +195,7 @@ fn while_postgres_is_known_to_be_away_no_request_waits_for_its_deadline() {
 fn a_connection_terminated_between_requests_is_replaced_and_no_client_notices() {
     let stack = Stack::shared();
     // One connection: with more, each request would get another one, which the pool has just checked.
-    let service = stack.user_svc().env("DATABASE_CONNECTIONS", "1").start();
+    let service = stack.user_svc().with_long_timeouts().env("DATABASE_CONNECTIONS", "1").start();
     for round in 0..5 {
         assert_eq!(register(&service, &format!("before-{round}")).status, 201);
         assert!(terminate(&stack, "application_name = 'users'") > 0);
@@ -208,7 +208,8 @@ fn a_connection_reset_between_requests_is_replaced_and_no_client_notices() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
     // One connection: with more, each request would get another one, which the pool has just checked.
-    let service = stack.user_svc().postgres_through(&proxy).env("DATABASE_CONNECTIONS", "1").start();
+    let builder = stack.user_svc().with_long_timeouts().postgres_through(&proxy);
+    let service = builder.env("DATABASE_CONNECTIONS", "1").start();
     for round in 0..5 {
         assert_eq!(register(&service, &format!("before-{round}")).status, 201);
         proxy.reset();
@@ -217,9 +218,10 @@ fn a_connection_reset_between_requests_is_replaced_and_no_client_notices() {
 }
 
 #[test]
-fn a_read_only_database_is_503_until_it_can_be_written_again() {
+fn a_read_only_database_is_read_and_503_to_writes_until_it_can_be_written_again() {
     let stack = Stack::shared();
     let service = stack.user_svc().start();
+    wait_until("it is registered", || register(&service, "before").status == 201);
     let set = |action: &str| {
         let statement = format!("ALTER DATABASE {} {action}", stack.database());
         stack.postgres().sql("postgres", &statement)
@@ -227,11 +229,18 @@ fn a_read_only_database_is_503_until_it_can_be_written_again() {
     set("SET default_transaction_read_only = on");
     terminate(&stack, "application_name = 'users'");
     assert_eq!(unavailable(&register(&service, "one")), "unavailable");
+    service.wait_for_readiness(503);
+    let readiness = http::get(&service.url_of("/readyz"));
+    assert!(readiness.text().contains("read-only"), "{}", readiness.text());
     assert_eq!(unavailable(&register(&service, "two")), "unavailable");
+    // What is only read is not disturbed, also in new sessions.
+    let reader = stack.data_svc().start();
+    assert_eq!(http::get(&reader.url_of("/user/before")).status, 200);
 
     set("RESET default_transaction_read_only");
     // No restart and no help: the service discards connections to a server that has become read-only.
     wait_until("writable again", || register(&service, "three").status != 503);
+    service.wait_for_readiness(200);
     assert!(is_registered(&stack, "three"));
     assert!(!is_registered(&stack, "one"));
 }
@@ -240,9 +249,13 @@ fn a_read_only_database_is_503_until_it_can_be_written_again() {
 fn a_role_that_may_no_longer_connect_is_503_and_not_500() {
     let stack = Stack::shared();
     let url = stack.database_url().replacen("postgres@", "limited@", 1);
-    stack.sql("CREATE ROLE limited LOGIN; GRANT SELECT, INSERT ON users TO limited; GRANT SELECT ON __diesel_schema_migrations TO limited");
+    stack.sql(
+        "CREATE ROLE limited LOGIN; GRANT SELECT, INSERT ON users TO limited; \
+               GRANT SELECT, INSERT, UPDATE ON cache_grant TO limited; \
+               GRANT SELECT ON __diesel_schema_migrations TO limited",
+    );
     let service = stack.user_svc().env("DATABASE_URL", url).env("DATABASE_DEADLINE", "500ms").start();
-    assert_eq!(register(&service, "before").status, 201);
+    wait_until("it is registered", || register(&service, "before").status == 201);
     // SQLSTATE 53300, as when Postgres is out of connections.
     stack.sql("ALTER ROLE limited CONNECTION LIMIT 0");
     terminate(&stack, "usename = 'limited'");
@@ -250,14 +263,18 @@ fn a_role_that_may_no_longer_connect_is_503_and_not_500() {
     service.wait_for_readiness(503);
     stack.sql("ALTER ROLE limited CONNECTION LIMIT -1");
     service.wait_for_readiness(200);
-    assert_eq!(register(&service, "after").status, 201);
+    wait_until("it is registered", || register(&service, "after").status == 201);
 }
 
 #[test]
 fn a_role_that_may_not_insert_is_503_and_the_log_has_cause_and_request_id() {
     let stack = Stack::shared();
     let url = stack.database_url().replacen("postgres@", "reader@", 1);
-    stack.sql("CREATE ROLE reader LOGIN; GRANT SELECT ON users, __diesel_schema_migrations TO reader");
+    stack.sql(
+        "CREATE ROLE reader LOGIN; GRANT SELECT ON users, cache_grant, __diesel_schema_migrations TO reader",
+    );
+    // By another user-svc, which may.
+    stack.grant();
     let service = stack.user_svc().env("DATABASE_URL", url).start();
     let answer = register(&service, "nobody");
     unavailable(&answer);
@@ -272,7 +289,7 @@ fn a_garbled_connection_to_postgres_is_503_and_never_500() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
     let service = stack.user_svc().postgres_through(&proxy).env("DATABASE_DEADLINE", "500ms").start();
-    assert_eq!(register(&service, "before").status, 201);
+    wait_until("it is registered", || register(&service, "before").status == 201);
     proxy.garble();
     for number in 0..3 {
         unavailable(&register(&service, &format!("garbled-{number}")));
@@ -287,7 +304,7 @@ fn a_slow_postgres_is_waited_for_up_to_the_deadline() {
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
     let service = stack.user_svc().postgres_through(&proxy).start();
-    // Three round trips of 200 ms are within 2 s.
-    proxy.delay(Duration::from_millis(100));
+    // Six round trips of 100 ms are within 2 s: BEGIN, the row and the grant with their preparation, COMMIT.
+    proxy.delay(Duration::from_millis(50));
     assert_eq!(register(&service, "slow").status, 201);
 }

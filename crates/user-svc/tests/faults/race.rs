@@ -12,7 +12,7 @@ use crate::problem;
 fn of_fifty_clients_that_race_for_a_name_one_gets_it_and_the_others_409() {
     let stack = Stack::shared();
     // Two replicas, so that only the table's key can decide.
-    let replicas = [stack.user_svc().start(), stack.user_svc().start()];
+    let replicas = [(); 2].map(|()| stack.user_svc().with_long_timeouts().start());
     for round in 0..3 {
         let name = format!("wanted-{round}");
         let start = Barrier::new(50);

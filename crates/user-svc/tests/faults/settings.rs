@@ -90,6 +90,15 @@ fn every_mistake_is_reported_at_once_and_nothing_is_started() {
 }
 
 #[test]
+fn a_setting_that_no_longer_exists_is_an_error_that_says_so() {
+    for service in ["user-svc", "data-svc"] {
+        let output = ServiceBuilder::new(service).env("CACHE_STRICT", "false").run(&[]);
+        refused(&output, &["CACHE_STRICT"]);
+        assert!(text(&output).contains("no longer a setting"), "{}", text(&output));
+    }
+}
+
+#[test]
 fn numbers_beyond_any_type_are_mistakes_and_no_panics() {
     let huge = "99999999999999999999999999";
     let builder = bare().env("DATABASE_CONNECTIONS", huge).env("CACHE_TTL", format!("{huge}y"));

@@ -72,8 +72,7 @@ pub enum Step {
     Look,
     /// The answer arrives.
     Learn,
-    /// Asks PostgreSQL for the grant, and is refused: then the view is as good as if it were answered again. (In the
-    /// protocol that takes two refused looks, in case that something else than PostgreSQL refuses one.)
+    /// Asks PostgreSQL for the grant, and is refused: then the view is as good as if it were answered again.
     ///
     /// Without [`Rule::SilenceIsNotAbsence`], is not answered in time.
     Refused,

@@ -65,7 +65,7 @@ fn a_register_over_a_delete_whose_barrier_was_lost_breaks_visible() {
     );
 }
 
-/// In the next edition there is no such price, and no second wait.
+/// With the rows locked there is no such price, and no second wait.
 #[test]
 fn writes_are_visible_when_barriers_are_lost_and_rows_are_locked() {
     passes(Near {

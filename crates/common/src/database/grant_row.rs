@@ -1,0 +1,145 @@
+//! The one row of the table `cache_grant`, and the statements that read and change it.
+
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Integer, Nullable, Text};
+
+use super::expression::{ServerStart, TransactionId};
+use super::grant::wait;
+use super::schema::cache_grant;
+use super::url::connection_url;
+use crate::config::DatabaseSettings;
+use crate::error::CommandResult;
+
+/// The advisory lock of writers, shared, and of a change from *suspended* to *granted*, exclusive: "grant" in ASCII.
+pub const GRANT_LOCK: i64 = 0x67_72_61_6e_74;
+/// What a writer reads within its transaction, after the lock was taken in an earlier statement.
+#[derive(Debug, Queryable)]
+pub struct InTransaction {
+    /// The grant's epoch.
+    pub epoch: i64,
+    /// The Redis process that may be used; none: suspended.
+    pub redis: Option<String>,
+    /// When the server has started that runs the transaction.
+    pub server_start: String,
+    /// The transaction's id.
+    pub transaction: Option<String>,
+}
+
+/// Reads the grant within a transaction; none if the table has no row.
+///
+/// # Errors
+/// The database's.
+pub fn read(connection: &mut PgConnection) -> QueryResult<Option<InTransaction>> {
+    // By its key: a plan without an index would cost so much, with our sessions' settings, that the server compiles it.
+    let row = cache_grant::table.find(true).select((
+        cache_grant::epoch,
+        cache_grant::redis,
+        ServerStart,
+        TransactionId,
+    ));
+    row.first(connection).optional()
+}
+
+/// Why a grant was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Redis could not be told of a write.
+    Unreachable,
+    /// Another Redis process answers.
+    OtherProcess,
+}
+
+impl Reason {
+    /// The value of the metric's label `reason`.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::OtherProcess => "other_process",
+        }
+    }
+}
+
+/// Makes a first row: grants `redis`, or suspends the cache. A row that is there stays.
+///
+/// # Errors
+/// The database's.
+pub fn create(connection: &mut PgConnection, redis: Option<&str>, life: Duration) -> QueryResult<()> {
+    diesel::insert_into(cache_grant::table)
+        .values((
+            cache_grant::epoch.eq(rand::random::<i64>()),
+            cache_grant::redis.eq(redis),
+            cache_grant::life_ms.eq(milliseconds(life)),
+        ))
+        .on_conflict_do_nothing()
+        .execute(connection)
+        .map(drop)
+}
+
+/// Suspends the grant of `epoch`, or any without one. It needs no lock: writes that are under way guard the process that
+/// was granted when they looked, and every reader that uses it sees their barriers. Returns whether it was that epoch.
+///
+/// A cache that is suspended again within a minute stays so for longer each time, 30 seconds at most.
+///
+/// # Errors
+/// The database's.
+pub fn suspend(connection: &mut PgConnection, epoch: Option<i64>) -> QueryResult<bool> {
+    let rows = sql_query(
+        "UPDATE cache_grant SET redis = NULL, epoch = $1, changed_at = now(), pause_ms = CASE
+             WHEN redis IS NULL THEN pause_ms
+             WHEN now() - changed_at > interval '1 minute' THEN 0
+             ELSE least(30000, greatest(1000, 2 * pause_ms)) END
+         WHERE epoch = coalesce($2, epoch)",
+    )
+    .bind::<BigInt, _>(rand::random::<i64>())
+    .bind::<Nullable<BigInt>, _>(epoch)
+    .execute(connection)?;
+    Ok(rows > 0)
+}
+
+/// Grants `redis`, if `epoch` is still the one that is suspended: when no write that began under the suspension is under
+/// way. Returns whether it did.
+///
+/// # Errors
+/// The database's, and that such writes take longer than a tenth of a second: others wait behind this meanwhile.
+pub fn grant(connection: &mut PgConnection, epoch: i64, redis: &str, life: Duration) -> QueryResult<bool> {
+    connection.transaction(|connection| {
+        connection.batch_execute(&format!(
+            "SET LOCAL lock_timeout = '100ms'; SELECT pg_advisory_xact_lock({GRANT_LOCK})"
+        ))?;
+        let rows = sql_query(
+            "UPDATE cache_grant SET redis = $1, epoch = $2, changed_at = now(), life_ms = $3
+             WHERE epoch = $4 AND redis IS NULL AND now() >= changed_at + pause_ms * interval '1 ms'",
+        )
+        .bind::<Text, _>(redis)
+        .bind::<BigInt, _>(rand::random::<i64>())
+        .bind::<Integer, _>(milliseconds(life))
+        .bind::<BigInt, _>(epoch)
+        .execute(connection)?;
+        Ok(rows > 0)
+    })
+}
+
+/// The `purge --all` sub-command: suspends the cache, and returns when no reader uses what was in it. A user-svc that runs
+/// then grants Redis under a new epoch.
+///
+/// # Errors
+/// The database's.
+pub fn purge_all(settings: &DatabaseSettings) -> CommandResult {
+    let mut connection = PgConnection::establish(&connection_url(settings))?;
+    let life: Option<i32> =
+        cache_grant::table.select(cache_grant::life_ms).first(&mut connection).optional()?;
+    suspend(&mut connection, None)?;
+    let life = Duration::from_millis(u64::try_from(life.unwrap_or(0)).unwrap_or(0));
+    std::thread::sleep(wait(life));
+    log::info!("no reader uses what was cached; user-svc grants the cache anew");
+    Ok(())
+}
+
+fn milliseconds(time: Duration) -> i32 {
+    i32::try_from(time.as_millis()).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,139 @@
+//! A look at PostgreSQL: the monitor's query, and its connection.
+
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
+
+use super::grant::Grant;
+use super::migrations::Schema;
+use super::session::ALWAYS_DURABLE;
+
+/// Why a look has failed.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// What a look at PostgreSQL shows.
+#[derive(QueryableByName)]
+pub struct Look {
+    /// Whether the server is in recovery: it may lack what the primary has acknowledged.
+    #[diesel(sql_type = Bool)]
+    pub standby: bool,
+    /// Whether it takes no writes.
+    #[diesel(sql_type = Bool)]
+    pub read_only: bool,
+    #[diesel(sql_type = Text)]
+    database: String,
+    #[diesel(sql_type = Text)]
+    server_start: String,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    epoch: Option<i64>,
+    #[diesel(sql_type = Nullable<Text>)]
+    redis: Option<String>,
+    #[diesel(sql_type = Nullable<Integer>)]
+    life_ms: Option<i32>,
+}
+
+impl Look {
+    /// The grant, if there is one.
+    pub fn into_grant(self) -> Option<Grant> {
+        let life = Duration::from_millis(u64::try_from(self.life_ms?).unwrap_or(0));
+        Some(Grant::new(self.epoch?, self.redis.as_deref(), life, &self.database, self.server_start))
+    }
+}
+
+/// The query of a look, but for the table.
+const LOOK: &str = "\
+SELECT pg_is_in_recovery() AS standby, current_setting('transaction_read_only')::boolean AS read_only,
+  (SELECT oid::text FROM pg_database WHERE datname = current_database()) AS database,
+  extract(epoch FROM pg_postmaster_start_time())::text AS server_start, epoch, redis, life_ms
+FROM (VALUES (1)) AS one LEFT JOIN ";
+
+/// Instead of the table, for a role that may not read it.
+const NO_GRANT: &str =
+    "(SELECT NULL::bigint AS epoch, NULL::text AS redis, NULL::integer AS life_ms) AS none ON true";
+
+/// A connection, and the query by which it looks.
+pub struct Watched {
+    /// The connection.
+    pub connection: PgConnection,
+    query: String,
+}
+
+impl Watched {
+    /// Connects, with `timeout` for each statement. Prepares the schema if `schema` says so.
+    ///
+    /// # Errors
+    /// The database's, and that the schema is not there.
+    pub fn connect(url: &str, schema: Option<Schema>, timeout: Duration) -> Result<Self, Failure> {
+        let mut connection = PgConnection::establish(url)?;
+        let standby = ask(&mut connection, "pg_is_in_recovery()")?;
+        if let Some(schema) = schema.filter(|_| !standby) {
+            schema.prepare(&mut connection)?;
+        }
+        let timeout = timeout.as_millis();
+        connection.batch_execute(&format!("SET statement_timeout = {timeout}; {ALWAYS_DURABLE}"))?;
+        let may_look = standby || ask(&mut connection, "has_table_privilege('cache_grant', 'SELECT')")?;
+        if !may_look {
+            log::error!("the role has no right to SELECT from the table cache_grant: the cache is not used");
+        }
+        let table = if may_look { "cache_grant ON true" } else { NO_GRANT };
+        Ok(Self { connection, query: format!("{LOOK}{table}") })
+    }
+
+    /// Looks.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn look(&mut self) -> QueryResult<Look> {
+        sql_query(self.query.as_str()).get_result(&mut self.connection)
+    }
+}
+
+/// The answer to a question of yes or no.
+fn ask(connection: &mut PgConnection, question: &str) -> QueryResult<bool> {
+    #[derive(QueryableByName)]
+    struct Answer {
+        #[diesel(sql_type = Bool)]
+        yes: bool,
+    }
+    let Answer { yes } = sql_query(format!("SELECT {question} AS yes")).get_result(connection)?;
+    Ok(yes)
+}
+
+/// Whether a new connection was refused because PostgreSQL is down. Silence is no refusal, and neither is "too many
+/// connections", a failed login, or the end of a connection: then it may be up, and take writes.
+pub fn is_refusal(reason: &str) -> bool {
+    let refusals =
+        ["Connection refused", "the database system is starting up", "the database system is shutting down"];
+    refusals.iter().any(|refusal| reason.contains(refusal))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_refusal;
+
+    #[test]
+    fn only_a_server_that_is_down_refuses() {
+        for refusal in [
+            "connection to server at \"127.0.0.1\", port 5432 failed: Connection refused",
+            "FATAL:  the database system is starting up",
+            "FATAL:  the database system is shutting down",
+        ] {
+            assert!(is_refusal(refusal), "{refusal}");
+        }
+        for other in [
+            "timeout expired",
+            "No route to host",
+            "Connection reset by peer",
+            "server closed the connection unexpectedly",
+            "FATAL:  sorry, too many clients already",
+            "FATAL:  password authentication failed for user \"users\"",
+            "FATAL:  the database system is in recovery mode",
+            "the server is a standby, which may lack what the primary has acknowledged",
+        ] {
+            assert!(!is_refusal(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! An entity whose loads the test holds: after a load has read the row, it waits until it may go on.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{Sender, channel};
+
+use common::cache::{EDITION, Representation};
+use common::repository::CacheAside;
+use devstack::Stack;
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{Array, Integer, Text};
+use parking_lot::Mutex;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// A note. Each test has a number of its own.
+#[derive(QueryableByName)]
+pub struct Note {
+    #[diesel(sql_type = Integer)]
+    number: i32,
+    #[diesel(sql_type = Text)]
+    text: String,
+}
+
+/// A load that has read the row. It goes on when this is dropped.
+pub type Paused = Sender<()>;
+
+/// Where each load of a note sends itself once it has read the row.
+static READ: Mutex<Option<HashMap<i32, UnboundedSender<Paused>>>> = Mutex::new(None);
+
+impl CacheAside for Note {
+    type Key = i32;
+    type Record = Self;
+
+    fn cache_key(number: &i32) -> String {
+        format!("{EDITION}note:{{{number}}}")
+    }
+
+    fn load(connection: &mut PgConnection, numbers: &[&i32]) -> QueryResult<Vec<(Self, bool)>> {
+        let query = sql_query("SELECT number, text FROM notes WHERE number = ANY ($1)");
+        let notes: Vec<Self> = query.bind::<Array<Integer>, _>(numbers).load(connection)?;
+        for number in numbers {
+            let (paused, resumed) = channel();
+            if let Some(test) = READ.lock().as_ref().and_then(|tests| tests.get(number)) {
+                // The test may have ended.
+                let _ = test.send(paused);
+            }
+            // Always an error, since nothing is ever sent: it returns when the sender is dropped.
+            let _ = resumed.recv();
+        }
+        Ok(notes.into_iter().map(|note| (note, true)).collect())
+    }
+
+    fn key(note: &Self) -> &i32 {
+        &note.number
+    }
+
+    fn encode(note: &Self) -> Representation {
+        Representation { etag: [0; 16], body: note.text.clone().into() }
+    }
+}
+
+/// Makes the note `number`, and returns its loads from now on.
+pub fn create(stack: &Stack, number: i32, text: &str) -> UnboundedReceiver<Paused> {
+    stack.sql("CREATE TABLE notes (number int PRIMARY KEY, text text NOT NULL)");
+    stack.sql(&format!("INSERT INTO notes VALUES ({number}, '{text}')"));
+    let (sender, loads) = unbounded_channel();
+    READ.lock().get_or_insert_default().insert(number, sender);
+    loads
+}

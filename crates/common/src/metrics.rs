@@ -60,7 +60,7 @@ pub struct CacheMetrics {
     pub barriers: IntCounterVec,
     /// Writes of which COMMIT did not say the outcome, by how it was found.
     pub outcomes: IntCounterVec,
-    /// Writes that have not ended, whether or not they were answered.
+    /// Writes that were answered with outcome-unknown, and have not ended.
     pub unfinished: IntGauge,
     /// When the newest proof of the near cache began, in seconds since 1970.
     pub near_proof: Gauge,
@@ -118,7 +118,7 @@ impl Metrics {
             )?,
             unfinished: gauge(
                 "writes_unfinished",
-                "Writes that have not ended, whether or not they were answered.",
+                "Writes that were answered with outcome-unknown, and have not ended.",
             )?,
             near_proof: {
                 let gauge = Gauge::new(

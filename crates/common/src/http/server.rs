@@ -89,7 +89,7 @@ impl Service {
         // A worker that stops ends as soon as it has no connection, and with it the batches and loads that it runs for
         // requests of other workers. So all requests are answered first.
         draining.answered(deadline).await;
-        // A write that was answered may still wait for its COMMIT, and keep its barriers up.
+        // A write whose outcome is unknown may still wait for its COMMIT, and keep its barriers up.
         while self.metrics.cache.unfinished.get() > 0 && Instant::now() < deadline {
             sleep(ANSWERED_INTERVAL).await;
         }

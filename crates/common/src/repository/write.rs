@@ -177,11 +177,15 @@ impl<T: CacheAside> Repository<T> {
         deadline: Instant,
         caller: oneshot::Sender<Result<(), Error>>,
     ) {
-        let _counted = Unfinished::new(self.0.metrics.unfinished.clone());
+        // A service that stops waits for it, since it keeps barriers up.
+        let mut unfinished = None;
         let mut caller = Some(caller);
         let result = match self.extending(&guard, pending.before_deadline()).await {
             Ok(result) => result.flatten(),
             Err(late) => {
+                if late == Late::Committing {
+                    unfinished = Some(Unfinished::new(&self.0.metrics.unfinished));
+                }
                 answer(&mut caller, Err(error_of(late)));
                 self.extending(&guard, pending.whenever_done()).await.flatten()
             }
@@ -192,6 +196,7 @@ impl<T: CacheAside> Repository<T> {
                 match timeout_at(deadline.into(), &mut finding).await {
                     Ok(result) => result,
                     Err(_) => {
+                        unfinished.get_or_insert_with(|| Unfinished::new(&self.0.metrics.unfinished));
                         answer(&mut caller, Err(Error::OutcomeUnknown(cause.clone())));
                         finding.await
                     }
@@ -209,6 +214,7 @@ impl<T: CacheAside> Repository<T> {
             self.lower(barriers, until).await;
         }
         answer(&mut caller, result);
+        drop(unfinished);
     }
 
     /// Awaits `end`, and extends the barriers meanwhile: a COMMIT may wait for its standby, or for the disk, for longer
@@ -262,9 +268,9 @@ impl<T: CacheAside> Repository<T> {
 struct Unfinished(IntGauge);
 
 impl Unfinished {
-    fn new(gauge: IntGauge) -> Self {
+    fn new(gauge: &IntGauge) -> Self {
         gauge.inc();
-        Self(gauge)
+        Self(gauge.clone())
     }
 }
 

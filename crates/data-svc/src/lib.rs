@@ -97,7 +97,7 @@ async fn purge_names(settings: &CacheSettings, arguments: &ArgMatches) -> Comman
     let deadline = Instant::now() + PURGE_TIMEOUT;
     while let Err(error) = cache.purge(&keys).await {
         if Instant::now() > deadline {
-            return Err(format!("Redis cannot be told: {error:?}").into());
+            return Err(format!("Redis does not purge: {error:?}").into());
         }
         sleep(settings.timeout).await;
     }

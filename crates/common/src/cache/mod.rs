@@ -49,16 +49,32 @@ struct Inner {
     extend: Script,
     unbarrier: Script,
     metrics: CacheMetrics,
-    /// Barriers that took longer than the time-out, without a faster one in between.
+    /// Barriers that took longer than the time-out.
     slow: Mutex<Option<Slow>>,
 }
 
-/// When the first and the last of several slow calls were.
+/// Several slow calls, without a faster one in between.
 #[derive(Debug, Clone, Copy)]
 struct Slow {
+    /// When the first was sent.
     first: Instant,
+    /// When the last was answered.
     last: Instant,
     calls: u32,
+}
+
+impl Slow {
+    /// What there is after a call that was sent at `sent` and answered at `now`. Calls that are far apart show nothing.
+    fn after(before: Option<Self>, sent: Instant, now: Instant, timeout: Duration) -> Option<Self> {
+        let lasting = before.filter(|slow| now.duration_since(slow.last) < SLOW);
+        let Self { first, calls, .. } = lasting.unwrap_or(Self { first: sent, last: now, calls: 0 });
+        (now.duration_since(sent) > timeout).then_some(Self { first, last: now, calls: calls + 1 })
+    }
+
+    /// Whether Redis has been slow for so long that it would keep every writer waiting.
+    fn is_lasting(self) -> bool {
+        self.calls >= SLOW_CALLS && self.last.duration_since(self.first) > SLOW
+    }
 }
 
 /// A copy that is to be stored.
@@ -231,27 +247,14 @@ impl Cache {
         let ((token, sent), process) = self.0.redis.call_or_connect(attempt).await?;
         self.count("raised", keys.len());
         let barriers = Barriers { keys, token, sent, process };
-        if self.has_become_slow(start) {
+        let mut slow = self.0.slow.lock();
+        *slow = Slow::after(*slow, start, Instant::now(), self.0.timeout);
+        if slow.is_some_and(Slow::is_lasting) {
+            // It is measured anew when it is granted again.
+            *slow = None;
             return Err(CacheError::Timeout);
         }
         Ok(barriers)
-    }
-
-    /// Notes how long barriers have taken that were sent at `start`. Returns whether Redis has been slow for so long that
-    /// it would keep every writer waiting.
-    fn has_become_slow(&self, start: Instant) -> bool {
-        let now = Instant::now();
-        let mut slow = self.0.slow.lock();
-        let lasting = slow.filter(|slow| now.duration_since(slow.last) < SLOW);
-        let lasting = lasting.unwrap_or(Slow { first: start, last: now, calls: 0 });
-        let is_late = now.duration_since(start) > self.0.timeout;
-        *slow = is_late.then_some(Slow { last: now, calls: lasting.calls + 1, ..lasting });
-        let is_slow =
-            slow.is_some_and(|slow| slow.calls >= SLOW_CALLS && now.duration_since(slow.first) > SLOW);
-        if is_slow {
-            *slow = None;
-        }
-        is_slow
     }
 
     /// Lets `barriers` live as long as new ones, and raises those that were lost.
@@ -319,5 +322,32 @@ fn held(bytes: Result<Option<Vec<u8>>, CacheError>) -> Result<Held, CacheError> 
         // The error of Redis when the key holds a list, a hash, ...
         Err(CacheError::Failed(error)) if error.contains("WRONGTYPE") => Ok(Held::Garbage(Bytes::new())),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether Redis counts as unusable after calls that were each sent when the one before was answered.
+    fn is_unusable(milliseconds: &[u64]) -> bool {
+        let mut now = Instant::now();
+        let mut slow = None;
+        for time in milliseconds {
+            let sent = now;
+            now += Duration::from_millis(*time);
+            slow = Slow::after(slow, sent, now, Duration::from_millis(50));
+        }
+        slow.is_some_and(Slow::is_lasting)
+    }
+
+    #[test]
+    fn a_redis_that_is_slow_for_a_second_is_unusable() {
+        assert!(is_unusable(&[300; 4]));
+        assert!(!is_unusable(&[300; 3]), "less than a second");
+        assert!(!is_unusable(&[600; 2]), "a few may be late because this process was");
+        assert!(!is_unusable(&[300, 300, 10, 300, 300]), "a fast one in between");
+        assert!(!is_unusable(&[40; 100]));
+        assert!(!is_unusable(&[1100; 4]), "each is too far from the one before");
     }
 }

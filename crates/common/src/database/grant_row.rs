@@ -16,6 +16,7 @@ use crate::error::CommandResult;
 
 /// The advisory lock of writers, shared, and of a change from *suspended* to *granted*, exclusive: "grant" in ASCII.
 pub const GRANT_LOCK: i64 = 0x67_72_61_6e_74;
+
 /// What a writer reads within its transaction, after the lock was taken in an earlier statement.
 #[derive(Debug, Queryable)]
 pub struct InTransaction {
@@ -47,7 +48,7 @@ pub fn read(connection: &mut PgConnection) -> QueryResult<Option<InTransaction>>
 /// Why a grant was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// Redis could not be told of a write.
+    /// Redis did not confirm the barriers of a write.
     Unreachable,
     /// Another Redis process answers.
     OtherProcess,

@@ -9,16 +9,18 @@ use crate::database::{Database, Offer};
 
 /// How often Redis is probed by a write.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// How often it is tried while Redis is not connected: a new database is granted as soon as it is.
+/// How often it is tried until Redis is there for the first time: a new database is granted at once then.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Offers `database` the Redis process that `cache` is connected to, for as long as it takes writes in time. The monitor
 /// grants it when the cache is suspended and no reader uses another one any more. Never returns.
 pub async fn keep_offering(database: Database, cache: Cache) {
     let mut offer: Option<Offer> = None;
+    let mut interval = CONNECT_INTERVAL;
     loop {
         match cache.probe().await {
             Ok(redis) => {
+                interval = INTERVAL;
                 let newest = Instant::now();
                 let since = match &offer {
                     Some(last) if last.redis == redis => last.since,
@@ -29,6 +31,6 @@ pub async fn keep_offering(database: Database, cache: Cache) {
             Err(_) => offer = None,
         }
         database.offer(offer.clone());
-        sleep(if cache.process().is_some() { INTERVAL } else { CONNECT_INTERVAL }).await;
+        sleep(interval).await;
     }
 }

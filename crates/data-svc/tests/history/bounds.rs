@@ -14,9 +14,8 @@ use crate::runs::{GRANT, SLACK};
 /// The TTL of entries: some are still there when the writers do without Redis, which is after the life of a grant.
 const TTL: Duration = Duration::from_secs(6);
 
-/// A double fault: writers reach PostgreSQL and not Redis, and readers reach Redis and not PostgreSQL. Both readers take
-/// that for a PostgreSQL that is down: one since it is refused, the other since it is told to
-/// (`CACHE_WITHOUT_POSTGRES`).
+/// A double fault: writers reach PostgreSQL and not Redis, and readers reach Redis and not PostgreSQL. Both readers go on
+/// with their last grant: one is refused, the other has `CACHE_WITHOUT_POSTGRES`.
 #[test]
 fn readers_that_take_a_postgresql_for_down_that_others_write_to_are_stale_for_the_ttl_at_most() {
     let _turn = one_at_a_time();

@@ -43,6 +43,7 @@ fn a_commit_that_outlasts_its_barrier_and_its_connection_is_followed_by_no_older
 }
 
 /// A register has no row that it could lock. A reader that found its barrier gone would store that there is no such user.
+/// A service that stops goes on with it.
 #[test]
 fn the_barrier_of_a_register_stands_for_as_long_as_its_commit_takes() {
     let fleet = Fleet::with_own_postgres();
@@ -59,17 +60,25 @@ fn the_barrier_of_a_register_stands_for_as_long_as_its_commit_takes() {
         let json = [("Content-Type", "application/json")];
         let registered = scope.spawn(move || http::send("POST", &url, &json, body));
         postgres.wait_for_held_commits(1);
-        let mut last = life();
-        wait_until("the barrier is extended", || {
-            let before = std::mem::replace(&mut last, life());
-            last > before
-        });
+        wait_until_extended(life);
         let answer = registered.join().expect("it does not panic");
         assert_eq!(answer.json()["type"], "/problems/outcome-unknown", "{}", answer.text());
     });
+    fleet.writer.terminate();
+    wait_until_extended(life);
     standby.attach();
+    assert_eq!(fleet.writer.wait().code(), Some(0));
     wait_until("the barrier is removed", || cli("EXISTS") == "0");
     fleet.must_be("ann", "i", WATCH);
+}
+
+/// Waits until a barrier, with this `life` left, gets a longer one.
+fn wait_until_extended(life: impl Fn() -> i64) {
+    let mut last = life();
+    wait_until("the barrier is extended", || {
+        let before = std::mem::replace(&mut last, life());
+        last > before
+    });
 }
 
 /// The first older users that were read after the COMMITs of the writer with this fate.

@@ -38,6 +38,9 @@ pub enum Error {
     Suspended,
     /// The service is starting or stopping, or lacks what it needs: the answer of `/readyz`.
     NotReady(&'static str),
+    /// Several writes cannot be done together, perhaps since another session holds what one of them needs. Nothing has changed,
+    /// and each is tried alone: no client sees this.
+    Held,
     /// The line for PostgreSQL or for Redis is full.
     Overloaded,
     /// PostgreSQL was lost while the write was on its way: it may have happened, or not.
@@ -70,7 +73,7 @@ impl Error {
             Self::BodyTimeout => "the body took too long to arrive",
             Self::BodyTooLarge => "the body is too large",
             Self::UnsupportedMediaType(_) => "the body's media type is not supported",
-            Self::Unavailable(_) | Self::Suspended => "a store cannot be used now",
+            Self::Unavailable(_) | Self::Suspended | Self::Held => "a store cannot be used now",
             Self::NotReady(_) => "the service is not ready",
             Self::Overloaded => "too many requests are waiting",
             Self::OutcomeUnknown(_) => "the outcome of the write is unknown",

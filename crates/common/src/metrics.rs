@@ -22,7 +22,7 @@ pub struct Metrics {
 pub struct DatabaseMetrics {
     /// Connections that are working.
     pub in_use: IntGauge,
-    /// Queries that wait for a connection, or for a turn to hold one for long.
+    /// Requests that wait for a connection, or for a grant of the cache.
     pub waiting: IntGauge,
     /// Queries that took, or would have taken, longer than their deadline.
     pub timeouts: IntCounter,
@@ -64,6 +64,14 @@ pub struct CacheMetrics {
     pub unfinished: IntGauge,
     /// When the newest proof of the near cache began, in seconds since 1970.
     pub near_proof: Gauge,
+    /// Near members that a write has waited for, at the last one.
+    pub members: IntGauge,
+    /// Near members that were dropped since they were silent.
+    pub members_dropped: IntCounter,
+    /// Acks that did not come in time.
+    pub acks_missed: IntCounter,
+    /// How long transactions have waited for acks.
+    pub ack_wait: Histogram,
 }
 
 impl Metrics {
@@ -128,6 +136,25 @@ impl Metrics {
                 registry.register(Box::new(gauge.clone()))?;
                 gauge
             },
+            members: gauge("near_members", "Near caches that the newest replace or delete has waited for.")?,
+            members_dropped: counter(
+                "near_members_dropped_total",
+                "Near caches that writes no longer wait for, since they did not acknowledge one.",
+            )?,
+            acks_missed: counter(
+                "acks_missed_total",
+                "Acknowledgements of near caches that did not come in time.",
+            )?,
+            ack_wait: {
+                let waits = HistogramOpts::new(
+                    "ack_wait_seconds",
+                    "How long transactions have waited until no near cache had a copy of what they change.",
+                )
+                .buckets(vec![0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.06]);
+                let histogram = Histogram::with_opts(waits)?;
+                registry.register(Box::new(histogram.clone()))?;
+                histogram
+            },
             outcomes: counters(
                 "writes_in_doubt_total",
                 "Writes of which COMMIT did not say the outcome, by how it was found.",
@@ -159,7 +186,7 @@ impl Metrics {
             in_use: gauge("database_connections_in_use", "Database connections that are working.")?,
             waiting: gauge(
                 "database_queries_waiting",
-                "Queries that wait for a connection, or for leave to hold one for long.",
+                "Requests that wait for a connection, or for a grant of the cache.",
             )?,
             timeouts: counter(
                 "database_timeouts_total",

@@ -17,7 +17,7 @@ use common::error::CommandResult;
 use common::http::Service;
 use common::metrics::Metrics;
 use common::repository::keep_offering;
-use common::users::{self, Registrations, Users};
+use common::users::Users;
 
 const NAME: &str = "user-svc";
 
@@ -87,9 +87,9 @@ async fn serve_until_stopped(config: Config) -> CommandResult {
     let database = Database::start(&config.database, Schema::Migrate, metrics.database.clone())?;
     let cache = Cache::start(&config.cache, metrics.cache.clone())?;
     actix_web::rt::spawn(keep_offering(database.clone(), cache.clone()));
-    let users = Users::new(database.clone(), cache, Near::off(), &config.cache, metrics.cache.clone());
-    let registrations = Data::new(Registrations::new(users.clone(), users::insert));
-    let users = Data::new(users);
+    actix_web::rt::spawn(cache.clone().keep_hearing_acks());
+    let users =
+        Data::new(Users::new(database.clone(), cache, Near::off(), &config.cache, metrics.cache.clone()));
     let links = routes::Links { data_url: config.public_data_url };
     let api = routes::api(&links);
     let links = Data::new(links);
@@ -102,7 +102,7 @@ async fn serve_until_stopped(config: Config) -> CommandResult {
         fast_path: None,
     };
     let routes = move |config: &mut ServiceConfig| {
-        config.app_data(users.clone()).app_data(registrations.clone()).app_data(links.clone());
+        config.app_data(users.clone()).app_data(links.clone());
         config.configure(routes::routes);
     };
     service.serve(Arc::new(routes)).await?;

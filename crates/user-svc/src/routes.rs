@@ -5,9 +5,7 @@ use actix_web::http::header::{ETAG, LOCATION};
 use actix_web::web::{self, Data, ServiceConfig};
 use common::error::Error;
 use common::http::{Body, Group, Problem, ResponseMap, health, resource};
-use common::repository::Effect;
-use common::users::{self, IfMatch, NewInfo, NewUser, PathName, Registrations, UserName, Users, entity_tag};
-use diesel::PgConnection;
+use common::users::{self, IfMatch, NewInfo, NewUser, PathName, UserName, Users, entity_tag};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use utoipa::openapi::external_docs::ExternalDocsBuilder;
 use utoipa::openapi::link::{Link, LinkBuilder};
@@ -129,12 +127,12 @@ fn registered(api: &mut OpenApi) -> Option<&mut Response> {
     RegisterProblems,
 ))]
 async fn register(
-    registrations: Data<Registrations>,
+    users: Data<Users>,
     links: Data<Links>,
     body: Body<NewUser>,
 ) -> Result<HttpResponse, Error> {
     let Body(user) = body;
-    registrations.create(user.name.clone(), user.info.clone()).await?;
+    users.create(user.name.clone(), user.info.clone()).await?;
     Ok(HttpResponse::Created()
         .insert_header((LOCATION, links.user(user.name.as_str())))
         .insert_header((ETAG, entity_tag(&users::etag(user.name.as_str(), user.info.as_str()))))
@@ -164,10 +162,7 @@ async fn replace(
     let PathName(name) = name;
     let Body(NewInfo { info }) = body;
     let user = NewUser { name, info };
-    let new = user.clone();
-    let change =
-        move |connection: &mut PgConnection| users::replace(connection, &new.name, &new.info, &condition);
-    users.write(users.deadline(), Effect::Replace, change).await?;
+    users.replace(user.name.clone(), user.info.clone(), condition).await?;
     let tag = entity_tag(&users::etag(user.name.as_str(), user.info.as_str()));
     Ok(HttpResponse::Ok().insert_header((ETAG, tag)).json(user))
 }
@@ -185,7 +180,6 @@ async fn replace(
     DeleteProblems,
 ))]
 async fn delete(users: Data<Users>, name: PathName, condition: IfMatch) -> Result<HttpResponse, Error> {
-    let change = move |connection: &mut PgConnection| users::delete(connection, &name.0, &condition);
-    users.write(users.deadline(), Effect::Replace, change).await?;
+    users.delete(name.0, condition).await?;
     Ok(HttpResponse::NoContent().finish())
 }

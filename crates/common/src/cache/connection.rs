@@ -21,12 +21,11 @@ use actix_web::rt::System;
 use deadpool_redis::{Connection, Manager, Pool, Runtime, Timeouts};
 use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
-use redis::{ErrorKind, InfoDict, IntoConnectionInfo, RedisError, ServerErrorKind, cmd};
+use redis::{ErrorKind, InfoDict, RedisError, ServerErrorKind, cmd};
 use thread_local::ThreadLocal;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::EDITION;
 use crate::config::CacheSettings;
 
 /// How often an open breaker tries to connect: within a second of Redis' return, and not in a loop.
@@ -337,15 +336,6 @@ pub fn process(info: &InfoDict) -> Result<String, Failure> {
         (Some(run), Some(history)) => Ok(format!("{run} {history}")),
         _ => Err("this Redis does not say which process it is".into()),
     }
-}
-
-/// The channel that invalidations are published on. Pub/sub has no database numbers, so the name holds it.
-///
-/// # Errors
-/// A URL that Redis' client cannot use.
-pub fn channel(settings: &CacheSettings) -> Result<String, Box<dyn std::error::Error>> {
-    let info = settings.url.expose().into_connection_info().map_err(|_| "REDIS_URL cannot be used")?;
-    Ok(format!("{EDITION}invalidations:{}", info.redis_settings().db()))
 }
 
 /// Whether `error` is a reply of Redis after which the connection can still be used.

@@ -1,11 +1,14 @@
 //! Redis, step by step: the commands of a reader and of a writer.
 //!
 //! `entry.rs` has the bytes at a key, `connection.rs` the time-out and the breaker, `near.rs` the copies in this process'
-//! own memory. Redis runs the scripts in the Lua files.
+//! own memory, `listener.rs` and `acks.rs` what readers and writers do about them. Redis runs the scripts in the Lua files.
 
+mod acks;
 mod connection;
 pub(crate) mod entry;
-pub(crate) mod near;
+mod listener;
+mod near;
+mod subscription;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,11 +16,12 @@ use std::time::{Duration, Instant};
 use actix_web::web::Bytes;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{Script, cmd, pipe};
-use tokio::time::sleep;
+use redis::{Script, cmd};
 
-use self::connection::{Redis, channel};
+use self::acks::{Acks, MEMBERS, Published};
+use self::connection::Redis;
 use self::entry::{Held, Lease, Token};
+use self::subscription::Channel;
 use crate::config::CacheSettings;
 use crate::metrics::CacheMetrics;
 
@@ -43,11 +47,15 @@ pub struct Cache(Arc<Inner>);
 struct Inner {
     redis: Arc<Redis>,
     timeout: Duration,
-    channel: String,
+    invalidation_channel: Channel,
+    ack_channel: Channel,
+    acks: Acks,
     replace: Script,
     remove: Script,
+    raise: Script,
     extend: Script,
     unbarrier: Script,
+    rename: Script,
     metrics: CacheMetrics,
     /// Barriers that took longer than the time-out.
     slow: Mutex<Option<Slow>>,
@@ -90,14 +98,31 @@ pub struct Fill<'a> {
     pub ttl: Duration,
 }
 
+/// The Redis keys that a transaction changes.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Those of records that are new. No near cache holds their absence, and no row lock keeps loads from storing it.
+    pub created: Vec<String>,
+    /// Those of records that were there.
+    pub changed: Vec<String>,
+}
+
+impl Changes {
+    fn all(&self) -> impl Iterator<Item = &str> {
+        self.created.iter().chain(&self.changed).map(String::as_str)
+    }
+}
+
 /// A writer's marks at the keys that it changes, from before COMMIT until its outcome is known.
 #[derive(Debug)]
 pub struct Barriers {
-    keys: Vec<String>,
+    keys: Changes,
     token: Token,
     sent: Instant,
     /// The Redis process that has confirmed them.
     pub process: Arc<str>,
+    /// What was published with them; none if no near cache can hold a copy.
+    pub published: Option<Published>,
 }
 
 impl Barriers {
@@ -106,6 +131,14 @@ impl Barriers {
     pub fn age(&self) -> Duration {
         self.sent.elapsed()
     }
+}
+
+/// What one call has done.
+struct Raised {
+    token: Token,
+    sent: Instant,
+    process: Arc<str>,
+    published: Option<Published>,
 }
 
 impl Cache {
@@ -120,11 +153,15 @@ impl Cache {
         let cache = Self(Arc::new(Inner {
             redis: Arc::new(Redis::new(settings)?),
             timeout: settings.timeout,
-            channel: channel(settings)?,
+            invalidation_channel: Channel::invalidations(settings)?,
+            ack_channel: Channel::acks(settings)?,
+            acks: Acks::default(),
             replace: Script::new(include_str!("replace.lua")),
             remove: Script::new(include_str!("remove.lua")),
+            raise: Script::new(include_str!("raise.lua")),
             extend: Script::new(include_str!("extend.lua")),
             unbarrier: Script::new(include_str!("unbarrier.lua")),
+            rename: Script::new(include_str!("rename.lua")),
             metrics,
             slow: Mutex::new(None),
         }));
@@ -222,31 +259,15 @@ impl Cache {
         self.0.redis.call(granted, ask).await
     }
 
-    /// Raises barriers at `keys`, over whatever is there, and then publishes the keys, in one round trip.
+    /// Raises barriers at `keys`, over whatever is there, and publishes those that near caches may hold, in one round trip.
     ///
     /// # Errors
     /// [`CacheError`]: also if Redis has been slow for so long that it would keep every writer waiting.
-    pub async fn raise_barriers(&self, keys: Vec<String>) -> Result<Barriers, CacheError> {
+    pub async fn raise_barriers(&self, keys: Changes) -> Result<Barriers, CacheError> {
         let start = Instant::now();
-        let attempt = |mut connection: MultiplexedConnection| {
-            // New for each attempt: an attempt that was given up may arrive late, over another writer's barrier, and
-            // must not be taken for the one that was confirmed.
-            let token = entry::token();
-            let sent = Instant::now();
-            let mut commands = pipe();
-            let barrier = entry::barrier(&token);
-            for key in &keys {
-                let life = BARRIER.as_millis() as u64;
-                commands.cmd("SET").arg(key).arg(barrier.as_ref()).arg("PX").arg(life).ignore();
-            }
-            for key in &keys {
-                commands.cmd("PUBLISH").arg(&self.0.channel).arg(key).ignore();
-            }
-            async move { commands.query_async::<()>(&mut connection).await.map(|()| (token, sent)) }
-        };
-        let ((token, sent), process) = self.0.redis.call_or_connect(attempt).await?;
-        self.count("raised", keys.len());
-        let barriers = Barriers { keys, token, sent, process };
+        let all: Vec<&str> = keys.all().collect();
+        let raised = self.raise(&all, &keys.changed).await?;
+        self.count("raised", all.len());
         let mut slow = self.0.slow.lock();
         *slow = Slow::after(*slow, start, Instant::now(), self.0.timeout);
         if slow.is_some_and(Slow::is_lasting) {
@@ -254,16 +275,72 @@ impl Cache {
             *slow = None;
             return Err(CacheError::Timeout);
         }
-        Ok(barriers)
+        let Raised { token, sent, process, published } = raised;
+        Ok(Barriers { keys, token, sent, process, published })
     }
 
-    /// Lets `barriers` live as long as new ones, and raises those that were lost.
+    /// Raises barriers at `keys`, and then publishes `changed`, if there are any.
+    async fn raise(&self, keys: &[&str], changed: &[String]) -> Result<Raised, CacheError> {
+        let message = match changed {
+            [] => String::new(),
+            keys => serde_json::to_string(keys).unwrap_or_default(), // texts can always be written
+        };
+        let message = message.as_str();
+        let before = self.0.acks.newest();
+        let attempt = |mut connection: MultiplexedConnection| {
+            // New for each attempt: an attempt that was given up may arrive late, over another writer's barrier, and
+            // must not be taken for the one that was confirmed.
+            let token = entry::token();
+            let sent = Instant::now();
+            let mut call = self.0.raise.key(MEMBERS);
+            for key in keys {
+                call.key(*key);
+            }
+            call.arg(entry::barrier(&token).as_ref()).arg(BARRIER.as_millis() as u64).arg(message);
+            call.arg(acks::new_roll()).arg(&self.0.invalidation_channel.name).arg(&self.0.ack_channel.name);
+            async move { call.invoke_async(&mut connection).await.map(|members| (token, sent, members)) }
+        };
+        let ((token, sent, members), process) = self.0.redis.call_or_connect(attempt).await?;
+        let published = match message {
+            "" => None,
+            _ => Some(self.0.acks.note(&process, members, before.as_ref())),
+        };
+        let published = match published.transpose() {
+            Ok(published) => published,
+            Err(replaced) => {
+                // Other writers may trust a list that is not the one they know.
+                self.rename_members(&replaced, &[]).await?;
+                Some(Published::to_nobody_known())
+            }
+        };
+        Ok(Raised { token, sent, process, published })
+    }
+
+    /// Gives the list of near members a new roll, and removes `members` from it, if its roll is still `roll`. Returns whether
+    /// it was.
+    async fn rename_members(&self, roll: &str, members: &[&str]) -> Result<bool, CacheError> {
+        let mut call = self.0.rename.key(MEMBERS);
+        call.arg(roll).arg(acks::new_roll());
+        for member in members {
+            call.arg(*member);
+        }
+        let call = &call;
+        let ask = |mut connection| async move { call.invoke_async(&mut connection).await };
+        self.0.redis.call_or_connect(ask).await.map(|(renamed, _)| renamed)
+    }
+
+    /// Lets the barriers of new records live as long as new ones, and raises those that were lost. The others need not stand:
+    /// their rows are locked.
     ///
     /// # Errors
     /// [`CacheError`]
     pub async fn extend_barriers(&self, barriers: &Barriers) -> Result<(), CacheError> {
+        let created = &barriers.keys.created;
+        if created.is_empty() {
+            return Ok(());
+        }
         let mut call = self.0.extend.prepare_invoke();
-        for key in &barriers.keys {
+        for key in created {
             call.key(key);
         }
         call.arg(entry::barrier(&barriers.token).as_ref()).arg(BARRIER.as_millis() as u64);
@@ -271,7 +348,7 @@ impl Cache {
         let ask = |mut connection| async move { call.invoke_async(&mut connection).await };
         let (lost, _): (usize, _) = self.0.redis.call_or_connect(ask).await?;
         self.count("lost", lost);
-        self.count("extended", barriers.keys.len());
+        self.count("extended", created.len());
         Ok(())
     }
 
@@ -280,9 +357,9 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]
     pub async fn lower_barriers(&self, barriers: &Barriers) -> Result<(), CacheError> {
-        let barrier = entry::barrier(&barriers.token);
-        let stood = self.unbarrier(&barriers.keys, &barrier, "").await?;
-        self.count("lost", barriers.keys.len().saturating_sub(stood));
+        let keys: Vec<&str> = barriers.keys.all().collect();
+        let stood = self.unbarrier(&keys, &entry::barrier(&barriers.token)).await?;
+        self.count("lost", keys.len().saturating_sub(stood));
         Ok(())
     }
 
@@ -292,18 +369,21 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]
     pub async fn purge(&self, keys: &[String]) -> Result<(), CacheError> {
-        self.unbarrier(keys, b"", &self.0.channel).await?;
-        sleep(near::PROOF_LIFE + near::PROOF_MARGIN).await;
+        let all: Vec<&str> = keys.iter().map(String::as_str).collect();
+        self.unbarrier(&all, b"").await?;
+        if let Some(published) = self.raise(&[], keys).await?.published {
+            self.wait_for_acks(&published).await;
+        }
         Ok(())
     }
 
     /// Returns how many barriers stood.
-    async fn unbarrier(&self, keys: &[String], barrier: &[u8], channel: &str) -> Result<usize, CacheError> {
+    async fn unbarrier(&self, keys: &[&str], barrier: &[u8]) -> Result<usize, CacheError> {
         let mut call = self.0.unbarrier.prepare_invoke();
         for key in keys {
-            call.key(key);
+            call.key(*key);
         }
-        call.arg(barrier).arg(channel);
+        call.arg(barrier);
         let call = &call;
         let ask = |mut connection| async move { call.invoke_async(&mut connection).await };
         self.0.redis.call_or_connect(ask).await.map(|(stood, _)| stood)

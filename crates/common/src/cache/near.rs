@@ -1,44 +1,31 @@
 //! The near cache: copies in this process' own memory, answered without asking Redis, and still linearizable.
 //!
-//! A thread listens on one connection for the keys that writers publish, and sends a PING on that same connection
-//! again and again. Redis replies in order: a PONG proves that every key published before its PING was *sent* has
-//! been received. So a copy may be used until [`PROOF_LIFE`] after the newest PING that was answered. A writer that
-//! waits as long between publishing and COMMIT knows that all copies are gone.
+//! Its listener (`listener.rs`) hears of each write, and proves again and again that it has missed none. A copy may be used
+//! until [`PROOF_LIFE`] after the newest proof. So a writer that has published a key knows that no copy is left when each
+//! replica has acknowledged the message, or when as much time has passed.
 //!
 //! A copy is used only under a grant of its own tag. One is stored only while the listener is connected to the Redis
 //! process that is granted: from another one it would hear nothing.
-//!
-//! The thread is blocking and does one thing after the other. It applies what it reads before it reads on, so that a
-//! removal is always done before a later PONG counts.
 
-use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Entries;
-use redis::{Client, Connection, ErrorKind, RedisError, cmd, from_redis_value};
 
 use super::Cache;
-use super::connection::{CONNECT_TIMEOUT, channel, process};
 use super::entry::{Entry, Tag};
+use super::listener::Listener;
 use crate::config::CacheSettings;
 
-/// How long a PING that was answered proves that nothing was missed. Writers wait as long. To raise it, change the
-/// writers first; to lower it, the readers first.
+/// How long a proof holds. Writers wait no longer than that. To raise it, change the writers first; to lower it, the
+/// readers first.
 pub const PROOF_LIFE: Duration = Duration::from_millis(50);
 /// How much longer writers wait, since clocks do not run alike: a tenth of the proof's life.
 pub const PROOF_MARGIN: Duration = Duration::from_millis(5);
-/// How often a PING is sent: a fifth of the proof's life, so that a late reply does not end it.
-const PING_INTERVAL: Duration = Duration::from_millis(10);
-/// How long a reply may take before the connection is closed: long after the proof has run out.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long to wait before connecting again, so that a Redis that is away is not flooded.
-const RECONNECT_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a copy may live here at most. A hot copy is taken anew at little cost; a fault that the proof does not
 /// cover ends with it.
 const MAX_AGE: Duration = Duration::from_secs(5);
@@ -52,7 +39,7 @@ pub struct Near {
     entries: Entries<String, NearEntry, Weight>,
     /// How often a key of each shard was invalidated. A shard's lock makes its count and its copies change together.
     counts: Vec<Mutex<u64>>,
-    /// When the newest answered PING was sent, in microseconds since the start; 0 is out of use.
+    /// When the newest proof began, in microseconds since the start; 0 is out of use.
     proof: AtomicU64,
     /// The Redis process that the listener is connected to.
     process: RwLock<Option<Arc<str>>>,
@@ -88,14 +75,8 @@ impl Near {
         cache: &Cache,
         capacity: u64,
     ) -> Result<Arc<Self>, Box<dyn std::error::Error>> {
-        let client = Client::open(settings.url.expose()).map_err(|_| "REDIS_URL cannot be used")?;
-        let channel = channel(settings)?;
         let near = Arc::new(Self::new(capacity));
-        let listener = near.clone();
-        let cache = cache.clone();
-        thread::Builder::new()
-            .name("near-listener".into())
-            .spawn(move || listener.keep_listening(&client, &cache, &channel))?;
+        Listener::start(settings, cache, near.clone())?;
         Ok(near)
     }
 
@@ -160,8 +141,18 @@ impl Near {
         self.entries.remove(key);
     }
 
+    /// Notes that no message from the Redis process `process` is missed from now on.
+    pub fn hear(&self, process: &Arc<str>) {
+        *self.process.write() = Some(process.clone());
+    }
+
+    /// Notes that no message was missed that Redis had published by `time`.
+    pub fn prove(&self, time: Instant) {
+        self.proof.store(self.at(time), Ordering::Release);
+    }
+
     /// Goes out of use, and makes every copy and every stamp worthless.
-    fn forget(&self) {
+    pub fn forget(&self) {
         self.proof.store(0, Ordering::Release);
         *self.process.write() = None;
         for count in &self.counts {
@@ -178,82 +169,15 @@ impl Near {
     }
 
     /// Microseconds since the start, never 0.
-    fn now(&self) -> u64 {
-        self.at(Instant::now())
-    }
-
     fn at(&self, time: Instant) -> u64 {
         u64::try_from(time.duration_since(self.start).as_micros()).unwrap_or(u64::MAX - 1) + 1
-    }
-
-    fn keep_listening(&self, client: &Client, cache: &Cache, channel: &str) {
-        loop {
-            let Err(error) = self.listen(client, cache, channel);
-            self.forget();
-            log::debug!("the near cache is out of use: {error}");
-            thread::sleep(RECONNECT_INTERVAL);
-        }
-    }
-
-    /// Listens until the connection fails. Not with a client that reconnects by itself: it would not show what was
-    /// missed meanwhile.
-    fn listen(&self, client: &Client, cache: &Cache, channel: &str) -> Result<Infallible, Failure> {
-        let mut connection = client.get_connection_with_timeout(CONNECT_TIMEOUT)?;
-        connection.set_read_timeout(Some(REPLY_TIMEOUT))?;
-        connection.set_write_timeout(Some(REPLY_TIMEOUT))?;
-        let process: Arc<str> = process(&cmd("INFO").query(&mut connection)?)?.into();
-        connection.send_packed_command(&cmd("SUBSCRIBE").arg(channel).get_packed_command())?;
-        while Message::read(&mut connection)? != Message::Subscribed {}
-        // What was read from Redis before the subscription was not watched.
-        self.forget();
-        *self.process.write() = Some(process.clone());
-        loop {
-            // The cache's connections are watched for a server that has become another. This one cannot ask.
-            if cache.process().is_some_and(|now| now != process) {
-                return Err("another Redis answers now".into());
-            }
-            let sent = self.now();
-            connection.send_packed_command(&cmd("PING").get_packed_command())?;
-            loop {
-                match Message::read(&mut connection)? {
-                    Message::Invalidation(key) => self.invalidate(&key),
-                    Message::Pong => break,
-                    Message::Subscribed => {}
-                }
-            }
-            self.proof.store(sent, Ordering::Release);
-            let age = Duration::from_micros(self.now().saturating_sub(sent));
-            let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(age);
-            cache.0.metrics.near_proof.set(began.as_secs_f64());
-            thread::sleep(PING_INTERVAL);
-        }
-    }
-}
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-/// A message on the listener's connection.
-#[derive(Debug, PartialEq, Eq)]
-enum Message {
-    Subscribed,
-    Invalidation(String),
-    Pong,
-}
-
-impl Message {
-    fn read(connection: &mut Connection) -> Result<Self, RedisError> {
-        let words: Vec<String> = from_redis_value(connection.recv_response()?)?;
-        match words.as_slice() {
-            [kind, ..] if kind == "subscribe" => Ok(Self::Subscribed),
-            [kind, ..] if kind == "pong" => Ok(Self::Pong),
-            [kind, _, key] if kind == "message" => Ok(Self::Invalidation(key.clone())),
-            _ => Err((ErrorKind::UnexpectedReturnType, "not a message of pub/sub").into()),
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
     use crate::cache::entry::{Held, Representation, decode, encode};
 
@@ -268,11 +192,11 @@ mod tests {
         entry
     }
 
-    /// In use, as if a PING had just been answered.
+    /// In use, as if a renewal had just been answered.
     fn proved() -> Near {
         let near = Near::new(1 << 20);
-        *near.process.write() = Some(PROCESS.into());
-        near.proof.store(near.now(), Ordering::Release);
+        near.hear(&PROCESS.into());
+        near.prove(Instant::now());
         near
     }
 
@@ -317,7 +241,7 @@ mod tests {
         near.put("a", near.stamp("a", PROCESS), &minute);
         near.forget();
         assert_eq!(near.stamp("a", PROCESS), None, "no stamp while out of use");
-        near.proof.store(near.now(), Ordering::Release);
+        near.prove(Instant::now());
         near.put("b", stamp, &minute);
         assert_eq!((near.get("a", TAG), near.get("b", TAG)), (None, None));
     }

@@ -1,5 +1,5 @@
 -- Removes the barrier ARGV[1] from each key, or any value there that is no barrier; another writer's barrier stays.
--- If there is a channel ARGV[2], the keys are published on it. Returns how many barriers were there.
+-- Returns how many barriers were there.
 local stood = 0
 for _, key in ipairs(KEYS) do
   local held = redis.pcall('GET', key)
@@ -8,9 +8,6 @@ for _, key in ipairs(KEYS) do
     stood = stood + 1
   elseif type(held) ~= 'string' or #held ~= 17 or string.sub(held, 1, 1) ~= 'B' then
     redis.call('DEL', key)
-  end
-  if ARGV[2] ~= '' then
-    redis.call('PUBLISH', ARGV[2], key)
   end
 end
 return stood

@@ -50,9 +50,8 @@ expressions! {
         + 2147483648) & 4294967295) - 2147483648)::text::xid8, snapshot) FROM (SELECT snapshot, \
         pg_snapshot_xmax(snapshot)::text::bigint AS next FROM pg_current_snapshot() AS snapshot) AS now) END)";
 
-    /// When the server has started, in seconds since 1970.
-    ServerStart: Text = "extract(epoch FROM pg_postmaster_start_time())::text";
-
-    /// The id of the transaction, once it has one: after its first change or lock.
-    TransactionId: Nullable<Text> = "pg_current_xact_id_if_assigned()::text";
+    /// Which transaction this is, and which grant it sees; NULL if there is none. Within a statement that has changed or locked
+    /// a row, so that the transaction has an id, and later than the one that has taken the lock of `grant_row.rs`.
+    InTransaction: Nullable<Text> = "(SELECT concat_ws('|', pg_current_xact_id(), epoch, \
+        extract(epoch FROM pg_postmaster_start_time()), coalesce(redis, '')) FROM cache_grant WHERE one_row)";
 }

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::timeout_at;
 
-use super::grant_row::InTransaction;
+use super::grant_row::Transaction;
 use crate::config::WithoutPostgres;
 use crate::error::Error;
 
@@ -75,7 +75,7 @@ pub struct Known {
 impl Known {
     /// Whether a transaction sees the same grant, on a server that has not started anew.
     #[must_use]
-    pub fn shows(&self, seen: &InTransaction) -> bool {
+    pub fn shows(&self, seen: &Transaction) -> bool {
         self.grant.epoch == seen.epoch && self.grant.server_start == seen.server_start
     }
 

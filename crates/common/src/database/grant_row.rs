@@ -7,7 +7,6 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 
-use super::expression::{ServerStart, TransactionId};
 use super::grant::wait;
 use super::schema::cache_grant;
 use super::url::connection_url;
@@ -17,32 +16,30 @@ use crate::error::CommandResult;
 /// The advisory lock of writers, shared, and of a change from *suspended* to *granted*, exclusive: "grant" in ASCII.
 pub const GRANT_LOCK: i64 = 0x67_72_61_6e_74;
 
-/// What a writer reads within its transaction, after the lock was taken in an earlier statement.
-#[derive(Debug, Queryable)]
-pub struct InTransaction {
+/// A transaction that writes, and the grant that it sees.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Transaction {
+    /// Its id.
+    pub id: String,
     /// The grant's epoch.
     pub epoch: i64,
-    /// The Redis process that may be used; none: suspended.
-    pub redis: Option<String>,
     /// When the server has started that runs the transaction.
     pub server_start: String,
-    /// The transaction's id.
-    pub transaction: Option<String>,
+    /// The Redis process that may be used; none: suspended.
+    pub redis: Option<String>,
 }
 
-/// Reads the grant within a transaction; none if the table has no row.
-///
-/// # Errors
-/// The database's.
-pub fn read(connection: &mut PgConnection) -> QueryResult<Option<InTransaction>> {
-    // By its key: a plan without an index would cost so much, with our sessions' settings, that the server compiles it.
-    let row = cache_grant::table.find(true).select((
-        cache_grant::epoch,
-        cache_grant::redis,
-        ServerStart,
-        TransactionId,
-    ));
-    row.first(connection).optional()
+impl Transaction {
+    /// Reads the value of [`super::InTransaction`].
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(4, '|').map(str::to_owned);
+        let id = parts.next()?;
+        let epoch = parts.next()?.parse().ok()?;
+        let server_start = parts.next()?;
+        let redis = parts.next().filter(|redis| !redis.is_empty());
+        Some(Self { id, epoch, server_start, redis })
+    }
 }
 
 /// Why a grant was changed.

@@ -31,13 +31,12 @@ use std::{io, thread};
 use diesel::r2d2::ConnectionManager;
 use diesel::{PgConnection, QueryResult};
 use prometheus::IntGauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::timeout_at;
+use tokio::sync::{Semaphore, oneshot};
 
-pub use self::batch::{Batch, Batcher};
-pub use self::expression::RowIsClear;
+pub use self::batch::{Batch, Batcher, Waiter};
+pub use self::expression::{InTransaction, RowIsClear};
 pub use self::grant::{Grants, Waited};
-pub use self::grant_row::{Reason, purge_all, read as read_grant};
+pub use self::grant_row::{Reason, Transaction, purge_all};
 use self::granter::Granter;
 pub use self::granter::Offer;
 pub use self::migrations::{Schema, run_once};
@@ -46,7 +45,7 @@ pub use self::monitor::Status;
 pub use self::outcome::Outcome;
 pub use self::pending::{Late, Pending};
 use self::queue::{Job, WorkQueue};
-pub use self::session::Seen;
+pub use self::session::{End, LockWait, Seen};
 use self::session::{Session, Setup};
 use self::url::connection_url;
 use crate::config::DatabaseSettings;
@@ -58,9 +57,7 @@ use crate::metrics::DatabaseMetrics;
 pub struct Database {
     queue: Arc<WorkQueue>,
     quarter: usize,
-    /// A permit for each request that may hold a connection for long.
-    turns: Arc<Semaphore>,
-    /// A permit for each request that waits for a turn, or for the cache.
+    /// A permit for each write that waits for the cache.
     places: Arc<Semaphore>,
     timeout: Duration,
     monitor: Arc<Monitor>,
@@ -98,7 +95,6 @@ impl Database {
         Ok(Self {
             queue,
             quarter,
-            turns: Arc::new(Semaphore::new(quarter)),
             places: Arc::new(Semaphore::new(settings.queue)),
             timeout: settings.timeout,
             monitor,
@@ -183,28 +179,6 @@ impl Database {
         Instant::now() + self.timeout
     }
 
-    /// Halfway to `deadline`. A request still queued then would rarely finish, and would take time from later ones.
-    #[must_use]
-    pub fn halfway(&self, deadline: Instant) -> Instant {
-        deadline.checked_sub(self.timeout / 2).unwrap_or(deadline)
-    }
-
-    /// Waits until `deadline` for a turn: to hold a connection for long. At most a quarter of the connections may be held
-    /// so; the others are left for the rest.
-    ///
-    /// # Errors
-    /// [`Error::Overloaded`] at once if too many requests wait, [`Error::Unavailable`] when PostgreSQL is away or
-    /// `deadline` passes.
-    pub async fn turn(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, Error> {
-        self.ensure_available()?;
-        let Ok(_place) = self.places.try_acquire() else { return Err(self.refuse()) };
-        let _waiting = Counted::new(&self.metrics.waiting);
-        match timeout_at(deadline.into(), self.turns.clone().acquire_owned()).await {
-            Ok(Ok(turn)) => Ok(turn),
-            Ok(Err(_)) | Err(_) => Err(self.too_late()),
-        }
-    }
-
     /// Waits until `deadline` for the moment when a write may begin: Redis is granted, or no reader uses it any more.
     /// Returns whether that took time.
     ///
@@ -271,23 +245,24 @@ impl Database {
     }
 
     /// Queues a transaction: `change`, which may be run a second time if the connection was lost under it, then
-    /// `before_commit` with its result, which may still refuse, then COMMIT.
+    /// `before_commit` with its result, which says how it ends and may still refuse, then COMMIT.
     ///
     /// Its result is [`Error::OutcomeUnknown`] if COMMIT fails in a way that leaves that open.
     ///
     /// # Errors
     /// [`Error::Overloaded`] when the queue is full, [`Error::Unavailable`] when PostgreSQL is away or read-only.
-    pub fn write<T: Send + 'static>(
+    pub fn write<T: 'static>(
         &self,
         deadline: Instant,
+        lock_wait: LockWait,
         change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>> + Send + 'static,
-        before_commit: impl FnOnce(&mut PgConnection, &T) -> Result<(), Error> + Send + 'static,
-    ) -> Result<Pending<Result<T, Error>>, Error> {
+        before_commit: impl FnOnce(T) -> Result<End, Error> + Send + 'static,
+    ) -> Result<Pending<Result<(), Error>>, Error> {
         if self.monitor.is_read_only() {
             return Err(Error::Unavailable("PostgreSQL is read-only".into()));
         }
         self.enqueue(deadline, move |session, deadline, may_commit| {
-            session.write(deadline, may_commit, change, before_commit)
+            session.write(deadline, lock_wait, may_commit, change, before_commit)
         })
     }
 

@@ -16,6 +16,10 @@ use crate::error::Error;
 /// longest pause within a transaction, which is a step with Redis and the near wait.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
 
+/// How long a transaction waits for rows and keys that another session holds while other writes wait behind it: longer than
+/// another service's transaction takes.
+const SHORT_LOCK_WAIT: Duration = Duration::from_millis(50);
+
 /// The beginning of a transaction that writes, in one round trip. The lock is the one of `grant_row.rs`. What is read in a
 /// later statement is what was there after the lock was taken: a snapshot each is what READ COMMITTED means.
 static BEGIN: LazyLock<String> = LazyLock::new(|| {
@@ -25,6 +29,26 @@ static BEGIN: LazyLock<String> = LazyLock::new(|| {
         IDLE_IN_TRANSACTION.as_millis()
     )
 });
+static BEGIN_WITH_SHORT_LOCK_WAIT: LazyLock<String> =
+    LazyLock::new(|| format!("{}; SET LOCAL lock_timeout = {}", *BEGIN, SHORT_LOCK_WAIT.as_millis()));
+
+/// How long a transaction waits for what another session holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockWait {
+    /// Hardly: others wait behind it.
+    Short,
+    /// As long as the setting says.
+    Long,
+}
+
+/// How a transaction ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// With COMMIT.
+    Commit,
+    /// It has changed nothing.
+    RollBack,
+}
 
 /// Refuses a server in recovery: it may lack what the primary has acknowledged. It cannot become one later, since a server
 /// enters recovery only as it starts.
@@ -76,21 +100,25 @@ impl Session {
     pub fn write<T>(
         &mut self,
         deadline: Instant,
+        lock_wait: LockWait,
         may_commit: &dyn Fn() -> bool,
         change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>>,
-        before_commit: impl FnOnce(&mut PgConnection, &T) -> Result<(), Error>,
-    ) -> Result<T, Error> {
-        let value = self.retry_if_lost(deadline, |connection| begin(connection, &change))??;
-        let prepared = before_commit(self.connection(deadline)?, &value);
-        let prepared =
-            prepared.and_then(|()| if may_commit() { Ok(()) } else { Err(Error::waited_too_long()) });
-        if let Err(error) = prepared {
+        before_commit: impl FnOnce(T) -> Result<End, Error>,
+    ) -> Result<(), Error> {
+        let value = self.retry_if_lost(deadline, |connection| begin(connection, lock_wait, &change))??;
+        let refused = match before_commit(value) {
+            Ok(End::Commit) if may_commit() => None,
+            Ok(End::Commit) => Some(Err(Error::waited_too_long())),
+            Ok(End::RollBack) => Some(Ok(())),
+            Err(error) => Some(Err(error)),
+        };
+        if let Some(result) = refused {
             // If the rollback fails, nothing is committed either.
             let _ = self.end(AnsiTransactionManager::rollback_transaction);
-            return Err(error);
+            return result;
         }
         match self.end(AnsiTransactionManager::commit_transaction) {
-            Ok(()) => Ok(value),
+            Ok(()) => Ok(()),
             Err(error) if is_undone(&error) => Err(error.into()),
             Err(error) => Err(Error::OutcomeUnknown(error.to_string())),
         }
@@ -148,9 +176,14 @@ impl Session {
 /// or a refusal the transaction is rolled back.
 fn begin<T>(
     connection: &mut PgConnection,
+    lock_wait: LockWait,
     change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>>,
 ) -> QueryResult<Result<T, Error>> {
-    if let Err(error) = AnsiTransactionManager::begin_transaction_sql(connection, &BEGIN) {
+    let sql = match lock_wait {
+        LockWait::Short => &BEGIN_WITH_SHORT_LOCK_WAIT,
+        LockWait::Long => &BEGIN,
+    };
+    if let Err(error) = AnsiTransactionManager::begin_transaction_sql(connection, sql) {
         // The lock may have failed after BEGIN. Diesel would not know of that transaction.
         let _ = connection.batch_execute("ROLLBACK");
         return Err(error);

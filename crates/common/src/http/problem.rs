@@ -143,7 +143,7 @@ impl Error {
             Self::BodyTimeout => &BODY_TIMEOUT,
             Self::BodyTooLarge => &BODY_TOO_LARGE,
             Self::UnsupportedMediaType(_) => &UNSUPPORTED_MEDIA_TYPE,
-            Self::Unavailable(_) | Self::Suspended => &UNAVAILABLE,
+            Self::Unavailable(_) | Self::Suspended | Self::Held => &UNAVAILABLE,
             Self::NotReady(_) => &NOT_READY,
             Self::Overloaded => &OVERLOADED,
             Self::OutcomeUnknown(_) => &OUTCOME_UNKNOWN,

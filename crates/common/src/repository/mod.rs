@@ -16,10 +16,10 @@
 //!   COMMIT, and removes it when the outcome is known. While the barrier stands, readers use PostgreSQL and store
 //!   nothing. A row that a transaction under way has locked is not stored either, barrier or not. An insert has no row
 //!   to lock, so it is acknowledged after its barrier is removed;
-//! - a **wait**: near copies may be used for 50 ms (`near::PROOF_LIFE`) after a proof that nothing was missed. A writer
-//!   that changes what replicas may hold waits as long between publishing the key and COMMIT.
+//! - **acks**: near copies may be used for 50 ms after a proof that nothing was missed. A writer that changes what replicas may
+//!   hold publishes the key, and waits before COMMIT until all of them have acknowledged it, or for as long.
 
-mod creations;
+mod apply;
 mod offer;
 mod read;
 mod singleflight;
@@ -34,43 +34,81 @@ use prometheus::IntCounter;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-pub use self::creations::Creations;
 pub use self::offer::keep_offering;
 use self::read::{FillTarget, LoadResult};
 use self::singleflight::SingleFlight;
-pub use self::write::{Changes, Effect};
 use crate::cache::{Cache, CacheError, Near, Representation};
 use crate::config::CacheSettings;
-use crate::database::{Batcher, Database};
+use crate::database::{Batcher, Database, LockWait};
 use crate::metrics::CacheMetrics;
 
 /// How many reads may wait for Redis at least, however short the line for PostgreSQL is: a short line must not refuse
 /// hits, which take Redis a few microseconds each.
 const READS_WAITING_MIN: usize = 128;
 
-/// What can be kept in a [`Repository`].
+/// Changed keys, each with the value of [`crate::database::InTransaction`] in the same statement.
+pub type Changed<K> = Vec<(K, Option<String>)>;
+
+/// What can be kept in a [`Repository`]: its key, its codec, and its statements. Each is for several keys, in their order.
+///
+/// All errors are the database's.
+#[expect(clippy::missing_errors_doc, reason = "the trait's documentation says it once")]
 pub trait CacheAside: Send + Sync + 'static {
     /// What a record is found by.
-    type Key: Clone + Eq + Hash + Send + Sync + 'static;
+    type Key: Clone + Eq + Hash + Ord + Send + Sync + 'static;
     /// A row.
     type Record;
+    /// What a row holds beside its key.
+    type Value: Send + Sync + 'static;
+    /// What a replace or delete requires of the row that is there.
+    type Condition: Send + Sync + 'static;
 
     /// The Redis key of `key`: [`crate::cache::EDITION`], the entity's name, and the key within braces (a cluster hash
     /// tag).
     fn cache_key(key: &Self::Key) -> String;
-
-    /// Loads those of `keys` that exist, in any order, each with whether its row is clear: the value of
-    /// [`crate::database::RowIsClear`] in the same statement. Outside of any older snapshot.
-    ///
-    /// # Errors
-    /// The database's.
-    fn load(connection: &mut PgConnection, keys: &[&Self::Key]) -> QueryResult<Vec<(Self::Record, bool)>>;
 
     /// The key of `record`.
     fn key(record: &Self::Record) -> &Self::Key;
 
     /// The finished answer for `record`, which is sent as it is on every hit.
     fn encode(record: &Self::Record) -> Representation;
+
+    /// Whether `record` meets `condition`.
+    fn holds(condition: &Self::Condition, record: &Self::Record) -> bool;
+
+    /// Loads those of `keys` that exist, in any order, each with whether its row is clear: the value of
+    /// [`crate::database::RowIsClear`] in the same statement. Outside of any older snapshot.
+    fn load(connection: &mut PgConnection, keys: &[&Self::Key]) -> QueryResult<Vec<(Self::Record, bool)>>;
+
+    /// Loads those of `keys` that exist and locks them `FOR UPDATE`, one after the other; with [`LockWait::Short`] without
+    /// those that another session has locked (`SKIP LOCKED`).
+    fn lock(
+        connection: &mut PgConnection,
+        keys: &[&Self::Key],
+        lock_wait: LockWait,
+    ) -> QueryResult<Vec<Self::Record>>;
+
+    /// Inserts the rows whose keys are free, and returns these keys.
+    fn insert(
+        connection: &mut PgConnection,
+        rows: &[(&Self::Key, &Self::Value)],
+    ) -> QueryResult<Changed<Self::Key>>;
+
+    /// Replaces rows that are locked, and returns their keys.
+    fn replace(
+        connection: &mut PgConnection,
+        rows: &[(&Self::Key, &Self::Value)],
+    ) -> QueryResult<Changed<Self::Key>>;
+
+    /// Deletes rows that are locked, and returns their keys.
+    fn delete(connection: &mut PgConnection, keys: &[&Self::Key]) -> QueryResult<Changed<Self::Key>>;
+}
+
+/// A write of one record.
+enum Change<T: CacheAside> {
+    Create(T::Value),
+    Replace(T::Value, T::Condition),
+    Delete(T::Condition),
 }
 
 /// How the cache took part in a read, in the words of `Cache-Status` (RFC 9211).
@@ -158,6 +196,9 @@ pub struct Repository<T: CacheAside>(Arc<Inner<T>>);
 struct Inner<T: CacheAside> {
     database: Database,
     loads: Batcher<T::Key, Option<FillTarget>, LoadResult>,
+    writes: Batcher<T::Key, Change<T>, ()>,
+    /// A permit for each write that is tried alone.
+    alone: Arc<Semaphore>,
     cache: Cache,
     near: Arc<Near>,
     /// Reads that requests share: of a copy, and of the row itself. An early refresh is one of the second kind.
@@ -191,6 +232,8 @@ impl<T: CacheAside> Repository<T> {
     ) -> Self {
         let inner = Inner {
             loads: Batcher::new(database.clone()),
+            writes: Batcher::new(database.clone()),
+            alone: Arc::new(Semaphore::new(database.quarter())),
             reads_waiting: Semaphore::new(database.queue().max(READS_WAITING_MIN)),
             database,
             cache,

@@ -1,6 +1,6 @@
 //! The entity: all that knows what a user is.
 //!
-//! `model.rs` says what a user may be, `queries.rs` how one is changed, `etag.rs` how its versions differ, `request.rs` how
+//! `model.rs` says what a user may be, `queries.rs` has what Diesel's query builder lacks, `etag.rs` how its versions differ, `request.rs` how
 //! one is read from a request. This file has what the repository must know.
 
 mod etag;
@@ -10,15 +10,16 @@ mod request;
 
 use actix_web::web::Bytes;
 use diesel::prelude::*;
+use diesel::sql_types::{Array, Text};
 
 pub use self::etag::{IfMatch, entity_tag, etag, matches_any};
 pub use self::model::{Info, NewInfo, NewUser, User, UserName};
-pub use self::queries::{delete, insert, replace};
 pub use self::request::PathName;
 use crate::cache::{EDITION, Representation};
-use crate::database::RowIsClear;
+use self::queries::{Replace, columns};
+use crate::database::{InTransaction, LockWait, RowIsClear};
 use crate::database::schema::users;
-use crate::repository::{CacheAside, Creations, Repository};
+use crate::repository::{CacheAside, Changed, Repository};
 
 /// The users, cached.
 pub type Users = Repository<User>;
@@ -27,18 +28,20 @@ pub type Users = Repository<User>;
 const FROM_CACHE: &str = r#","cache_hit":true}"#;
 const NOT_FROM_CACHE: &str = r#","cache_hit":false}"#;
 
+#[diesel::declare_sql_function]
+extern "SQL" {
+    /// The elements of `array`, a row each; several calls in one SELECT advance together.
+    fn unnest(array: Array<Text>) -> Text;
+}
+
 impl CacheAside for User {
     type Key = UserName;
     type Record = Self;
+    type Value = Info;
+    type Condition = IfMatch;
 
     fn cache_key(name: &UserName) -> String {
         [EDITION, "user:{", name.as_str(), "}"].concat()
-    }
-
-    fn load(connection: &mut PgConnection, names: &[&UserName]) -> QueryResult<Vec<(Self, bool)>> {
-        let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
-        let users = users::table.filter(users::name.eq_any(names));
-        users.select((Self::as_select(), RowIsClear)).load(connection)
     }
 
     fn key(user: &Self) -> &UserName {
@@ -51,6 +54,58 @@ impl CacheAside for User {
         body.extend_from_slice(FROM_CACHE.as_bytes());
         Representation { etag: etag(user.name.as_str(), &user.info), body: body.into() }
     }
+
+    fn holds(condition: &IfMatch, user: &Self) -> bool {
+        condition.holds(&etag(user.name.as_str(), &user.info))
+    }
+
+    fn load(connection: &mut PgConnection, names: &[&UserName]) -> QueryResult<Vec<(Self, bool)>> {
+        let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+        let users = users::table.filter(users::name.eq_any(names));
+        users.select((Self::as_select(), RowIsClear)).load(connection)
+    }
+
+    fn lock(
+        connection: &mut PgConnection,
+        names: &[&UserName],
+        lock_wait: LockWait,
+    ) -> QueryResult<Vec<Self>> {
+        let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+        let users = users::table.filter(users::name.eq_any(names)).order(users::name);
+        let users = users.select(Self::as_select()).for_update();
+        match lock_wait {
+            LockWait::Short => users.skip_locked().load(connection),
+            LockWait::Long => users.load(connection),
+        }
+    }
+
+    fn insert(
+        connection: &mut PgConnection,
+        users: &[(&UserName, &Info)],
+    ) -> QueryResult<Changed<UserName>> {
+        let (names, infos) = columns(users);
+        diesel::insert_into(users::table)
+            .values(diesel::select((unnest(names), unnest(infos))))
+            .into_columns((users::name, users::info))
+            .on_conflict_do_nothing()
+            .returning((users::name, InTransaction))
+            .get_results(connection)
+    }
+
+    fn replace(
+        connection: &mut PgConnection,
+        users: &[(&UserName, &Info)],
+    ) -> QueryResult<Changed<UserName>> {
+        let (names, infos) = columns(users);
+        Replace { names, infos }.get_results(connection)
+    }
+
+    fn delete(connection: &mut PgConnection, names: &[&UserName]) -> QueryResult<Changed<UserName>> {
+        let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+        diesel::delete(users::table.filter(users::name.eq_any(names)))
+            .returning((users::name, InTransaction))
+            .get_results(connection)
+    }
 }
 
 /// The body of `answer` for a client whose answer does not come from the cache.
@@ -59,6 +114,3 @@ pub fn not_from_cache(answer: &Representation) -> Bytes {
     let body = &answer.body[..answer.body.len() - FROM_CACHE.len()];
     [body, NOT_FROM_CACHE.as_bytes()].concat().into()
 }
-
-/// Users that are registered together, in shared transactions.
-pub type Registrations = Creations<User, Info>;

@@ -1,76 +1,46 @@
-//! The queries that change users.
+//! What Diesel's query builder lacks for users. Statements take arrays, so that each is prepared once, for any number of rows.
+//! (Diesel does not keep a query that is given as text prepared.)
 
+use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, Text};
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::sql_types::{Array, Nullable, Text};
 
-use super::etag::{IfMatch, etag};
-use super::model::{Info, User, UserName};
-use crate::database::schema::users;
-use crate::error::Error;
-use crate::repository::Changes;
+use super::model::{Info, UserName};
+use crate::database::InTransaction;
 
-/// What a write returns to the repository: the names that it has changed, or why it refuses.
-pub type Changed = QueryResult<Result<Changes<User>, Error>>;
-
-/// Inserts the users whose names are free, and returns those names. Waits for other transactions that write one.
-///
-/// # Errors
-/// The database's.
-pub fn insert(connection: &mut PgConnection, users: &[(&UserName, &Info)]) -> QueryResult<Changes<User>> {
-    // Sorted: two transactions that insert the same names in different orders would wait for each other.
-    let mut users = users.to_vec();
-    users.sort_unstable_by_key(|(name, _)| *name);
-    let (names, infos): (Vec<&str>, Vec<&str>) =
-        users.into_iter().map(|(name, info)| (name.as_str(), info.as_str())).unzip();
-    // Arrays make it one prepared statement for any number of rows. Diesel does not keep a query given as text prepared.
-    let rows = diesel::select((unnest(names), unnest(infos)));
-    diesel::insert_into(users::table)
-        .values(rows)
-        .into_columns((users::name, users::info))
-        .on_conflict_do_nothing()
-        .returning(users::name)
-        .get_results(connection)
+/// The names and the infos of `users`, each as one array.
+pub fn columns<'a>(users: &[(&'a UserName, &'a Info)]) -> (Vec<&'a str>, Vec<&'a str>) {
+    users.iter().map(|(name, info)| (name.as_str(), info.as_str())).unzip()
 }
 
-#[diesel::declare_sql_function]
-extern "SQL" {
-    /// The elements of `array`, a row each; several calls in one SELECT advance together.
-    fn unnest(array: Array<Text>) -> Text;
+/// Replaces the infos of users: an UPDATE ... FROM.
+#[derive(Debug)]
+pub struct Replace<'a> {
+    pub names: Vec<&'a str>,
+    pub infos: Vec<&'a str>,
 }
 
-/// Replaces the info of the user `name`, if the user meets `condition`.
-///
-/// # Errors
-/// That there is no such user, or that `condition` fails; and the database's.
-pub fn replace(connection: &mut PgConnection, name: &UserName, info: &Info, condition: &IfMatch) -> Changed {
-    if let Err(error) = check(connection, name, condition)? {
-        return Ok(Err(error));
+impl Query for Replace<'_> {
+    type SqlType = (Text, Nullable<Text>);
+}
+
+impl QueryId for Replace<'_> {
+    type QueryId = Replace<'static>;
+
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl RunQueryDsl<PgConnection> for Replace<'_> {}
+
+impl QueryFragment<Pg> for Replace<'_> {
+    fn walk_ast<'b>(&'b self, mut pass: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        pass.push_sql("UPDATE users SET info = new.info, updated_at = now() FROM unnest(");
+        pass.push_bind_param::<Array<Text>, _>(&self.names)?;
+        pass.push_sql(", ");
+        pass.push_bind_param::<Array<Text>, _>(&self.infos)?;
+        pass.push_sql(") AS new (name, info) WHERE users.name = new.name RETURNING users.name, ");
+        pass.push_sql(InTransaction::SQL);
+        Ok(())
     }
-    let change = (users::info.eq(info.as_str()), users::updated_at.eq(diesel::dsl::now));
-    diesel::update(users::table.find(name.as_str())).set(change).execute(connection)?;
-    Ok(Ok(vec![name.clone()]))
-}
-
-/// Deletes the user `name`, if the user meets `condition`.
-///
-/// # Errors
-/// As [`replace`].
-pub fn delete(connection: &mut PgConnection, name: &UserName, condition: &IfMatch) -> Changed {
-    if let Err(error) = check(connection, name, condition)? {
-        return Ok(Err(error));
-    }
-    diesel::delete(users::table.find(name.as_str())).execute(connection)?;
-    Ok(Ok(vec![name.clone()]))
-}
-
-/// Locks the user's row, and checks `condition` against it.
-fn check(
-    connection: &mut PgConnection,
-    name: &UserName,
-    condition: &IfMatch,
-) -> QueryResult<Result<(), Error>> {
-    let row = users::table.find(name.as_str()).select(User::as_select()).for_update();
-    let user = row.first(connection)?;
-    let holds = condition.holds(&etag(user.name.as_str(), &user.info));
-    Ok(if holds { Ok(()) } else { Err(Error::PreconditionFailed) })
 }

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::mpsc::{Sender, channel};
 
 use common::cache::{EDITION, Representation};
-use common::repository::CacheAside;
+use common::database::{InTransaction, LockWait};
+use common::repository::{CacheAside, Changed};
 use devstack::Stack;
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{Array, Integer, Text};
+use diesel::sql_types::{Array, Integer, Nullable, Text};
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -21,6 +22,13 @@ pub struct Note {
     text: String,
 }
 
+/// What a replace returns.
+#[derive(QueryableByName)]
+struct ChangedNote {
+    #[diesel(sql_type = Nullable<Text>)]
+    transaction: Option<String>,
+}
+
 /// A load that has read the row. It goes on when this is dropped.
 pub type Paused = Sender<()>;
 
@@ -30,6 +38,8 @@ static READ: Mutex<Option<HashMap<i32, UnboundedSender<Paused>>>> = Mutex::new(N
 impl CacheAside for Note {
     type Key = i32;
     type Record = Self;
+    type Value = String;
+    type Condition = ();
 
     fn cache_key(number: &i32) -> String {
         format!("{EDITION}note:{{{number}}}")
@@ -56,6 +66,34 @@ impl CacheAside for Note {
 
     fn encode(note: &Self) -> Representation {
         Representation { etag: [0; 16], body: note.text.clone().into() }
+    }
+
+    fn holds((): &(), _: &Self) -> bool {
+        true
+    }
+
+    fn lock(connection: &mut PgConnection, numbers: &[&i32], _: LockWait) -> QueryResult<Vec<Self>> {
+        let query = sql_query("SELECT number, text FROM notes WHERE number = ANY ($1) FOR UPDATE");
+        query.bind::<Array<Integer>, _>(numbers).load(connection)
+    }
+
+    fn insert(_: &mut PgConnection, _: &[(&i32, &String)]) -> QueryResult<Changed<i32>> {
+        unimplemented!("no test inserts by the repository")
+    }
+
+    fn replace(connection: &mut PgConnection, rows: &[(&i32, &String)]) -> QueryResult<Changed<i32>> {
+        let (number, text) = rows[0];
+        let query = format!(
+            "UPDATE notes SET text = $2 WHERE number = $1 RETURNING {} AS transaction",
+            InTransaction::SQL
+        );
+        let query = sql_query(query).bind::<Integer, _>(number).bind::<Text, _>(text);
+        let changed: ChangedNote = query.get_result(connection)?;
+        Ok(vec![(*number, changed.transaction)])
+    }
+
+    fn delete(_: &mut PgConnection, _: &[&i32]) -> QueryResult<Changed<i32>> {
+        unimplemented!("no test deletes by the repository")
     }
 }
 

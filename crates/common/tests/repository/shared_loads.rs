@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use common::repository::{CacheStatus, Effect, Freshness, Repository};
+use common::repository::{CacheStatus, Freshness, Repository};
 use devstack::Stack;
-use diesel::prelude::*;
-use diesel::sql_query;
 use tokio::time::sleep;
 
 use crate::note::{self, Note};
@@ -26,11 +24,7 @@ async fn a_load_is_shared_only_with_requests_that_arrived_before_it_was_sent() {
     let first = tokio::spawn(text(notes.clone()));
     let old_load = loads.recv().await.expect("the first request's load has read");
 
-    let change = |connection: &mut PgConnection| {
-        sql_query("UPDATE notes SET text = 'new'").execute(connection)?;
-        Ok(Ok(vec![1]))
-    };
-    notes.write(notes.deadline(), Effect::Replace, change).await.expect("acknowledged");
+    notes.replace(1, "new".into(), ()).await.expect("acknowledged");
 
     // The second request finds no copy, and the old load still under way.
     let mut second = tokio::spawn(text(notes.clone()));

@@ -1,0 +1,151 @@
+//! The listener of a near cache: one connection on which it hears of writes, proves that it has missed none, and
+//! acknowledges what it has applied.
+//!
+//! The proof is a *renewal*: a command whose reply shows that every message which was published before it was sent has
+//! been applied. It also keeps the near cache listed as a *member* in Redis, so that writers know for whose
+//! acknowledgements they wait. And it is a write: a server that is demoted, paused or cut off from its replicas answers a
+//! PING, but refuses this. The leases of Gray and Cheriton ("Leases", SOSP 1989) are the model.
+//!
+//! A thread of its own: neither a busy worker nor a slow request delays an ack.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, cmd};
+use tokio::runtime::Builder;
+use tokio::sync::watch;
+use tokio::time::{sleep, sleep_until, timeout_at};
+
+use super::Cache;
+use super::acks::{MEMBERS, Message, Position};
+use super::connection::process;
+use super::near::Near;
+use super::subscription::{Channel, RECONNECT_INTERVAL};
+use crate::config::CacheSettings;
+
+/// How often the proof is renewed: a fifth of its life, so that a late reply does not end it.
+const RENEWAL_INTERVAL: Duration = Duration::from_millis(10);
+/// How often a message is acknowledged at most. An ack is for all messages up to its own.
+const ACK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// What the connection has brought and the near cache has applied.
+#[derive(Debug, Clone)]
+enum Heard {
+    /// Nothing yet.
+    Nothing,
+    /// All messages up to this one.
+    Applied(Position),
+    /// Something that is no message: what it invalidates is not known.
+    Garbage,
+}
+
+/// Listens for a near cache.
+pub struct Listener {
+    near: Arc<Near>,
+    cache: Cache,
+    invalidations: Channel,
+    acks: Channel,
+}
+
+impl Listener {
+    /// Starts to listen for `near`, on a thread that never ends.
+    ///
+    /// # Errors
+    /// A URL that Redis' client cannot use, a thread that cannot be started.
+    pub fn start(
+        settings: &CacheSettings,
+        cache: &Cache,
+        near: Arc<Near>,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        let listener = Self {
+            near,
+            cache: cache.clone(),
+            invalidations: Channel::invalidations(settings)?,
+            acks: Channel::acks(settings)?,
+        };
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let thread = thread::Builder::new().name("near-listener".into());
+        thread.spawn(move || runtime.block_on(listener.keep_listening()))?;
+        Ok(())
+    }
+
+    async fn keep_listening(self) {
+        let mut former = None;
+        loop {
+            let Err(error) = self.listen(&mut former).await;
+            self.near.forget();
+            log::debug!("the near cache is out of use: {error}");
+            sleep(RECONNECT_INTERVAL).await;
+        }
+    }
+
+    /// Listens until the connection fails, as a member of its own. Not with a client that reconnects by itself: it would not
+    /// show what was missed meanwhile. `former` is the member that this near cache was before.
+    async fn listen(&self, former: &mut Option<String>) -> Result<Infallible, Failure> {
+        let (sender, mut heard) = watch::channel(Heard::Nothing);
+        let near = self.near.clone();
+        let apply = move |message: &[u8]| {
+            let Some(Message { position, keys }) = Message::parse(message) else {
+                near.forget();
+                return drop(sender.send_replace(Heard::Garbage));
+            };
+            for key in &keys {
+                near.invalidate(key);
+            }
+            // Only now: an ack says that it is done.
+            sender.send_replace(Heard::Applied(position));
+        };
+        let mut connection = self.invalidations.subscribe(apply).await?;
+        let process: Arc<str> = process(&cmd("INFO").query_async(&mut connection).await?)?.into();
+        // What was read from Redis before the subscription was not watched.
+        self.near.forget();
+        self.near.hear(&process);
+        if let Some(member) = former.as_deref() {
+            cmd("HDEL").arg(MEMBERS).arg(member).exec_async(&mut connection).await?;
+        }
+        let member = format!("{:016x}", rand::random::<u64>());
+        *former = Some(member.clone());
+        loop {
+            // The cache's connections are watched for a server that has become another. This one is not.
+            if self.cache.process().is_some_and(|now| now != process) {
+                return Err("another Redis answers now".into());
+            }
+            self.renew(&mut connection, &member).await?;
+            let next = Instant::now() + RENEWAL_INTERVAL;
+            while let Ok(changed) = timeout_at(next.into(), heard.changed()).await {
+                changed?;
+                let newest = heard.borrow_and_update().clone();
+                let Heard::Applied(position) = newest else {
+                    return Err("something was published that is no message".into());
+                };
+                let sent = Instant::now();
+                self.acknowledge(&mut connection, &member, &position).await?;
+                sleep_until((sent + ACK_INTERVAL).into()).await;
+            }
+        }
+    }
+
+    /// Renews the proof. On a field that is there, it changes nothing.
+    async fn renew(&self, connection: &mut MultiplexedConnection, member: &str) -> Result<(), RedisError> {
+        let sent = Instant::now();
+        cmd("HSETNX").arg(MEMBERS).arg(member).arg(1).exec_async(connection).await?;
+        self.near.prove(sent);
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.cache.0.metrics.near_proof.set(began.saturating_sub(sent.elapsed()).as_secs_f64());
+        Ok(())
+    }
+
+    async fn acknowledge(
+        &self,
+        connection: &mut MultiplexedConnection,
+        member: &str,
+        position: &Position,
+    ) -> Result<(), RedisError> {
+        cmd("PUBLISH").arg(&self.acks.name).arg(position.ack(member)).exec_async(connection).await
+    }
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -39,7 +39,13 @@ impl Stores {
         let stores = Stores { postgres: Postgres::start_with(&POSTGRES), redis: Redis::start_with(&REDIS) };
         stores.postgres.create_database(TEMPLATE, None);
         stores.migrate();
+        // As user-svc would: data-svc, which is also measured alone, uses only a Redis that is granted.
+        let grant = format!(
+            "INSERT INTO cache_grant (epoch, redis, life_ms) VALUES (1, '{}', 3000)",
+            stores.redis.process().expect("Redis has been started")
+        );
         for statement in [
+            &grant,
             "CREATE EXTENSION pg_stat_statements",
             &seed(Series::Seeded, 0..users, INFO_BYTES),
             &seed(Series::Big, 0..1, BIG_INFO_BYTES),

@@ -30,16 +30,31 @@ def run(statement, *parameters):
         postgres.putconn(connection)
 
 
+def fits(name, info):
+    return 1 <= len(name.encode()) <= 128 and 1 <= len(info.encode()) <= 16384
+
+
 @app.post("/register")
 def register():
     user = request.get_json()
     name, info = user["name"], user["info"]
-    if not 1 <= len(name.encode()) <= 128 or not 1 <= len(info.encode()) <= 16384:
+    if not fits(name, info):
         return "", 400
     insert = "INSERT INTO users (name, info) VALUES (%s, %s) ON CONFLICT DO NOTHING RETURNING name"
     if run(insert, name, info) is None:
         return "", 409
     return jsonify(name=name, info=info), 201
+
+
+@app.put("/user/<name>")
+def replace(name):
+    info = request.get_json()["info"]
+    if not fits(name, info):
+        return "", 400
+    if run("UPDATE users SET info = %s, updated_at = now() WHERE name = %s RETURNING name", info, name) is None:
+        return "", 404
+    cache.delete(f"user:{name}")
+    return jsonify(name=name, info=info)
 
 
 @app.get("/user/<name>")

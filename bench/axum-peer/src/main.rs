@@ -73,6 +73,11 @@ struct NewUser {
     info: String,
 }
 
+#[derive(Deserialize)]
+struct NewInfo {
+    info: String,
+}
+
 #[derive(Serialize)]
 struct FoundUser<'a> {
     name: &'a str,
@@ -86,9 +91,16 @@ impl FoundUser<'_> {
     }
 }
 
+fn fits(name: &str, info: &str) -> bool {
+    (1..=128).contains(&name.len()) && (1..=16_384).contains(&info.len())
+}
+
+fn key(name: &str) -> String {
+    format!("user:{name}")
+}
+
 async fn register(State(stores): State<Stores>, Json(user): Json<NewUser>) -> Result<Response, Failure> {
-    let fits = (1..=128).contains(&user.name.len()) && (1..=16_384).contains(&user.info.len());
-    if !fits {
+    if !fits(&user.name, &user.info) {
         return Ok(StatusCode::BAD_REQUEST.into_response());
     }
     let client = stores.postgres.get().await?;
@@ -101,8 +113,29 @@ async fn register(State(stores): State<Stores>, Json(user): Json<NewUser>) -> Re
     })
 }
 
+async fn replace(
+    State(mut stores): State<Stores>,
+    Path(name): Path<String>,
+    Json(NewInfo { info }): Json<NewInfo>,
+) -> Result<Response, Failure> {
+    if !fits(&name, &info) {
+        return Ok(StatusCode::BAD_REQUEST.into_response());
+    }
+    let client = stores.postgres.get().await?;
+    let update = "UPDATE users SET info = $2, updated_at = now() WHERE name = $1";
+    let update = client.prepare_cached(update).await?;
+    let updated = client.execute(&update, &[&name, &info]).await?;
+    // Other requests may use the connection while Redis removes the copy.
+    drop(client);
+    if updated == 0 {
+        return Ok(StatusCode::NOT_FOUND.into_response());
+    }
+    let () = stores.redis.del(key(&name)).await?;
+    Ok(Json(NewUser { name, info }).into_response())
+}
+
 async fn get_user(State(mut stores): State<Stores>, Path(name): Path<String>) -> Result<Response, Failure> {
-    let key = format!("user:{name}");
+    let key = key(&name);
     let cached: Option<Vec<u8>> = stores.redis.get(&key).await?;
     if let Some(json) = cached {
         return Ok(answer(json));
@@ -136,7 +169,7 @@ async fn main() {
     let redis = ConnectionManager::new(client).await.expect("Redis answers");
     let routes = Router::new()
         .route("/register", post(register))
-        .route("/user/{name}", get(get_user))
+        .route("/user/{name}", get(get_user).put(replace))
         .route("/readyz", get(StatusCode::OK))
         .with_state(Stores { postgres, redis });
     let listener =

@@ -21,7 +21,7 @@ const TARGETS: [Kind; 4] = [Kind::Ours, Kind::Axum, Kind::Flask, Kind::Ceiling];
 pub fn svg(results: &Results, clients: usize) -> String {
     let mut body = String::new();
     let mut top = 50;
-    for workload in Workload::ALL {
+    for workload in Workload::ALL.into_iter().filter(|&workload| results.has(workload)) {
         let row = |&target: &Kind| results.row(workload, target, clients);
         let rows: Vec<&Row> = TARGETS.iter().filter_map(row).collect();
         let most = rows.iter().map(|row| row.figures.requests_per_second).fold(1.0, f64::max);

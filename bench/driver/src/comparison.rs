@@ -35,7 +35,7 @@ pub fn comparison(results: &Results) -> String {
     for (workload, bound) in OF_THE_CEILING {
         text.push_str(&line(results, &others, workload, Kind::Ceiling, &format!("{bound} of the ceiling")));
     }
-    for (workload, bound) in TIMES_AXUM {
+    for (workload, bound) in TIMES_AXUM.into_iter().filter(|(workload, _)| results.has(*workload)) {
         text.push_str(&line(results, &others, workload, Kind::Axum, &format!("{bound} times axum")));
     }
     for run in others {
@@ -48,7 +48,7 @@ fn head(results: &Results, others: &[OtherRun]) -> String {
     let mut titles = String::from("| requests/s | goal |");
     let mut rule = String::from("|---|---|");
     for run in ["this run"].into_iter().chain(others.iter().map(|run| run.name.as_str())) {
-        for clients in results.clients() {
+        for clients in results.crowds() {
             let _ = write!(titles, " {run}, {clients} |");
             rule.push_str("--:|");
         }
@@ -66,11 +66,11 @@ fn line(results: &Results, others: &[OtherRun], workload: Workload, to: Kind, go
         let text = ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
         let _ = write!(line, " {text} |");
     };
-    for clients in results.clients() {
+    for clients in results.crowds() {
         cell(this(clients));
     }
     for run in others {
-        for clients in results.clients() {
+        for clients in results.crowds() {
             cell(run.ratio(workload, clients));
         }
     }

@@ -44,24 +44,34 @@ impl Goal {
 /// The goals for requests a second, as a part of the ceiling's.
 pub const OF_THE_CEILING: [(Workload, f64); 3] =
     [(Workload::Hot, 0.9), (Workload::Warm, 0.9), (Workload::Big, 0.85)];
-/// The goals for requests a second, as a multiple of the axum peer's.
-pub const TIMES_AXUM: [(Workload, f64); 5] = [
+/// The goals for requests a second, as a multiple of the axum peer's, where several clients share work.
+pub const TIMES_AXUM: [(Workload, f64); 7] = [
     (Workload::Zipf, 1.6),
     (Workload::Mixed, 1.6),
     (Workload::Miss, 2.5),
     (Workload::NotFound, 2.5),
     (Workload::Register, 3.0),
+    (Workload::YcsbA, 1.5),
+    (Workload::YcsbB, 1.5),
 ];
+/// The same for replaces, by the number of clients.
+const REPLACES_TIMES_AXUM: [(usize, f64); 2] = [(32, 1.0), (128, 1.5)];
+/// Registers as a multiple of the axum peer's before replaces shared their batches, by the number of clients: the least
+/// of the full run of 2026-11-26 and of bench/results/other-runs.json.
+const REGISTERS_BEFORE: [(usize, f64); 2] = [(32, 1.44), (128, 2.82)];
+/// The number of clients at which no write may be refused.
+const NONE_REFUSED: usize = 128;
 /// The default bound of the near cache, in MiB.
 const NEAR_MIB: f64 = 64.0;
 
 /// All goals of a run.
 pub fn goals(results: &Results) -> Vec<Goal> {
     let mut goals = Vec::new();
-    for clients in results.clients() {
+    for clients in results.crowds() {
         goals.extend(throughput(results, clients));
         goals.extend(latency(results, clients));
     }
+    goals.extend(replaces(results));
     goals.extend(memory_and_start(results));
     goals.extend(selects(results));
     goals.extend(overload(results));
@@ -112,6 +122,39 @@ fn latency(results: &Results, clients: usize) -> Vec<Goal> {
         Some(Goal::at_most(what, 1.0, "times axum's", ours.p99_us / axum.p99_us))
     };
     Workload::ALL.iter().filter_map(goal).collect()
+}
+
+/// The goals for replaces, and that registers do not pay for them.
+fn replaces(results: &Results) -> Vec<Goal> {
+    let ours = |workload, clients| Some(&results.row(workload, Kind::Ours, clients)?.figures);
+    let mut goals = Vec::new();
+    if !results.has(Workload::Replace) {
+        return goals;
+    }
+    if let (Some(replace), Some(register)) = (ours(Workload::Replace, 1), ours(Workload::Register, 1)) {
+        let ratio = replace.p50_us / register.p50_us;
+        goals.push(Goal::at_most("replace p50, 1 client", 2.5, "times a register's", ratio));
+    }
+    if let Some(one) = ours(Workload::ReplaceOne, 1) {
+        goals.push(Goal::at_least("replace-one, 1 client", 200.0, "requests/s", one.requests_per_second));
+    }
+    for (workload, bounds, of) in [
+        (Workload::Replace, REPLACES_TIMES_AXUM, "times axum"),
+        (Workload::Register, REGISTERS_BEFORE, "times axum, as before"),
+    ] {
+        for (clients, bound) in bounds {
+            let Some((ours, axum)) = pair(results, workload, Kind::Axum, clients) else { continue };
+            let what = format!("{} requests/s, {clients} clients", workload.name());
+            let ratio = ours.requests_per_second / axum.requests_per_second;
+            goals.push(Goal::at_least(what, bound, of, ratio));
+        }
+    }
+    for workload in [Workload::Replace, Workload::YcsbA, Workload::YcsbB] {
+        let Some(ours) = ours(workload, NONE_REFUSED) else { continue };
+        let what = format!("{} errors, 503 included, {NONE_REFUSED} clients", workload.name());
+        goals.push(Goal::at_most(what, 0.0, "", ours.errors as f64));
+    }
+    goals
 }
 
 fn memory_and_start(results: &Results) -> Vec<Goal> {

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::load::{Load, Numbers, Once};
+use crate::load::Load;
 use crate::names::{Requests, Series};
+use crate::numbers::{Numbers, Once};
 use crate::row::{Figures, Plan, measure, run};
 use crate::stores::{BIG_INFO_BYTES, INFO_BYTES, KIB, Stores};
 use crate::targets::{Kind, Target};

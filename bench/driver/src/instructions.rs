@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use devstack::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::load::{Load, Once};
+use crate::load::Load;
 use crate::names::{Requests, Series};
+use crate::numbers::Once;
 use crate::stores::{INFO_BYTES, Stores};
 use crate::targets::{Kind, Server, release, with_stores};
 use crate::workload::new_names;
@@ -51,7 +52,8 @@ impl Instructions {
                 Load::once(requests, Once::ordered(0, times), 1);
             }),
             register: count(stores, "user-svc", |server, times| {
-                Load::once(Requests::register(server.address, INFO_BYTES), new_names().portion(times), 1);
+                let requests = Requests::register(server.address, Series::Registered, INFO_BYTES);
+                Load::once(requests, new_names().portion(times), 1);
             }),
         }
     }

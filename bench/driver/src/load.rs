@@ -3,10 +3,10 @@
 //! `scripts/bench generator` compares the two.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,8 @@ use rustix::fd::OwnedFd;
 use rustix::time::Timespec;
 
 use crate::answer;
-use crate::names::Requests;
+use crate::names::{Requests, Writes, next_version};
+use crate::numbers::{Numbers, Once};
 
 /// One body in a hundred is compared with the expected one, since parsing all of them would slow the load. The status
 /// of every answer is checked.
@@ -27,78 +28,12 @@ const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 /// How long a client pauses after a 503, a tenth of our services' `Retry-After`. A client that retries at once mostly
 /// measures its own retries.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long the generator waits for answers under way when it stops.
+const DRAIN: Duration = Duration::from_secs(5);
 /// Two saturate two cores together with the target. With one, a row would measure the generator.
 const THREADS: usize = 2;
 /// Larger than any answer: 16 KiB of info and a head.
 const BUFFER: usize = 32 * 1024;
-
-/// The numbers whose users are requested.
-#[derive(Clone, Debug)]
-pub enum Numbers {
-    /// Always this one.
-    One(u32),
-    /// Any below this, all equally likely.
-    Below(u32),
-    /// Any of a prepared sample, such as [`zipf`]'s.
-    Drawn(Arc<[u32]>),
-    /// Each once, until all are used.
-    Once(Once),
-}
-
-/// Numbers from a range, each returned once, in an order that jumps around.
-#[derive(Clone, Debug)]
-pub struct Once {
-    first: u32,
-    count: u32,
-    step: u32,
-    used: Arc<AtomicU32>,
-}
-
-impl Once {
-    /// The numbers from `first` on.
-    pub fn new(first: u32, count: u32) -> Once {
-        // A prime larger than any count has no factor in common with it, so that the steps visit every number.
-        const PRIME: u32 = 2_147_483_647;
-        Once { first, count, step: PRIME % count.max(1), used: Arc::default() }
-    }
-
-    /// The same in ascending order.
-    pub fn ordered(first: u32, count: u32) -> Once {
-        Once { step: 1, ..Once::new(first, count) }
-    }
-
-    /// The same number `times` times.
-    pub fn same(number: u32, times: u32) -> Once {
-        Once { step: 0, ..Once::new(number, times) }
-    }
-
-    /// Takes the next `count` numbers. Only for an ascending order.
-    pub fn portion(&self, count: u32) -> Once {
-        Once::ordered(self.first + self.used.fetch_add(count, Ordering::Relaxed), count)
-    }
-
-    fn next(&self) -> Option<u32> {
-        let used = self.used.fetch_add(1, Ordering::Relaxed);
-        let jumped = u64::from(used) * u64::from(self.step) % u64::from(self.count.max(1));
-        (used < self.count).then(|| self.first + jumped as u32)
-    }
-}
-
-/// A million draws from `0..count`, where the k-th number's share is proportional to 1/k.
-pub fn zipf(count: u32) -> Arc<[u32]> {
-    let mut sum = 0.0;
-    let mut cumulated = Vec::new();
-    for rank in 1..=count {
-        sum += 1.0 / f64::from(rank);
-        cumulated.push(sum);
-    }
-    let mut random = Rng::with_seed(1);
-    let mut draw = || {
-        let point = random.f64() * sum;
-        (cumulated.partition_point(|below| *below <= point) as u32).min(count - 1)
-    };
-    (0..1 << 20).map(|_| draw()).collect()
-}
 
 /// One kind of request within a load.
 #[derive(Clone, Debug)]
@@ -107,7 +42,7 @@ pub struct Part {
     pub requests: Requests,
     /// The numbers of their users.
     pub numbers: Numbers,
-    /// The share of all requests.
+    /// The share of each client's requests.
     pub share: f64,
 }
 
@@ -137,8 +72,9 @@ impl Load {
     /// Connects and begins to send. Answers do not count before [`Running::measure`].
     pub fn start(&self) -> Running {
         let phase = Arc::new(AtomicU8::new(WARM_UP));
-        let shares = (0..THREADS).map(|thread| (self.clients + thread) / THREADS);
-        let generators: Vec<Generator> = shares.map(|clients| Generator::new(&self.parts, clients)).collect();
+        let clients = |thread| (thread..self.clients).step_by(THREADS);
+        let generators: Vec<Generator> =
+            (0..THREADS).map(|thread| Generator::new(&self.parts, clients(thread))).collect();
         let spawn = |generator: Generator| {
             let phase = Arc::clone(&phase);
             thread::spawn(move || generator.run(&phase))
@@ -173,7 +109,7 @@ impl Running {
         }
     }
 
-    /// Stops, and returns the counted answers.
+    /// Stops sending, waits for the answers under way, and returns the counted answers and all writes.
     pub fn stop(self) -> Tally {
         self.phase.store(STOP, Ordering::Relaxed);
         let tallies =
@@ -201,13 +137,39 @@ pub struct Tally {
     pub checked: u64,
     /// Those of them that were wrong.
     pub wrong: u64,
+    /// All writes that were sent, also before answers counted.
+    pub writes: Vec<Write>,
     answers: u64,
+}
+
+/// A write that was sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Write {
+    /// The index of its part within the load.
+    pub part: usize,
+    /// The number of the user.
+    pub number: u32,
+    /// The version that a replace wrote.
+    pub version: u32,
+    /// When it was sent.
+    pub sent: Instant,
+    /// When the right answer was there. Without one it may have happened or not.
+    pub acknowledged: Option<Instant>,
 }
 
 impl Tally {
     fn new() -> Tally {
         let histogram = || Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are valid");
-        Tally { right: histogram(), refused: histogram(), errors: 0, checked: 0, wrong: 0, answers: 0 }
+        let (errors, checked, wrong, answers) = (0, 0, 0, 0);
+        Tally {
+            right: histogram(),
+            refused: histogram(),
+            errors,
+            checked,
+            wrong,
+            writes: Vec::new(),
+            answers,
+        }
     }
 
     fn plus(mut self, other: Tally) -> Tally {
@@ -216,15 +178,23 @@ impl Tally {
         self.errors += other.errors;
         self.checked += other.checked;
         self.wrong += other.wrong;
+        self.writes.extend(other.writes);
         self
     }
 }
 
 struct Client {
     sockets: Vec<TcpStream>,
+    /// Begins alike for each target, so that all get the same mix of requests from each client.
+    random: Rng,
     /// The part of the request under way, if there is one.
     part: Option<usize>,
     number: u32,
+    version: u32,
+    /// Part and number of a refused request, which is sent again.
+    refused: Option<(usize, u32)>,
+    /// The index of a write under way.
+    write: Option<usize>,
     sent: Instant,
     buffer: Box<[u8]>,
     filled: usize,
@@ -239,30 +209,30 @@ struct Generator {
     busy: usize,
     /// The end of each client's pause; the first to end is in front.
     paused: VecDeque<(Instant, usize)>,
-    random: Rng,
     /// Whether answers count now.
     counting: bool,
+    /// Whether nothing is sent any more.
+    stopping: bool,
     tally: Tally,
 }
 
 impl Generator {
-    fn new(parts: &[Part], clients: usize) -> Generator {
+    /// Connects the clients with these numbers.
+    fn new(parts: &[Part], clients: impl Iterator<Item = usize>) -> Generator {
         let mut generator = Generator {
             epoll: epoll::create(CreateFlags::CLOEXEC).expect("an epoll instance"),
             parts: parts.to_vec(),
             clients: Vec::new(),
             busy: 0,
             paused: VecDeque::new(),
-            random: Rng::new(),
             counting: false,
+            stopping: false,
             tally: Tally::new(),
         };
-        for client in 0..clients {
+        for (index, client) in clients.enumerate() {
             let parts = 0..generator.parts.len();
-            let sockets = parts.map(|part| generator.connect(client, part)).collect();
-            let buffer = vec![0; BUFFER].into_boxed_slice();
-            let client = Client { sockets, part: None, number: 0, sent: Instant::now(), buffer, filled: 0 };
-            generator.clients.push(client);
+            let sockets = parts.map(|part| generator.connect(index, part)).collect();
+            generator.clients.push(Client::new(sockets, client));
         }
         generator
     }
@@ -280,7 +250,14 @@ impl Generator {
             self.send(client);
         }
         let mut events: Vec<Event> = Vec::with_capacity(256);
-        while self.busy > 0 && phase.load(Ordering::Relaxed) != STOP {
+        let mut stopped = None;
+        while self.busy > 0 {
+            if phase.load(Ordering::Relaxed) == STOP {
+                self.stopping = true;
+                if stopped.get_or_insert_with(Instant::now).elapsed() > DRAIN {
+                    break;
+                }
+            }
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&TICK)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => panic!("epoll: {error}"),
@@ -304,34 +281,29 @@ impl Generator {
 
     /// Sends the client's next request, if there is one.
     fn send(&mut self, index: usize) {
-        let part = self.choose();
-        let Some(number) = self.number(part) else {
-            self.clients[index].part = None;
+        let client = &mut self.clients[index];
+        client.write = None;
+        let next = if self.stopping { None } else { client.next(&self.parts) };
+        let Some((part, number)) = next else {
+            client.part = None;
             self.busy -= 1;
             return;
         };
-        let client = &mut self.clients[index];
+        let requests = &mut self.parts[part].requests;
+        let version = if requests.writes == Writes::Info { next_version() } else { 0 };
+        let sent = Instant::now();
+        if requests.writes != Writes::Nothing {
+            client.write = Some(self.tally.writes.len());
+            self.tally.writes.push(Write { part, number, version, sent, acknowledged: None });
+        }
         client.part = Some(part);
         client.number = number;
+        client.version = version;
         client.filled = 0;
-        client.sent = Instant::now();
-        let bytes = self.parts[part].requests.bytes(number);
+        client.sent = sent;
+        let bytes = requests.bytes(number, version);
         if client.sockets[part].write_all(bytes).is_err() {
             self.lost(index, part);
-        }
-    }
-
-    fn choose(&mut self) -> usize {
-        let [first, ..] = &self.parts[..] else { return 0 };
-        usize::from(self.parts.len() > 1 && self.random.f64() >= first.share)
-    }
-
-    fn number(&mut self, part: usize) -> Option<u32> {
-        match &self.parts[part].numbers {
-            Numbers::One(number) => Some(*number),
-            Numbers::Below(end) => Some(self.random.u32(..end)),
-            Numbers::Drawn(drawn) => Some(drawn[self.random.usize(..drawn.len())]),
-            Numbers::Once(once) => once.next(),
         }
     }
 
@@ -350,11 +322,19 @@ impl Generator {
             Ok(None) => return,
             Err(answer::Strange) => return self.lost(index, part),
         };
+        let Part { requests, numbers, .. } = &self.parts[part];
         if self.counting {
-            self.tally.count(&self.parts[part].requests, client.number, client.sent, &answer);
+            self.tally.count(requests, client, &answer);
+        }
+        if let Some(write) = client.write
+            && answer.status == requests.status
+        {
+            self.tally.writes[write].acknowledged = Some(Instant::now());
+            numbers.acknowledge(client.number);
         }
         if answer.status == 503 {
             client.part = None;
+            client.refused = Some((part, client.number));
             self.paused.push_back((Instant::now() + PAUSE, index));
         } else {
             self.send(index);
@@ -371,9 +351,36 @@ impl Generator {
     }
 }
 
+impl Client {
+    fn new(sockets: Vec<TcpStream>, number: usize) -> Client {
+        Client {
+            sockets,
+            random: Rng::with_seed(number as u64),
+            part: None,
+            number: 0,
+            version: 0,
+            refused: None,
+            write: None,
+            sent: Instant::now(),
+            buffer: vec![0; BUFFER].into_boxed_slice(),
+            filled: 0,
+        }
+    }
+
+    /// The part and number of the next request: of the refused one, if there is one, so that a target that refuses
+    /// some kind of request gets no smaller share of it.
+    fn next(&mut self, parts: &[Part]) -> Option<(usize, u32)> {
+        if self.refused.is_some() {
+            return self.refused.take();
+        }
+        let part = usize::from(parts.len() > 1 && self.random.f64() >= parts[0].share);
+        Some((part, parts[part].numbers.next(&mut self.random)?))
+    }
+}
+
 impl Tally {
-    fn count(&mut self, requests: &Requests, number: u32, sent: Instant, answer: &answer::Answer<'_>) {
-        let took = sent.elapsed().as_micros() as u64;
+    fn count(&mut self, requests: &Requests, client: &Client, answer: &answer::Answer<'_>) {
+        let took = client.sent.elapsed().as_micros() as u64;
         if answer.status == requests.status {
             self.right.saturating_record(took);
         } else {
@@ -384,7 +391,7 @@ impl Tally {
         }
         if self.answers.is_multiple_of(CHECK_EVERY)
             && answer.status == requests.status
-            && let Some(right) = requests.is_right(number, answer.body)
+            && let Some(right) = requests.is_right(client.number, client.version, answer.body)
         {
             self.checked += 1;
             self.wrong += u64::from(!right);
@@ -398,25 +405,4 @@ fn open(to: SocketAddr) -> TcpStream {
     socket.set_nodelay(true).expect("a socket takes its options");
     socket.set_nonblocking(true).expect("a socket takes its options");
     socket
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_number_is_returned_once_and_not_in_order() {
-        let once = Once::new(1_000, 10_000);
-        let mut returned: Vec<u32> = std::iter::from_fn(|| once.next()).collect();
-        assert!(!returned.is_sorted());
-        returned.sort_unstable();
-        assert_eq!(returned, (1_000..11_000).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn the_first_of_a_thousand_is_drawn_as_often_as_zipfs_law_says() {
-        let drawn = zipf(1_000);
-        let first = drawn.iter().filter(|number| **number == 0).count() as f64 / drawn.len() as f64;
-        assert!((first - 1.0 / 7.485).abs() < 0.002, "{first}");
-    }
 }

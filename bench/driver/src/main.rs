@@ -12,11 +12,14 @@ mod docs;
 mod goals;
 mod growth;
 mod instructions;
+mod ledger;
 mod load;
 mod machine;
 mod names;
+mod numbers;
 mod overload;
 mod queries;
+mod ratios;
 mod report;
 mod results;
 mod row;
@@ -60,7 +63,7 @@ struct Arguments {
 enum Command {
     /// Measure the main rows at 64 clients, and the extras
     Main(Length),
-    /// Measure everything, at 32 and 128 clients; write bench/results/full.md and docs/benchmarks.md
+    /// Measure everything, at 32 and 128 clients, and writes at one; write bench/results/full.md and docs/benchmarks.md
     Full(Length),
     /// Write bench/results/full.md and docs/benchmarks.md from the last full run
     Report,
@@ -150,6 +153,9 @@ fn everything(name: &str, clients: &[usize], length: Length) -> Results {
     for &clients in clients {
         rows.extend(table(&stores, &Workload::ALL, &TARGETS, &length.plan(clients)));
     }
+    if clients.len() > 1 {
+        rows.extend(table(&stores, &Workload::ALONE, &TARGETS, &length.plan(1)));
+    }
     let most = clients.last().copied().unwrap_or_default();
     let mut results = results(&stores, start, &length.plan(most), rows, clients);
     if clients.len() > 1 {
@@ -219,5 +225,7 @@ fn exit_code(failures: &[String]) -> ExitCode {
 
 fn try_out(rows: &Rows) {
     println!("{}", table::HEAD);
-    table(&Stores::start(USERS), &rows.workloads, &rows.targets, &rows.length.plan(rows.clients));
+    let plan = rows.length.plan(rows.clients);
+    let rows = table(&Stores::start(USERS), &rows.workloads, &rows.targets, &plan);
+    println!("\n{}", ratios::table(&rows));
 }

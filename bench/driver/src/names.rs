@@ -1,12 +1,15 @@
 //! The users in the table, and requests for them. They differ only in a number, so that a request is made by writing
-//! nine digits into prepared bytes.
+//! nine digits into prepared bytes, and in a replace also in the version of the new info.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Digits of the number in a name such as `n000001234`.
 const DIGITS: usize = 9;
 /// The placeholder for the digits.
 const BLANK: &str = "#########";
+/// The placeholder for the digits of a version.
+const VERSION: &str = "@@@@@@@@@";
 
 /// The kinds of names, by their first letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +49,27 @@ pub fn info(name: &str, bytes: usize) -> String {
     format!("{name}{}", "x".repeat(bytes.saturating_sub(name.len())))
 }
 
+/// The info that a replace writes: the name and the version, padded as [`info`].
+fn replaced(name: &str, version: u32, bytes: usize) -> String {
+    info(&format!("{name}{version:0DIGITS$}"), bytes)
+}
+
+/// The version of a user's info: 0 as it was inserted, or what the replace that wrote it was given. `None` if it is
+/// neither of this user.
+pub fn version(name: &str, found: &str, bytes: usize) -> Option<u32> {
+    if found == info(name, bytes) {
+        return Some(0);
+    }
+    let version = found.get(name.len()..name.len() + DIGITS)?.parse().ok()?;
+    (found == replaced(name, version, bytes)).then_some(version)
+}
+
+/// A version that no other replace of this process is given.
+pub fn next_version() -> u32 {
+    static VERSIONS: AtomicU32 = AtomicU32::new(1);
+    VERSIONS.fetch_add(1, Ordering::Relaxed)
+}
+
 /// The statement that inserts users `numbers` of a series with infos of this size.
 pub fn seed(series: Series, numbers: std::ops::Range<u32>, info_bytes: usize) -> String {
     let first = numbers.start;
@@ -57,30 +81,63 @@ pub fn seed(series: Series, numbers: std::ops::Range<u32>, info_bytes: usize) ->
     )
 }
 
-/// A text with placeholders for a number.
+/// A text with placeholders for a number and a version.
 #[derive(Clone, Debug)]
 struct Template {
     bytes: Vec<u8>,
-    places: Vec<usize>,
+    numbers: Vec<usize>,
+    versions: Vec<usize>,
 }
 
 impl Template {
     fn new(text: &str) -> Template {
-        Template { bytes: text.into(), places: text.match_indices(BLANK).map(|(place, _)| place).collect() }
+        let places = |blank| text.match_indices(blank).map(|(place, _)| place).collect();
+        Template { bytes: text.into(), numbers: places(BLANK), versions: places(VERSION) }
     }
 
-    fn fill(&mut self, number: u32) -> &[u8] {
-        let mut digits = [b'0'; DIGITS];
-        let mut rest = number;
-        for digit in digits.iter_mut().rev() {
-            *digit += (rest % 10) as u8;
-            rest /= 10;
-        }
-        for &place in &self.places {
-            self.bytes[place..place + DIGITS].copy_from_slice(&digits);
+    fn fill(&mut self, number: u32, version: u32) -> &[u8] {
+        for (value, places) in [(number, &self.numbers), (version, &self.versions)] {
+            let digits = digits(value);
+            for &place in places {
+                self.bytes[place..place + DIGITS].copy_from_slice(&digits);
+            }
         }
         &self.bytes
     }
+}
+
+fn digits(number: u32) -> [u8; DIGITS] {
+    let mut digits = [b'0'; DIGITS];
+    let mut rest = number;
+    for digit in digits.iter_mut().rev() {
+        *digit += (rest % 10) as u8;
+        rest /= 10;
+    }
+    digits
+}
+
+/// What a right answer has for a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Body {
+    /// Anything.
+    Any,
+    /// The user with its first info.
+    First,
+    /// The user with its first info, or with one of the versions from this on.
+    Since(u32),
+    /// The user with the version that was sent.
+    Sent,
+}
+
+/// What a request writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// Nothing.
+    Nothing,
+    /// A new user.
+    User,
+    /// A new info of a user.
+    Info,
 }
 
 /// Requests of one kind: the service, the bytes, and the expected answer.
@@ -90,9 +147,13 @@ pub struct Requests {
     pub to: SocketAddr,
     /// The status of a right answer.
     pub status: u16,
-    series: Series,
-    info_bytes: usize,
-    checked: bool,
+    /// What they write.
+    pub writes: Writes,
+    /// The names.
+    pub series: Series,
+    /// The size of the infos.
+    pub info_bytes: usize,
+    body: Body,
     template: Template,
 }
 
@@ -100,48 +161,72 @@ impl Requests {
     /// `GET /user/{name}` of a series; unknown names expect 404.
     pub fn get(to: SocketAddr, series: Series, info_bytes: usize) -> Requests {
         let head = format!("GET /user/{} HTTP/1.1\r\nHost: {to}\r\n\r\n", series.blank());
-        let status = if series == Series::Unknown { 404 } else { 200 };
-        Requests { to, status, series, info_bytes, checked: status == 200, template: Template::new(&head) }
+        let (status, body) = if series == Series::Unknown { (404, Body::Any) } else { (200, Body::First) };
+        let template = Template::new(&head);
+        Requests { to, status, writes: Writes::Nothing, series, info_bytes, body, template }
     }
 
     /// `GET` of any path, whose answer's body is not checked.
     pub fn path(to: SocketAddr, path: &str) -> Requests {
         let template = Template::new(&format!("GET {path} HTTP/1.1\r\nHost: {to}\r\n\r\n"));
-        Requests { to, status: 200, series: Series::Seeded, info_bytes: 0, checked: false, template }
+        Requests { template, ..Requests::get(to, Series::Seeded, 0).unchecked() }
     }
 
     /// `POST /register` of new names.
-    pub fn register(to: SocketAddr, info_bytes: usize) -> Requests {
-        let series = Series::Registered;
+    pub fn register(to: SocketAddr, series: Series, info_bytes: usize) -> Requests {
         let name = series.blank();
         let body = format!(r#"{{"name":"{name}","info":"{}"}}"#, info(&name, info_bytes));
-        let head = format!(
-            "POST /register HTTP/1.1\r\nHost: {to}\r\nContent-Type: application/json\r\nContent-Length: {}",
-            body.len()
-        );
-        let template = Template::new(&format!("{head}\r\n\r\n{body}"));
-        Requests { to, status: 201, series, info_bytes, checked: true, template }
+        let template = with_body(to, "POST /register", &body);
+        Requests { to, status: 201, writes: Writes::User, series, info_bytes, body: Body::First, template }
+    }
+
+    /// `PUT /user/{name}` of seeded names, each with a version of its own.
+    pub fn replace(to: SocketAddr, info_bytes: usize) -> Requests {
+        let series = Series::Seeded;
+        let name = series.blank();
+        let body = format!(r#"{{"info":"{}"}}"#, info(&format!("{name}{VERSION}"), info_bytes));
+        let template = with_body(to, &format!("PUT /user/{name}"), &body);
+        Requests { to, status: 200, writes: Writes::Info, series, info_bytes, body: Body::Sent, template }
     }
 
     /// The same without checks of bodies: the ceiling returns the same body for all names.
     pub fn unchecked(self) -> Requests {
-        Requests { checked: false, ..self }
+        Requests { body: Body::Any, ..self }
     }
 
-    /// The bytes of the request for this number.
-    pub fn bytes(&mut self, number: u32) -> &[u8] {
-        self.template.fill(number)
+    /// The same for users that replaces change from now on.
+    pub fn beside_replaces(self) -> Requests {
+        Requests { body: Body::Since(next_version()), ..self }
     }
 
-    /// Returns whether `body` is the right one for this number's request. `None` if bodies are not checked.
-    pub fn is_right(&self, number: u32, body: &[u8]) -> Option<bool> {
-        if !self.checked {
+    /// The bytes of the request for this number; a replace writes this version.
+    pub fn bytes(&mut self, number: u32, version: u32) -> &[u8] {
+        self.template.fill(number, version)
+    }
+
+    /// Returns whether `body` is the right one for the request with this number and version. `None` if bodies are not
+    /// checked.
+    pub fn is_right(&self, number: u32, sent: u32, body: &[u8]) -> Option<bool> {
+        if self.body == Body::Any {
             return None;
         }
         let name = self.series.name(number);
         let Ok(user) = serde_json::from_slice::<serde_json::Value>(body) else { return Some(false) };
-        Some(user["name"] == name && user["info"] == info(&name, self.info_bytes))
+        let found = user["info"].as_str().and_then(|info| version(&name, info, self.info_bytes));
+        let fits = |version| match self.body {
+            Body::Any => true,
+            Body::First => version == 0,
+            Body::Since(first) => version == 0 || version >= first,
+            Body::Sent => version == sent,
+        };
+        Some(user["name"] == name && found.is_some_and(fits))
     }
+}
+
+/// A request with a JSON body.
+fn with_body(to: SocketAddr, line: &str, body: &str) -> Template {
+    let head = format!("{line} HTTP/1.1\r\nHost: {to}\r\nContent-Type: application/json");
+    Template::new(&format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
 }
 
 #[cfg(test)]
@@ -150,11 +235,30 @@ mod tests {
 
     #[test]
     fn a_request_names_the_user_and_a_wrong_answer_is_noticed() {
-        let mut requests = Requests::register(([127, 0, 0, 1], 1).into(), 12);
-        let text = String::from_utf8(requests.bytes(42).to_vec()).expect("text");
+        let mut requests = Requests::register(([127, 0, 0, 1], 1).into(), Series::Registered, 12);
+        let text = String::from_utf8(requests.bytes(42, 0).to_vec()).expect("text");
         let body = r#"{"name":"r000000042","info":"r000000042xx"}"#;
         assert!(text.ends_with(&format!("Content-Length: {}\r\n\r\n{body}", body.len())), "{text}");
-        assert_eq!(requests.is_right(42, body.as_bytes()), Some(true));
-        assert_eq!(requests.is_right(43, body.as_bytes()), Some(false));
+        assert_eq!(requests.is_right(42, 0, body.as_bytes()), Some(true));
+        assert_eq!(requests.is_right(43, 0, body.as_bytes()), Some(false));
+    }
+
+    #[test]
+    fn a_replace_sends_a_version_and_another_one_is_noticed() {
+        let to = ([127, 0, 0, 1], 1).into();
+        let mut requests = Requests::replace(to, 22);
+        let text = String::from_utf8(requests.bytes(42, 7).to_vec()).expect("text");
+        let body = r#"{"info":"n000000042000000007xxx"}"#;
+        assert!(text.starts_with("PUT /user/n000000042 HTTP/1.1\r\n"), "{text}");
+        assert!(text.ends_with(&format!("Content-Length: {}\r\n\r\n{body}", body.len())), "{text}");
+        let answer = br#"{"name":"n000000042","info":"n000000042000000007xxx"}"#;
+        assert_eq!(requests.is_right(42, 7, answer), Some(true));
+        assert_eq!(requests.is_right(42, 8, answer), Some(false));
+        let get = Requests::get(to, Series::Seeded, 22);
+        assert_eq!(get.is_right(42, 0, answer), Some(false), "nobody replaces");
+        let since = |version| Requests { body: Body::Since(version), ..get.clone() };
+        assert_eq!(since(7).is_right(42, 0, answer), Some(true));
+        assert_eq!(since(8).is_right(42, 0, answer), Some(false), "written in another round");
+        assert_eq!(since(7).is_right(43, 0, answer), Some(false), "of another user");
     }
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::load::{Load, Numbers, Once, Part};
+use crate::load::{Load, Part};
 use crate::names::{Requests, Series};
+use crate::numbers::{Numbers, Once};
 use crate::stores::{INFO_BYTES, Stores};
 use crate::targets::{Kind, Server, Target, axum, ours};
 use crate::workload::Workload;

@@ -17,19 +17,43 @@ use crate::workload::Workload;
 pub fn summary(results: &Results) -> String {
     let mut titles = String::from("| |");
     let mut rule = String::from("|---|");
-    for clients in results.clients() {
+    for clients in results.crowds() {
         let _ = write!(titles, " {clients} clients: ours | axum | ceiling | p99 ms |");
         rule.push_str("--:|--:|--:|--:|");
     }
     let mut text = format!("{titles}\n{rule}\n");
-    for workload in Workload::ALL {
+    for workload in Workload::ALL.into_iter().filter(|&workload| results.has(workload)) {
         let _ = write!(text, "| {} |", workload.name());
-        for clients in results.clients() {
+        for clients in results.crowds() {
             text.push_str(&cells(results, workload, clients));
         }
         text.push('\n');
     }
-    text
+    text + &alone(results)
+}
+
+/// The rows with one client in short, if there are any.
+fn alone(results: &Results) -> String {
+    let mut lines = String::new();
+    for workload in Workload::ALONE {
+        let Some((ours, axum)) = pair(results, workload, Kind::Axum, 1) else { continue };
+        let _ = writeln!(
+            lines,
+            "| {} | {} | {} ({:.2}) | {:.2}, {:.2} | {:.2}, {:.2} |",
+            workload.name(),
+            thousands(ours.requests_per_second),
+            thousands(axum.requests_per_second),
+            ours.requests_per_second / axum.requests_per_second,
+            ours.p50_us / 1e3,
+            axum.p50_us / 1e3,
+            ours.p99_us / 1e3,
+            axum.p99_us / 1e3,
+        );
+    }
+    if lines.is_empty() {
+        return lines;
+    }
+    format!("\n| | 1 client: ours | axum | p50 ms | p99 ms |\n|---|--:|--:|--:|--:|\n{lines}")
 }
 
 fn cells(results: &Results, workload: Workload, clients: usize) -> String {
@@ -79,7 +103,7 @@ pub fn budget(results: &Results) -> String {
          |---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     let processors_us = results.machine.cores as f64 * 1e6;
-    for clients in results.clients() {
+    for clients in results.crowds() {
         for (workload, times) in TIMES_AXUM {
             let Some((ours, axum)) = pair(results, workload, Kind::Axum, clients) else { continue };
             let parts = [ours.service_us, ours.postgres_us, ours.redis_us, ours.generator_us];

@@ -53,12 +53,22 @@ impl Results {
         self.rows.iter().find(found)
     }
 
+    /// Whether this workload was measured.
+    pub fn has(&self, workload: Workload) -> bool {
+        self.rows.iter().any(|row| row.workload == workload)
+    }
+
     /// The numbers of clients of all rows, ascending.
     pub fn clients(&self) -> Vec<usize> {
         let mut clients: Vec<usize> = self.rows.iter().map(|row| row.clients).collect();
         clients.sort_unstable();
         clients.dedup();
         clients
+    }
+
+    /// The same without a single client, which shares nothing with others.
+    pub fn crowds(&self) -> Vec<usize> {
+        self.clients().into_iter().filter(|&clients| clients > 1).collect()
     }
 
     /// Writes them to bench/results, and returns the file's path.

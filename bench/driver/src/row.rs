@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::ledger;
 use crate::load::{Load, Tally};
 use crate::stores::Stores;
 use crate::targets::{Kind, Target};
@@ -35,6 +36,9 @@ pub struct Row {
     /// The figures.
     #[serde(flatten)]
     pub figures: Figures,
+    /// The figures of each round.
+    #[serde(skip)]
+    pub rounds: Vec<Figures>,
 }
 
 /// The figures of a load on one target.
@@ -58,7 +62,8 @@ pub struct Figures {
     pub peak_mib: f64,
     /// Answers with another status than expected and lost connections, in all rounds.
     pub errors: u64,
-    /// Answers whose body was compared with the expected one, in all rounds.
+    /// Answers whose body was compared with the expected one, and written users that were then compared with
+    /// PostgreSQL, in all rounds.
     pub checked: u64,
     /// Those of them that were wrong.
     pub wrong: u64,
@@ -104,20 +109,24 @@ pub fn measure(stores: &Stores, workload: Workload, targets: &[Kind], plan: &Pla
             figures.push(once(stores, workload, kind, plan));
         }
     }
-    let row = |(&target, figures): (&Kind, &Vec<Figures>)| Row {
+    let row = |(&target, rounds): (&Kind, Vec<Figures>)| Row {
         workload,
         target,
         clients: plan.clients,
-        figures: Figures::median(figures),
+        figures: Figures::median(&rounds),
+        rounds,
     };
-    targets.iter().zip(&rounds).map(row).collect()
+    targets.iter().zip(rounds).map(row).collect()
 }
 
 fn once(stores: &Stores, workload: Workload, kind: Kind, plan: &Plan) -> Figures {
     let target = Target::start(kind, stores, workload.info_bytes());
-    workload.prepare(&target);
+    workload.prepare(&target, plan.users);
     let load = workload.load(&target, plan.users, plan.clients);
-    run(stores, &target, &load, workload.warm_up(), plan.time).0
+    let (figures, tally) = run(stores, &target, &load, workload.warm_up(), plan.time);
+    drop(target);
+    let written = ledger::settle(stores, kind, &load, &tally, plan.users);
+    Figures { checked: figures.checked + written.checked, wrong: figures.wrong + written.wrong, ..figures }
 }
 
 /// Loads a target, and returns the figures and the counted answers.

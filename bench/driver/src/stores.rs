@@ -1,6 +1,7 @@
 //! The benchmark's own PostgreSQL and Redis, and the users in them.
 
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
 use std::time::Duration;
 
 use devstack::{Postgres, Redis, ServiceBuilder};
@@ -70,6 +71,20 @@ impl Stores {
             self.postgres.create_database(name, Some(TEMPLATE));
         }
         self.postgres.url(name)
+    }
+
+    /// Runs a statement in a database, and returns its rows.
+    pub fn sql(&self, database: &str, statement: &str) -> String {
+        self.postgres.sql(database, statement)
+    }
+
+    /// Returns when no other session uses this database: one whose program was killed may still be at work.
+    pub fn wait_for_sessions(&self, database: &str) {
+        let others = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() \
+                      AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
+        while !self.postgres.sql(database, others).is_empty() {
+            sleep(Duration::from_millis(5));
+        }
     }
 
     /// The URL of a Redis database.

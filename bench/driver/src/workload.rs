@@ -1,26 +1,31 @@
-//! The eight workloads.
+//! The workloads.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::load::{Load, Numbers, Once, Part, zipf};
+use crate::load::{Load, Part};
 use crate::names::{Requests, Series};
+use crate::numbers::{Newest, Numbers, Once, scrambled, zipf};
 use crate::stores::{BIG_INFO_BYTES, INFO_BYTES};
 use crate::targets::{Kind, Target};
 
 const WARM_NAMES: u32 = 10_000;
 const ZIPF_NAMES: u32 = 100_000;
-/// The share of reads in the mixed workload.
-const READS: f64 = 0.95;
+/// YCSB's constant.
+const YCSB_EXPONENT: f64 = 0.99;
+/// More than any load inserts.
+const MAX_NEW: usize = 4_000_000;
 
-static ZIPF: LazyLock<Arc<[u32]>> = LazyLock::new(|| zipf(ZIPF_NAMES));
+static ZIPF: LazyLock<Arc<[u32]>> = LazyLock::new(|| zipf(ZIPF_NAMES, 1.0));
+static YCSB_RANKS: LazyLock<Arc<[u32]>> = LazyLock::new(|| zipf(ZIPF_NAMES, YCSB_EXPONENT));
+static YCSB_NAMES: LazyLock<Arc<[u32]>> = LazyLock::new(|| scrambled(&YCSB_RANKS, ZIPF_NAMES));
 
 /// The requests that clients send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-#[value(rename_all = "lower")]
+#[serde(rename_all = "kebab-case")]
+#[value(rename_all = "kebab-case")]
 pub enum Workload {
     /// One cached name.
     Hot,
@@ -35,14 +40,28 @@ pub enum Workload {
     /// Each name once.
     Miss,
     /// Unknown names, each once.
+    #[serde(rename = "notfound")]
+    #[value(name = "notfound")]
     NotFound,
     /// New users.
     Register,
+    /// New infos of any of 100,000 users.
+    Replace,
+    /// New infos of one user.
+    ReplaceOne,
+    /// 50 % reads, 50 % new infos: 100,000 names by Zipf's law (s = 0.99), the 10,000 most popular of them cached.
+    YcsbA,
+    /// 95 % reads, 5 % new infos of the same names.
+    YcsbB,
+    /// Reads of the same names.
+    YcsbC,
+    /// 95 % reads of the newest users by Zipf's law (s = 0.99), the 10,000 newest of them cached; 5 % new users.
+    YcsbD,
 }
 
 impl Workload {
-    /// All of them, in the order of the table.
-    pub const ALL: [Workload; 8] = [
+    /// All but [`Workload::ReplaceOne`], in the order of the table.
+    pub const ALL: [Workload; 13] = [
         Workload::Hot,
         Workload::Warm,
         Workload::Big,
@@ -51,6 +70,21 @@ impl Workload {
         Workload::Miss,
         Workload::NotFound,
         Workload::Register,
+        Workload::Replace,
+        Workload::YcsbA,
+        Workload::YcsbB,
+        Workload::YcsbC,
+        Workload::YcsbD,
+    ];
+    /// Those that a full run also measures with one client.
+    pub const ALONE: [Workload; 7] = [
+        Workload::Register,
+        Workload::Replace,
+        Workload::ReplaceOne,
+        Workload::YcsbA,
+        Workload::YcsbB,
+        Workload::YcsbC,
+        Workload::YcsbD,
     ];
 
     /// The name in tables.
@@ -64,6 +98,12 @@ impl Workload {
             Workload::Miss => "miss",
             Workload::NotFound => "notfound",
             Workload::Register => "register",
+            Workload::Replace => "replace",
+            Workload::ReplaceOne => "replace-one",
+            Workload::YcsbA => "ycsb-a",
+            Workload::YcsbB => "ycsb-b",
+            Workload::YcsbC => "ycsb-c",
+            Workload::YcsbD => "ycsb-d",
         }
     }
 
@@ -92,14 +132,20 @@ impl Workload {
         }
     }
 
-    /// Fills the caches for the workloads that expect it.
-    pub fn prepare(self, target: &Target) {
-        if self == Workload::Warm && target.kind != Kind::Ceiling {
-            // The first pass fills Redis, the second one the near cache.
-            for _ in 0..2 {
-                let requests = Requests::get(target.data, Series::Seeded, INFO_BYTES);
-                Load::once(requests, Once::new(0, WARM_NAMES), 16);
-            }
+    /// Fills the caches for the workloads that expect it. `users` users are seeded.
+    pub fn prepare(self, target: &Target, users: u32) {
+        let names = match self {
+            Workload::Warm => Once::new(0, WARM_NAMES),
+            Workload::YcsbA | Workload::YcsbB | Workload::YcsbC => Once::new(0, ZIPF_NAMES).up_to(WARM_NAMES),
+            Workload::YcsbD => Once::ordered(users - WARM_NAMES, WARM_NAMES),
+            _ => return,
+        };
+        if target.kind == Kind::Ceiling {
+            return;
+        }
+        // The first pass fills Redis, the second one the near cache.
+        for names in [names.again(), names] {
+            Load::once(Requests::get(target.data, Series::Seeded, INFO_BYTES), names, 16);
         }
     }
 
@@ -111,24 +157,47 @@ impl Workload {
             Kind::Ceiling => get(Series::Seeded).unchecked(),
             _ => get(Series::Seeded),
         };
-        let register = || (Requests::register(target.user, INFO_BYTES), Numbers::Once(new_names()));
-        let (requests, numbers) = match self {
-            Workload::Big if target.kind != Kind::Ceiling => (get(Series::Big), Numbers::One(0)),
-            Workload::Hot | Workload::Big => (seeded, Numbers::One(0)),
-            Workload::Warm => (seeded, Numbers::Below(WARM_NAMES)),
-            Workload::Zipf | Workload::Mixed => (seeded, Numbers::Drawn(Arc::clone(&ZIPF))),
-            Workload::Miss => (seeded, Numbers::Once(Once::new(0, users))),
-            Workload::NotFound => (get(Series::Unknown), Numbers::Once(Once::new(0, 100_000_000))),
-            Workload::Register => register(),
-        };
-        let mut load = Load::of(requests, numbers, clients);
-        if self == Workload::Mixed {
-            load.parts[0].share = READS;
-            let (requests, numbers) = register();
-            load.parts.push(Part { requests, numbers, share: 1.0 - READS });
+        let register = |series| Requests::register(target.user, series, INFO_BYTES);
+        let replace = || Requests::replace(target.user, INFO_BYTES);
+        let drawn = |numbers: &Arc<[u32]>| Numbers::Drawn(Arc::clone(numbers));
+        let load = |requests, numbers| Load::of(requests, numbers, clients);
+        match self {
+            Workload::Big if target.kind != Kind::Ceiling => load(get(Series::Big), Numbers::One(0)),
+            Workload::Hot | Workload::Big => load(seeded, Numbers::One(0)),
+            Workload::Warm => load(seeded, Numbers::Below(WARM_NAMES)),
+            Workload::Zipf => load(seeded, drawn(&ZIPF)),
+            Workload::Mixed => mixed(
+                load(seeded, drawn(&ZIPF)),
+                0.05,
+                register(Series::Registered),
+                Numbers::Once(new_names()),
+            ),
+            Workload::Miss => load(seeded, Numbers::Once(Once::new(0, users))),
+            Workload::NotFound => load(get(Series::Unknown), Numbers::Once(Once::new(0, 100_000_000))),
+            Workload::Register => load(register(Series::Registered), Numbers::Once(new_names())),
+            Workload::Replace => load(replace(), Numbers::Below(ZIPF_NAMES)),
+            Workload::ReplaceOne => load(replace(), Numbers::One(0)),
+            Workload::YcsbA | Workload::YcsbB => mixed(
+                load(seeded.beside_replaces(), drawn(&YCSB_NAMES)),
+                if self == Workload::YcsbA { 0.5 } else { 0.05 },
+                replace(),
+                drawn(&YCSB_NAMES),
+            ),
+            Workload::YcsbC => load(seeded, drawn(&YCSB_NAMES)),
+            Workload::YcsbD => {
+                let newest = Newest::new(users, MAX_NEW);
+                let latest = Numbers::Latest(newest.clone(), Arc::clone(&YCSB_RANKS));
+                mixed(load(seeded, latest), 0.05, register(Series::Seeded), Numbers::New(newest))
+            }
         }
-        load
     }
+}
+
+/// Reads, and a `share` of writes in each client's requests.
+fn mixed(mut reads: Load, share: f64, requests: Requests, numbers: Numbers) -> Load {
+    reads.parts[0].share = 1.0 - share;
+    reads.parts.push(Part { requests, numbers, share });
+    reads
 }
 
 /// Names that are not registered yet: each target continues where the last one stopped.

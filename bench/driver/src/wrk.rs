@@ -3,8 +3,9 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::load::{Load, Numbers};
+use crate::load::Load;
 use crate::names::{Requests, Series};
+use crate::numbers::Numbers;
 use crate::row::{Plan, median, run};
 use crate::stores::{INFO_BYTES, Stores};
 use crate::table::thousands;

@@ -158,7 +158,8 @@ impl Acks {
 
     /// Notes an ack.
     pub fn hear(&self, ack: &[u8]) {
-        let Some((position, member)) = std::str::from_utf8(ack).ok().and_then(|ack| ack.rsplit_once(' ')) else {
+        let Some((position, member)) = std::str::from_utf8(ack).ok().and_then(|ack| ack.rsplit_once(' '))
+        else {
             return;
         };
         let Some(position) = Position::parse(position) else { return };

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError};
+use redis::{
+    AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError,
+};
 
 use super::EDITION;
 use super::connection::CONNECT_TIMEOUT;
@@ -44,8 +46,7 @@ impl Channel {
         let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         // Pub/sub has no database numbers, so the name holds it.
         let name = format!("{EDITION}{name}:{}", redis.db());
-        let client =
-            Client::open(info.set_redis_settings(redis)).map_err(|_| "REDIS_URL cannot be used")?;
+        let client = Client::open(info.set_redis_settings(redis)).map_err(|_| "REDIS_URL cannot be used")?;
         Ok(Self { client, name })
     }
 

@@ -2,17 +2,17 @@
 //! connection takes all of them, or as many as a statement should hold.
 //!
 //! No request waits for others to arrive. An idle service serves one at a time and adds no latency. A busy one gets
-//! cheaper per request, since more requests wait while a statement runs. For that one connection is best. More workers
-//! join, up to a quarter of the connections, only while many requests wait, or while one waits for long, as when a
-//! statement is stuck at another transaction's lock.
+//! cheaper per request, since more requests wait while a batch is under way. For that one connection is best. Only while
+//! a batch takes long, as when a connection hangs, does the next one begin beside it: on a quarter of the connections at most.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{timeout, timeout_at};
 
 use super::Database;
@@ -21,9 +21,7 @@ use crate::error::Error;
 /// How many waiters a statement serves at most. Most of the gain is there with 16 rows; a longer statement makes its
 /// first waiter wait.
 const BATCH_MAX: usize = 64;
-/// With this many waiters one more worker joins: a quarter of a batch, so that a second one is worth its statement.
-const BUSY_AT: usize = 16;
-/// After this wait one more worker joins. A statement takes a few milliseconds at most, unless it is stuck.
+/// After this time the next batch begins beside one that is under way. A batch takes a few milliseconds, unless it is stuck.
 const SLOW_AFTER: Duration = Duration::from_millis(10);
 
 /// A queue of requests for one kind of thing. Each brings a key and a value, and gets an `O`. Clones share the queue.
@@ -31,13 +29,37 @@ pub struct Batcher<K, V, O>(Arc<Inner<K, V, O>>);
 
 struct Inner<K, V, O> {
     database: Database,
+    repeats: Repeats<V>,
     waiting: Mutex<Waiting<K, V, O>>,
+    /// A permit for each batch that is under way.
+    under_way: Arc<Semaphore>,
+    /// A batch has released a key.
+    released: Notify,
 }
 
 struct Waiting<K, V, O> {
     waiters: VecDeque<Waiter<K, V, O>>,
-    /// How many tasks take batches now.
-    workers: usize,
+    /// The keys of which a batch has the only requests that are under way.
+    held: HashSet<K>,
+    /// Whether a task takes batches now.
+    is_served: bool,
+}
+
+/// What several requests for one key are to each other.
+#[derive(Debug, Clone, Copy)]
+pub enum Repeats<V> {
+    /// Nothing.
+    Independent,
+    /// Rivals: a batch holds the key, and other batches leave it alone. A second one may be in the batch if this function says so
+    /// of the first and the second.
+    Rivals(fn(&V, &V) -> bool),
+}
+
+/// A batch is under way, and uses a connection, until this is dropped.
+pub struct UnderWay {
+    _permit: Option<OwnedSemaphorePermit>,
+    /// Dropped with it, which the receiver sees.
+    _ended: oneshot::Sender<()>,
 }
 
 /// A request that waits.
@@ -58,30 +80,26 @@ impl<K, V, O> Clone for Batcher<K, V, O> {
     }
 }
 
-impl<K: PartialEq, V, O> Batcher<K, V, O> {
+impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
     /// An empty queue.
     #[must_use]
-    pub fn new(database: Database) -> Self {
-        let waiting = Mutex::new(Waiting { waiters: VecDeque::new(), workers: 0 });
-        Self(Arc::new(Inner { database, waiting }))
+    pub fn new(database: Database, repeats: Repeats<V>) -> Self {
+        let waiting = Waiting { waiters: VecDeque::new(), held: HashSet::new(), is_served: false };
+        let under_way = Arc::new(Semaphore::new(database.quarter()));
+        let waiting = Mutex::new(waiting);
+        Self(Arc::new(Inner { database, repeats, waiting, under_way, released: Notify::new() }))
     }
 
-    /// Waits for a result. Calls `serve` if a worker is needed, which takes [`Batcher::next`] until it is none.
+    /// Waits for a result. Calls `serve` if nobody serves the queue, which must start a task for [`Batcher::serve`].
     ///
     /// # Errors
     /// [`Error::Overloaded`] at once if too many wait, [`Error::Unavailable`] at the deadline if no batch has taken the
     /// request, and then none will; otherwise the batch's result.
-    pub async fn join(&self, key: K, value: V, serve: impl Fn()) -> Result<O, Error> {
+    pub async fn join(&self, key: K, value: V, serve: impl FnOnce()) -> Result<O, Error> {
         let settled = Arc::new(AtomicBool::new(false));
         let (sender, mut result) = oneshot::channel();
-        let (worker_needed, deadline) = self.enqueue(key, value, settled.clone(), sender)?;
-        if worker_needed {
-            serve();
-        }
-        if let Ok(result) = timeout(SLOW_AFTER, &mut result).await {
-            return result.unwrap_or_else(|_| Err(Error::thread_panicked()));
-        }
-        if !settled.load(Ordering::Acquire) && self.claim_worker(&mut self.0.waiting.lock()) {
+        let (is_served, deadline) = self.enqueue(key, value, settled.clone(), sender)?;
+        if !is_served {
             serve();
         }
         match timeout_at(deadline.into(), &mut result).await {
@@ -92,7 +110,7 @@ impl<K: PartialEq, V, O> Batcher<K, V, O> {
         }
     }
 
-    /// Returns whether one more worker is needed, and the new waiter's deadline.
+    /// Returns whether the queue was served before, and the new waiter's deadline. From now on it is.
     fn enqueue(
         &self,
         key: K,
@@ -108,38 +126,63 @@ impl<K: PartialEq, V, O> Batcher<K, V, O> {
         }
         waiting.waiters.push_back(Waiter { key, value, deadline, settled, result: Mutex::new(Some(result)) });
         self.0.database.metrics.waiting.inc();
-        let needed = waiting.workers == 0 || waiting.waiters.len() >= BUSY_AT;
-        Ok((needed && self.claim_worker(&mut waiting), deadline))
+        Ok((std::mem::replace(&mut waiting.is_served, true), deadline))
     }
 
-    /// Returns whether one more worker may serve, and counts it then.
-    fn claim_worker(&self, waiting: &mut Waiting<K, V, O>) -> bool {
-        let allowed = waiting.workers < self.0.database.quarter();
-        waiting.workers += usize::from(allowed);
-        allowed
+    /// Calls `begin` with one batch after the other, until no request waits. `begin` must start a task for the batch, which drops
+    /// what it is given when its connection is free.
+    pub async fn serve(&self, begin: impl Fn(Batch<K, V, O>, UnderWay)) {
+        loop {
+            let permit = self.0.under_way.clone().acquire_owned().await.ok();
+            let Some(deadline) = self.next_deadline().await else { return };
+            let batch = Batch {
+                batcher: self.clone(),
+                deadline,
+                waiters: OnceLock::new(),
+                released: Mutex::default(),
+            };
+            let (sender, ended) = oneshot::channel();
+            begin(batch, UnderWay { _permit: permit, _ended: sender });
+            let _ = timeout(SLOW_AFTER, ended).await;
+        }
     }
 
-    /// The next batch for a worker; none if no request waits, and then the worker is no longer counted.
-    pub fn next(&self) -> Option<Batch<K, V, O>> {
-        let mut waiting = self.0.waiting.lock();
-        let Some(first) = waiting.waiters.front() else {
-            waiting.workers -= 1;
-            return None;
-        };
-        // A waiter that has waited for half of its time will be refused: the batch could not be done by its deadline.
-        let deadline = first.deadline.max(Instant::now() + self.0.database.timeout / 2);
-        Some(Batch { batcher: self.clone(), deadline, waiters: OnceLock::new() })
+    /// The deadline of the next batch, when there is one; none if no request waits, and then the queue is no longer served.
+    async fn next_deadline(&self) -> Option<Instant> {
+        loop {
+            {
+                let mut waiting = self.0.waiting.lock();
+                let Waiting { waiters, held, is_served } = &mut *waiting;
+                if let Some(first) = waiters.iter().find(|waiter| !held.contains(&waiter.key)) {
+                    // A waiter that has waited for half of its time will be refused: the batch could not be done by its
+                    // deadline.
+                    return Some(first.deadline.max(Instant::now() + self.0.database.timeout / 2));
+                }
+                if waiters.is_empty() {
+                    *is_served = false;
+                    return None;
+                }
+            }
+            self.0.released.notified().await;
+        }
     }
 
-    /// Takes the waiters that can be served by `deadline`, in the order in which they came, each key once.
+    /// Takes the waiters that can be served by `deadline`, in the order in which they came.
     fn take(&self, deadline: Instant) -> Vec<Waiter<K, V, O>> {
         let mut taken: Vec<Waiter<K, V, O>> = Vec::new();
-        let mut waiting = self.0.waiting.lock();
+        // The place of the last waiter for each key.
+        let mut last: HashMap<K, usize> = HashMap::new();
         let mut later = Vec::new();
+        let mut waiting = self.0.waiting.lock();
         while taken.len() < BATCH_MAX
             && let Some(waiter) = waiting.waiters.pop_front()
         {
-            if taken.iter().any(|other| other.key == waiter.key) {
+            let may_be_taken = match (&self.0.repeats, last.get(&waiter.key)) {
+                (Repeats::Independent, _) => true,
+                (Repeats::Rivals(may_follow), Some(first)) => may_follow(&taken[*first].value, &waiter.value),
+                (Repeats::Rivals(_), None) => !waiting.held.contains(&waiter.key),
+            };
+            if !may_be_taken {
                 later.push(waiter);
                 continue;
             }
@@ -150,8 +193,12 @@ impl<K: PartialEq, V, O> Batcher<K, V, O> {
             if waiter.deadline < deadline {
                 waiter.resolve(Err(self.0.database.too_late()));
             } else {
+                last.insert(waiter.key.clone(), taken.len());
                 taken.push(waiter);
             }
+        }
+        if let Repeats::Rivals(_) = self.0.repeats {
+            waiting.held.extend(last.into_keys());
         }
         // Back to the front, in their order.
         for waiter in later.into_iter().rev() {
@@ -172,16 +219,35 @@ impl<K, V, O> Waiter<K, V, O> {
 }
 
 /// A batch. It takes its waiters only when they are asked for: that is when its connection is free.
-pub struct Batch<K, V, O> {
+pub struct Batch<K: Clone + Eq + Hash, V, O> {
     batcher: Batcher<K, V, O>,
     /// When the first of its waiters must have a result.
     pub deadline: Instant,
     waiters: OnceLock<Vec<Waiter<K, V, O>>>,
+    /// The keys that it has released.
+    released: Mutex<HashSet<K>>,
 }
 
-impl<K: PartialEq, V, O> Batch<K, V, O> {
+impl<K: Clone + Eq + Hash, V, O> Batch<K, V, O> {
     /// Its waiters: the requests that wait when this is first called.
     pub fn waiters(&self) -> &[Waiter<K, V, O>] {
         self.waiters.get_or_init(|| self.batcher.take(self.deadline))
+    }
+
+    /// Lets other batches have requests for `key`. Only the first call has an effect; what is left is released when the batch is
+    /// dropped.
+    pub fn release(&self, key: &K) {
+        if self.released.lock().insert(key.clone()) {
+            self.batcher.0.waiting.lock().held.remove(key);
+            self.batcher.0.released.notify_one();
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash, V, O> Drop for Batch<K, V, O> {
+    fn drop(&mut self) {
+        for waiter in self.waiters.get().into_iter().flatten() {
+            self.release(&waiter.key);
+        }
     }
 }

@@ -33,7 +33,7 @@ use diesel::{PgConnection, QueryResult};
 use prometheus::IntGauge;
 use tokio::sync::{Semaphore, oneshot};
 
-pub use self::batch::{Batch, Batcher, Waiter};
+pub use self::batch::{Batch, Batcher, Repeats, UnderWay, Waiter};
 pub use self::expression::{InTransaction, RowIsClear};
 pub use self::grant::{Grants, Waited};
 pub use self::grant_row::{Reason, Transaction, purge_all};

@@ -1,7 +1,7 @@
 //! The changes of a transaction, on the database's thread: locks the rows, judges each write by itself, and changes what is to
 //! be changed, by one statement for each kind of write.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::{PgConnection, QueryResult};
@@ -34,17 +34,26 @@ pub struct Applied {
     pub transaction: Option<Transaction>,
 }
 
-/// What becomes of those writes that are not done.
-type Verdicts<'a, T> = HashMap<&'a <T as CacheAside>::Key, Verdict>;
+/// What a transaction finds and leaves in the row of a key that is to be replaced or deleted.
+enum Row<'a, V> {
+    /// Locked, with what it holds.
+    Found(V),
+    /// Another session holds it.
+    Held,
+    Absent,
+    Replaced(&'a V),
+    Deleted,
+}
 
-/// Does those of `writes` that can be done. With [`LockWait::Short`], rows that another session holds are left out.
+/// Does those of `writes` that can be done; several writes of one record one after the other. With [`LockWait::Short`], rows
+/// that another session holds are left out.
 ///
 /// # Errors
 /// The database's. [`Error::Held`] if a statement for several writes fails, perhaps because of one of them: each may be tried
 /// alone. [`Error::Suspended`] if there is no grant.
 pub fn apply<T: CacheAside>(
     connection: &mut PgConnection,
-    writes: &[Waiter<T>],
+    writes: &[&Waiter<T>],
     lock_wait: LockWait,
 ) -> QueryResult<Result<Applied, Error>> {
     match try_to_apply(connection, writes, lock_wait) {
@@ -57,33 +66,47 @@ pub fn apply<T: CacheAside>(
 
 fn try_to_apply<T: CacheAside>(
     connection: &mut PgConnection,
-    writes: &[Waiter<T>],
+    writes: &[&Waiter<T>],
     lock_wait: LockWait,
 ) -> QueryResult<Result<Applied, Error>> {
-    // In the order of their keys: two transactions that lock the same rows in different orders would wait for each other.
-    let mut sorted: Vec<&Waiter<T>> = writes.iter().collect();
-    sorted.sort_unstable_by(|one, other| one.key.cmp(&other.key));
-    let mut verdicts = judge(connection, &sorted, lock_wait)?;
+    let mut rows = lock(connection, writes, lock_wait)?;
+    // Rows are changed in the order of their keys: two transactions that lock the same rows in different orders would wait for
+    // each other.
+    let mut created = BTreeMap::new();
+    let mut verdicts: Vec<Verdict> = writes
+        .iter()
+        .map(|write| match (&write.value, rows.get_mut(&write.key)) {
+            (Change::Create(value), _) => {
+                created.insert(&write.key, value);
+                Verdict::Done
+            }
+            (Change::Replace(value, condition), Some(row)) => {
+                judge::<T>(&write.key, row, condition, Row::Replaced(value))
+            }
+            (Change::Delete(condition), Some(row)) => judge::<T>(&write.key, row, condition, Row::Deleted),
+            (Change::Replace(..) | Change::Delete(_), None) => Verdict::Refused(Error::NotFound),
+        })
+        .collect();
+    let created: Vec<(&T::Key, &T::Value)> = created.into_iter().collect();
+    let replaced: Vec<(&T::Key, &T::Value)> = rows
+        .iter()
+        .filter_map(|(key, row)| if let Row::Replaced(value) = row { Some((*key, *value)) } else { None })
+        .collect();
+    let deleted: Vec<&T::Key> =
+        rows.iter().filter(|(_, row)| matches!(row, Row::Deleted)).map(|(key, _)| *key).collect();
 
-    let mut created = Vec::new();
-    let mut replaced = Vec::new();
-    let mut deleted = Vec::new();
-    for write in sorted.into_iter().filter(|write| !verdicts.contains_key(&write.key)) {
-        match &write.value {
-            Change::Create(value) => created.push((&write.key, value)),
-            Change::Replace(value, _) => replaced.push((&write.key, value)),
-            Change::Delete(_) => deleted.push(&write.key),
-        }
-    }
+    let mut keys = Changes::default();
     let mut changed = Vec::new();
     // First, since it may wait for another session. While this one has only locked rows, nobody who inserts waits for it.
     if !created.is_empty() {
         changed = T::insert(connection, &created)?;
         let free: HashSet<&T::Key> = changed.iter().map(|(key, _)| key).collect();
-        created.retain(|(key, _)| free.contains(key) || {
-            verdicts.insert(key, Verdict::Refused(Error::AlreadyExists));
-            false
-        });
+        for (write, verdict) in writes.iter().zip(&mut verdicts) {
+            if matches!(write.value, Change::Create(_)) && !free.contains(&write.key) {
+                *verdict = Verdict::Refused(Error::AlreadyExists);
+            }
+        }
+        keys.created = free.into_iter().map(T::cache_key).collect();
     }
     if !replaced.is_empty() {
         changed.extend(T::replace(connection, &replaced)?);
@@ -91,51 +114,63 @@ fn try_to_apply<T: CacheAside>(
     if !deleted.is_empty() {
         changed.extend(T::delete(connection, &deleted)?);
     }
-    let transaction = changed.first().map(|(_, transaction)| transaction.as_deref().and_then(Transaction::parse));
-    let transaction = match transaction {
-        Some(None) => return Ok(Err(Error::Suspended)),
-        transaction => transaction.flatten(),
+    keys.changed = replaced.iter().map(|(key, _)| *key).chain(deleted).map(T::cache_key).collect();
+    let Some((_, seen)) = changed.first() else {
+        return Ok(Ok(Applied { verdicts, keys, transaction: None }));
     };
-    let keys = Changes {
-        created: created.iter().map(|(key, _)| T::cache_key(key)).collect(),
-        changed: replaced.iter().map(|(key, _)| *key).chain(deleted).map(T::cache_key).collect(),
-    };
-    let verdict = |write: &Waiter<T>| verdicts.remove(&write.key).unwrap_or(Verdict::Done);
-    Ok(Ok(Applied { verdicts: writes.iter().map(verdict).collect(), keys, transaction }))
+    let transaction = seen.as_deref().and_then(Transaction::parse);
+    Ok(match transaction {
+        Some(_) => Ok(Applied { verdicts, keys, transaction }),
+        None => Err(Error::Suspended),
+    })
 }
 
-/// Locks the rows that are to be replaced or deleted. Returns a verdict for each write that is not to be done.
-fn judge<'a, T: CacheAside>(
+/// Locks the rows that are to be replaced or deleted.
+fn lock<'a, T: CacheAside>(
     connection: &mut PgConnection,
     writes: &[&'a Waiter<T>],
     lock_wait: LockWait,
-) -> QueryResult<Verdicts<'a, T>> {
-    let conditions: Vec<(&T::Key, &T::Condition)> = writes
-        .iter()
-        .filter_map(|write| match &write.value {
-            Change::Create(_) => None,
-            Change::Replace(_, condition) | Change::Delete(condition) => Some((&write.key, condition)),
-        })
-        .collect();
-    if conditions.is_empty() {
-        return Ok(HashMap::new());
+) -> QueryResult<BTreeMap<&'a T::Key, Row<'a, T::Value>>> {
+    let changes = writes.iter().filter(|write| !matches!(write.value, Change::Create(_)));
+    let mut rows: BTreeMap<&T::Key, Row<'_, T::Value>> =
+        changes.map(|write| (&write.key, Row::Absent)).collect();
+    if rows.is_empty() {
+        return Ok(rows);
     }
-    let keys: Vec<&T::Key> = conditions.iter().map(|(key, _)| *key).collect();
-    let locked = T::lock(connection, &keys, lock_wait)?;
-    let locked: HashMap<&T::Key, &T::Record> = locked.iter().map(|record| (T::key(record), record)).collect();
-    let missing: Vec<&T::Key> = keys.into_iter().filter(|key| !locked.contains_key(key)).collect();
-    let held = if missing.is_empty() || lock_wait == LockWait::Long {
-        Vec::new()
-    } else {
-        T::load(connection, &missing)?
+    let keys: Vec<&T::Key> = rows.keys().copied().collect();
+    for (key, value) in T::lock(connection, &keys, lock_wait)? {
+        if let Some(row) = rows.get_mut(&key) {
+            *row = Row::Found(value);
+        }
+    }
+    let missing: Vec<&T::Key> =
+        rows.iter().filter(|(_, row)| matches!(row, Row::Absent)).map(|(key, _)| *key).collect();
+    if lock_wait == LockWait::Short && !missing.is_empty() {
+        for (record, _) in T::load(connection, &missing)? {
+            if let Some(row) = rows.get_mut(T::key(&record)) {
+                *row = Row::Held;
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// Leaves `after` in `row`, if there is one that meets `condition`.
+fn judge<'a, T: CacheAside>(
+    key: &T::Key,
+    row: &mut Row<'a, T::Value>,
+    condition: &T::Condition,
+    after: Row<'a, T::Value>,
+) -> Verdict {
+    let holds = match row {
+        Row::Found(value) => T::holds(condition, key, value),
+        Row::Replaced(value) => T::holds(condition, key, value),
+        Row::Held => return Verdict::Held,
+        Row::Absent | Row::Deleted => return Verdict::Refused(Error::NotFound),
     };
-    let held: HashSet<&T::Key> = held.iter().map(|(record, _)| T::key(record)).collect();
-    let verdict = |key: &T::Key, condition: &T::Condition| match locked.get(key) {
-        Some(record) if T::holds(condition, record) => None,
-        Some(_) => Some(Verdict::Refused(Error::PreconditionFailed)),
-        None if held.contains(key) => Some(Verdict::Held),
-        None => Some(Verdict::Refused(Error::NotFound)),
-    };
-    let refused = conditions.into_iter().filter_map(|(key, condition)| Some((key, verdict(key, condition)?)));
-    Ok(refused.collect())
+    if !holds {
+        return Verdict::Refused(Error::PreconditionFailed);
+    }
+    *row = after;
+    Verdict::Done
 }

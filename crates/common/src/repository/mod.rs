@@ -39,7 +39,7 @@ use self::read::{FillTarget, LoadResult};
 use self::singleflight::SingleFlight;
 use crate::cache::{Cache, CacheError, Near, Representation};
 use crate::config::CacheSettings;
-use crate::database::{Batcher, Database, LockWait};
+use crate::database::{Batcher, Database, LockWait, Repeats};
 use crate::metrics::CacheMetrics;
 
 /// How many reads may wait for Redis at least, however short the line for PostgreSQL is: a short line must not refuse
@@ -73,8 +73,8 @@ pub trait CacheAside: Send + Sync + 'static {
     /// The finished answer for `record`, which is sent as it is on every hit.
     fn encode(record: &Self::Record) -> Representation;
 
-    /// Whether `record` meets `condition`.
-    fn holds(condition: &Self::Condition, record: &Self::Record) -> bool;
+    /// Whether the row of `key` that holds `value` meets `condition`.
+    fn holds(condition: &Self::Condition, key: &Self::Key, value: &Self::Value) -> bool;
 
     /// Loads those of `keys` that exist, in any order, each with whether its row is clear: the value of
     /// [`crate::database::RowIsClear`] in the same statement. Outside of any older snapshot.
@@ -86,7 +86,7 @@ pub trait CacheAside: Send + Sync + 'static {
         connection: &mut PgConnection,
         keys: &[&Self::Key],
         lock_wait: LockWait,
-    ) -> QueryResult<Vec<Self::Record>>;
+    ) -> QueryResult<Vec<(Self::Key, Self::Value)>>;
 
     /// Inserts the rows whose keys are free, and returns these keys.
     fn insert(
@@ -109,6 +109,14 @@ enum Change<T: CacheAside> {
     Create(T::Value),
     Replace(T::Value, T::Condition),
     Delete(T::Condition),
+}
+
+impl<T: CacheAside> Change<T> {
+    /// Whether the second of two changes of one record may be in a transaction with the first: it needs no statement of its
+    /// own then. A record that many replace at the same time would otherwise wait for as many COMMITs.
+    fn may_follow(first: &Self, second: &Self) -> bool {
+        matches!((first, second), (Self::Replace(..), Self::Replace(..) | Self::Delete(..)))
+    }
 }
 
 /// How the cache took part in a read, in the words of `Cache-Status` (RFC 9211).
@@ -197,8 +205,8 @@ struct Inner<T: CacheAside> {
     database: Database,
     loads: Batcher<T::Key, Option<FillTarget>, LoadResult>,
     writes: Batcher<T::Key, Change<T>, ()>,
-    /// A permit for each write that is tried alone.
-    alone: Arc<Semaphore>,
+    /// A permit for each transaction that waits for what another session holds.
+    patient: Arc<Semaphore>,
     cache: Cache,
     near: Arc<Near>,
     /// Reads that requests share: of a copy, and of the row itself. An early refresh is one of the second kind.
@@ -231,9 +239,9 @@ impl<T: CacheAside> Repository<T> {
         metrics: CacheMetrics,
     ) -> Self {
         let inner = Inner {
-            loads: Batcher::new(database.clone()),
-            writes: Batcher::new(database.clone()),
-            alone: Arc::new(Semaphore::new(database.quarter())),
+            loads: Batcher::new(database.clone(), Repeats::Independent),
+            writes: Batcher::new(database.clone(), Repeats::Rivals(Change::may_follow)),
+            patient: Arc::new(Semaphore::new(database.quarter())),
             reads_waiting: Semaphore::new(database.queue().max(READS_WAITING_MIN)),
             database,
             cache,

@@ -12,7 +12,7 @@ use super::singleflight::{Role, Shared, SingleFlight};
 use super::{CacheAside, CacheStatus, Found, Freshness, Repository};
 use crate::cache::entry::{self, Entry, Held, Lease, Tag};
 use crate::cache::{CacheError, Fill, Representation};
-use crate::database::{Batch, Seen};
+use crate::database::{Batch, Seen, UnderWay};
 use crate::error::Error;
 
 /// How long to wait for another replica's load, at least; at most twice as long. A load takes a few milliseconds.
@@ -275,31 +275,34 @@ impl<T: CacheAside> Repository<T> {
         self.0.loads.join(key.clone(), target, serve).await
     }
 
-    /// Sends one query for all keys that wait, and another, until none waits.
     async fn serve_loads(self) {
-        while let Some(batch) = self.0.loads.next() {
-            let batch = Arc::new(batch);
-            let taken = batch.clone();
-            let query = move |connection: &mut PgConnection| {
-                let keys: Vec<&T::Key> = taken.waiters().iter().map(|waiter| &waiter.key).collect();
-                if keys.is_empty() {
-                    return Ok(HashMap::new()); // another worker's batch has taken them
-                }
-                let rows = T::load(connection, &keys)?;
-                let row = |(record, clear): &(T::Record, bool)| {
-                    (T::key(record).clone(), (T::encode(record), *clear))
-                };
-                Ok(rows.iter().map(row).collect())
-            };
-            match self.0.database.read(batch.deadline, query).await {
-                // The next query need not wait for Redis.
-                Ok(seen) => {
-                    tokio::spawn(self.clone().fill(batch, seen));
-                }
-                Err(error) => {
-                    for waiter in batch.waiters() {
-                        waiter.resolve(Err(error.clone()));
-                    }
+        let begin = |batch, under_way: UnderWay| {
+            tokio::spawn(self.clone().load_all(Arc::new(batch), under_way));
+        };
+        self.0.loads.serve(begin).await;
+    }
+
+    /// Loads all of `batch` by one query.
+    async fn load_all(self, batch: Arc<Loads<T>>, under_way: UnderWay) {
+        let taken = batch.clone();
+        let query = move |connection: &mut PgConnection| {
+            let keys: Vec<&T::Key> = taken.waiters().iter().map(|waiter| &waiter.key).collect();
+            if keys.is_empty() {
+                return Ok(HashMap::new()); // another batch has taken them
+            }
+            let rows = T::load(connection, &keys)?;
+            let row =
+                |(record, clear): &(T::Record, bool)| (T::key(record).clone(), (T::encode(record), *clear));
+            Ok(rows.iter().map(row).collect())
+        };
+        let seen = self.0.database.read(batch.deadline, query).await;
+        // The next query need not wait for Redis.
+        drop(under_way);
+        match seen {
+            Ok(seen) => self.fill(batch, seen).await,
+            Err(error) => {
+                for waiter in batch.waiters() {
+                    waiter.resolve(Err(error.clone()));
                 }
             }
         }

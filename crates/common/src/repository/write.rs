@@ -3,19 +3,19 @@
 //!
 //! Nobody waits for a row or a key that another session holds: such a write is tried again alone (`apply.rs` finds it).
 
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
 use prometheus::IntGauge;
-use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout_at};
 
 use super::apply::{Applied, Verdict, apply};
 use super::{CacheAside, Change, Repository};
 use crate::cache::{BARRIER, Barriers, Changes};
-use crate::database::{Batch, End, Late, LockWait, Outcome, Reason, Waited};
+use crate::database::{Batch, End, Late, LockWait, Outcome, Reason, UnderWay, Waited};
 use crate::error::Error;
 
 /// A barrier must have this much life left when COMMIT is sent: longer than a COMMIT usually takes.
@@ -29,16 +29,16 @@ const UNBARRIER_PAUSE: Duration = Duration::from_millis(20);
 /// A write that waits.
 pub type Waiter<T> = crate::database::Waiter<<T as CacheAside>::Key, Change<T>, ()>;
 
-/// The writes of a transaction: those of a batch, or one of them.
+/// The writes of a transaction.
 struct Writes<T: CacheAside> {
     batch: Arc<Batch<T::Key, Change<T>, ()>>,
-    /// The only one, by its place in the batch.
-    only: Option<usize>,
+    /// Those of the batch that are for this key, which may wait for another session; without one, all, which do not.
+    only: Option<T::Key>,
 }
 
 impl<T: CacheAside> Clone for Writes<T> {
     fn clone(&self) -> Self {
-        Self { batch: self.batch.clone(), only: self.only }
+        Self { batch: self.batch.clone(), only: self.only.clone() }
     }
 }
 
@@ -93,38 +93,34 @@ impl<T: CacheAside> Repository<T> {
         self.0.writes.join(key, change, serve).await
     }
 
-    /// Runs one transaction for all writes that wait, and another, until none waits.
     async fn serve_writes(self) {
-        while let Some(batch) = self.0.writes.next() {
-            let deadline = batch.deadline;
-            let (working, free) = oneshot::channel::<()>();
-            let writes = Writes { batch: Arc::new(batch), only: None };
-            tokio::spawn(self.clone().run(writes, working));
-            // The next transaction need not wait until this one's barriers are down. After the deadline it goes on as
-            // well: this batch has failed.
-            let _ = timeout_at(deadline.into(), free).await;
-        }
+        let begin = |batch, under_way: UnderWay| {
+            tokio::spawn(self.clone().run(Writes { batch: Arc::new(batch), only: None }, under_way));
+        };
+        self.0.writes.serve(begin).await;
     }
 
-    /// Starts a transaction for each of `writes` alone, which may wait for another session. A quarter of the connections are for
-    /// these, and the others are free for the rest.
-    fn run_alone(&self, writes: impl Iterator<Item = Writes<T>>) {
-        for write in writes {
+    /// Starts a transaction for the writes of each of `keys` in `batch` alone, which may wait for another session. A quarter of the
+    /// connections are for these, and the others are free for the rest.
+    fn run_patiently(&self, batch: &Arc<Batch<T::Key, Change<T>, ()>>, keys: HashSet<T::Key>) {
+        for key in keys {
             let this = self.clone();
+            let writes = Writes { batch: batch.clone(), only: Some(key) };
             let run: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
-                let permit = timeout_at(write.batch.deadline.into(), this.0.alone.clone().acquire_owned());
-                match permit.await {
-                    Ok(permit) => this.run(write, permit).await,
-                    Err(_) => settle(&write, None, &Err(this.0.database.too_late()), Settle::All),
+                let permit = this.0.patient.clone().acquire_owned();
+                match timeout_at(writes.batch.deadline.into(), permit).await {
+                    Ok(permit) => this.run(writes, permit).await,
+                    Err(_) => writes.settle(None, &Err(this.0.database.too_late()), Settle::All),
                 }
             });
             tokio::spawn(run);
         }
     }
 
-    /// Runs the transaction of `writes`, again if the grant changes under it, and resolves them. `connection` is dropped when
-    /// its connection is free again.
-    async fn run(self, writes: Writes<T>, connection: impl Send) {
+    /// Runs the transaction of `writes`, again if the grant changes under it, and resolves them. `permit` is dropped when its
+    /// connection is free again, or at the deadline: others need not wait for a connection that hangs.
+    async fn run(self, writes: Writes<T>, permit: impl Send) {
+        let mut permit = Some(permit);
         let mut deadline = writes.batch.deadline;
         let mut has_waited = false;
         loop {
@@ -135,30 +131,31 @@ impl<T: CacheAside> Repository<T> {
                     deadline = self.deadline();
                 }
                 Ok(_) => {}
-                Err(error) => return settle(&writes, None, &Err(error), Settle::All),
+                Err(error) => return writes.settle(None, &Err(error), Settle::All),
             }
             let guard = Guard::default();
             let mut unfinished = None;
-            let result = self.commit(&writes, &guard, deadline, &mut unfinished).await;
+            let result = self.commit(&writes, &guard, deadline, &mut permit, &mut unfinished).await;
             let prepared = guard.get();
-            let alone = match &result {
+            let held = match &result {
                 // Nothing has happened, and the grant is another by now.
                 Err(Error::Suspended) => continue,
-                Err(Error::Held) => (0..writes.get().len()).collect(),
-                _ => held(prepared),
+                Err(Error::Held) => writes.keys(),
+                _ => writes.held(prepared),
             };
-            drop(connection);
-            self.run_alone(alone.into_iter().map(|at| writes.alone(at)));
+            permit.take();
+            writes.release_all_but(&held);
+            self.run_patiently(&writes.batch, held);
             if result == Err(Error::Held) {
                 return;
             }
             // While it held its rows, no load stored what was before. So nothing hangs on their barriers any more.
-            settle(&writes, prepared, &result, Settle::AllButCreations);
+            writes.settle(prepared, &result, Settle::AllButCreations);
             if let Some(barriers) = prepared.and_then(|prepared| prepared.barriers.as_ref()) {
                 self.lower(barriers, deadline).await;
             }
             // A creation had no row to lock. If its barrier was lost, an absence may have been stored, which is removed by now.
-            settle(&writes, prepared, &result, Settle::All);
+            writes.settle(prepared, &result, Settle::All);
             return;
         }
     }
@@ -169,11 +166,12 @@ impl<T: CacheAside> Repository<T> {
         writes: &Writes<T>,
         guard: &Guard,
         deadline: Instant,
+        permit: &mut Option<impl Send>,
         unfinished: &mut Option<Unfinished>,
     ) -> Result<(), Error> {
         let taken = writes.clone();
         let lock_wait = writes.lock_wait();
-        let change = move |connection: &mut PgConnection| apply(connection, taken.get(), lock_wait);
+        let change = move |connection: &mut PgConnection| apply(connection, &taken.get(), lock_wait);
         let this = self.clone();
         let set = guard.clone();
         let before_commit = move |applied: Applied| this.prepare(applied, &set);
@@ -181,19 +179,23 @@ impl<T: CacheAside> Repository<T> {
         let result = match self.extending(guard, pending.before_deadline()).await {
             Ok(result) => result.flatten(),
             Err(late) => {
-                settle(writes, guard.get(), &Err(error_of(late)), Settle::All);
+                permit.take();
+                writes.release_all_but(&HashSet::new());
+                writes.settle(guard.get(), &Err(error_of(late)), Settle::All);
                 if late == Late::Committing {
                     *unfinished = Some(Unfinished::new(&self.0.metrics.unfinished));
                 }
                 self.extending(guard, pending.whenever_done()).await.flatten()
             }
         };
-        let (Err(Error::OutcomeUnknown(cause)), Some(prepared)) = (&result, guard.get()) else { return result };
+        let (Err(Error::OutcomeUnknown(cause)), Some(prepared)) = (&result, guard.get()) else {
+            return result;
+        };
         let mut finding = Box::pin(self.extending(guard, self.find_outcome(prepared, cause)));
         match timeout_at(deadline.into(), &mut finding).await {
             Ok(result) => result,
             Err(_) => {
-                settle(writes, Some(prepared), &result, Settle::All);
+                writes.settle(Some(prepared), &result, Settle::All);
                 unfinished.get_or_insert_with(|| Unfinished::new(&self.0.metrics.unfinished));
                 finding.await
             }
@@ -301,24 +303,6 @@ impl<T: CacheAside> Repository<T> {
     }
 }
 
-impl<T: CacheAside> Writes<T> {
-    fn get(&self) -> &[Waiter<T>] {
-        let all = self.batch.waiters();
-        match self.only {
-            Some(at) => std::slice::from_ref(&all[at]),
-            None => all,
-        }
-    }
-
-    fn alone(&self, at: usize) -> Self {
-        Self { batch: self.batch.clone(), only: Some(at) }
-    }
-
-    fn lock_wait(&self) -> LockWait {
-        if self.only.is_some() { LockWait::Long } else { LockWait::Short }
-    }
-}
-
 /// Which writes get their results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Settle {
@@ -326,28 +310,48 @@ enum Settle {
     All,
 }
 
-/// Sends each of `writes` what it would have got alone, given the result of the transaction. Who has a result keeps it.
-fn settle<T: CacheAside>(
-    writes: &Writes<T>,
-    prepared: Option<&Prepared>,
-    result: &Result<(), Error>,
-    settle: Settle,
-) {
-    let verdicts = prepared.map_or(&[][..], |prepared| &prepared.verdicts);
-    for (at, waiter) in writes.get().iter().enumerate() {
-        match verdicts.get(at) {
-            Some(Verdict::Refused(error)) => waiter.resolve(Err(error.clone())),
-            Some(Verdict::Held) => {}
-            _ if settle == Settle::AllButCreations && matches!(waiter.value, Change::Create(_)) => {}
-            Some(Verdict::Done) | None => waiter.resolve(result.clone()),
+impl<T: CacheAside> Writes<T> {
+    fn get(&self) -> Vec<&Waiter<T>> {
+        let only = self.only.as_ref();
+        self.batch.waiters().iter().filter(|write| only.is_none_or(|key| write.key == *key)).collect()
+    }
+
+    fn lock_wait(&self) -> LockWait {
+        if self.only.is_some() { LockWait::Long } else { LockWait::Short }
+    }
+
+    fn keys(&self) -> HashSet<T::Key> {
+        self.get().into_iter().map(|write| write.key.clone()).collect()
+    }
+
+    /// The keys whose rows another session holds.
+    fn held(&self, prepared: Option<&Prepared>) -> HashSet<T::Key> {
+        let verdicts = prepared.map_or(&[][..], |prepared| &prepared.verdicts);
+        let writes = self.get().into_iter().zip(verdicts);
+        writes.filter(|(_, verdict)| **verdict == Verdict::Held).map(|(write, _)| write.key.clone()).collect()
+    }
+
+    /// Lets others write, but not what is under `keys`.
+    fn release_all_but(&self, keys: &HashSet<T::Key>) {
+        for write in self.get() {
+            if !keys.contains(&write.key) {
+                self.batch.release(&write.key);
+            }
         }
     }
-}
 
-/// The places of those writes that wait for another session.
-fn held(prepared: Option<&Prepared>) -> Vec<usize> {
-    let verdicts = prepared.map_or(&[][..], |prepared| &prepared.verdicts);
-    (0..verdicts.len()).filter(|at| verdicts[*at] == Verdict::Held).collect()
+    /// Sends each write what it would have got alone, given the result of the transaction. Who has a result keeps it.
+    fn settle(&self, prepared: Option<&Prepared>, result: &Result<(), Error>, settle: Settle) {
+        let verdicts = prepared.map_or(&[][..], |prepared| &prepared.verdicts);
+        for (at, write) in self.get().into_iter().enumerate() {
+            match verdicts.get(at) {
+                Some(Verdict::Refused(error)) => write.resolve(Err(error.clone())),
+                Some(Verdict::Held) => {}
+                _ if settle == Settle::AllButCreations && matches!(write.value, Change::Create(_)) => {}
+                Some(Verdict::Done) | None => write.resolve(result.clone()),
+            }
+        }
+    }
 }
 
 /// One more transaction in a gauge, until it has ended.

@@ -14,11 +14,11 @@ use diesel::sql_types::{Array, Text};
 
 pub use self::etag::{IfMatch, entity_tag, etag, matches_any};
 pub use self::model::{Info, NewInfo, NewUser, User, UserName};
+use self::queries::{Replace, columns};
 pub use self::request::PathName;
 use crate::cache::{EDITION, Representation};
-use self::queries::{Replace, columns};
-use crate::database::{InTransaction, LockWait, RowIsClear};
 use crate::database::schema::users;
+use crate::database::{InTransaction, LockWait, RowIsClear};
 use crate::repository::{CacheAside, Changed, Repository};
 
 /// The users, cached.
@@ -55,8 +55,8 @@ impl CacheAside for User {
         Representation { etag: etag(user.name.as_str(), &user.info), body: body.into() }
     }
 
-    fn holds(condition: &IfMatch, user: &Self) -> bool {
-        condition.holds(&etag(user.name.as_str(), &user.info))
+    fn holds(condition: &IfMatch, name: &UserName, info: &Info) -> bool {
+        condition.holds(&etag(name.as_str(), info.as_str()))
     }
 
     fn load(connection: &mut PgConnection, names: &[&UserName]) -> QueryResult<Vec<(Self, bool)>> {
@@ -69,20 +69,17 @@ impl CacheAside for User {
         connection: &mut PgConnection,
         names: &[&UserName],
         lock_wait: LockWait,
-    ) -> QueryResult<Vec<Self>> {
+    ) -> QueryResult<Vec<(UserName, Info)>> {
         let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
         let users = users::table.filter(users::name.eq_any(names)).order(users::name);
-        let users = users.select(Self::as_select()).for_update();
+        let users = users.select((users::name, users::info)).for_update();
         match lock_wait {
             LockWait::Short => users.skip_locked().load(connection),
             LockWait::Long => users.load(connection),
         }
     }
 
-    fn insert(
-        connection: &mut PgConnection,
-        users: &[(&UserName, &Info)],
-    ) -> QueryResult<Changed<UserName>> {
+    fn insert(connection: &mut PgConnection, users: &[(&UserName, &Info)]) -> QueryResult<Changed<UserName>> {
         let (names, infos) = columns(users);
         diesel::insert_into(users::table)
             .values(diesel::select((unnest(names), unnest(infos))))

@@ -70,6 +70,13 @@ impl FromSql<Text, Pg> for UserName {
     }
 }
 
+/// Not checked again either.
+impl FromSql<Text, Pg> for Info {
+    fn from_sql(bytes: <Pg as Backend>::RawValue<'_>) -> deserialize::Result<Self> {
+        <String as FromSql<Text, Pg>>::from_sql(bytes).map(Self)
+    }
+}
+
 fn normal_form_c(text: &str) -> Cow<'_, str> {
     match is_nfc_quick(text.chars()) {
         IsNormalized::Yes => Cow::Borrowed(text),
@@ -83,7 +90,7 @@ fn is_forbidden(c: char) -> bool {
 }
 
 /// The info of a user: 1 byte to 16 KiB of UTF-8 without NUL (which Postgres cannot store).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, FromSqlRow, Serialize, ToSchema)]
 #[schema(value_type = String, min_length = 1, max_length = 16384, pattern = "^[^\\u0000]*$", example = "Likes long walks")]
 pub struct Info(String);
 

@@ -68,13 +68,14 @@ impl CacheAside for Note {
         Representation { etag: [0; 16], body: note.text.clone().into() }
     }
 
-    fn holds((): &(), _: &Self) -> bool {
+    fn holds((): &(), _: &i32, _: &String) -> bool {
         true
     }
 
-    fn lock(connection: &mut PgConnection, numbers: &[&i32], _: LockWait) -> QueryResult<Vec<Self>> {
+    fn lock(connection: &mut PgConnection, numbers: &[&i32], _: LockWait) -> QueryResult<Vec<(i32, String)>> {
         let query = sql_query("SELECT number, text FROM notes WHERE number = ANY ($1) FOR UPDATE");
-        query.bind::<Array<Integer>, _>(numbers).load(connection)
+        let notes: Vec<Self> = query.bind::<Array<Integer>, _>(numbers).load(connection)?;
+        Ok(notes.into_iter().map(|note| (note.number, note.text)).collect())
     }
 
     fn insert(_: &mut PgConnection, _: &[(&i32, &String)]) -> QueryResult<Changed<i32>> {

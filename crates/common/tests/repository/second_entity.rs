@@ -63,8 +63,8 @@ impl CacheAside for Country {
         Representation { etag: [country.number as u8; 16], body: country.capital.clone().into() }
     }
 
-    fn holds(capital: &String, country: &Self) -> bool {
-        country.capital == *capital
+    fn holds(required: &String, _: &i32, capital: &String) -> bool {
+        capital == required
     }
 
     fn load(connection: &mut PgConnection, numbers: &[&i32]) -> QueryResult<Vec<(Self, bool)>> {
@@ -80,13 +80,18 @@ impl CacheAside for Country {
         Ok(countries.into_iter().map(with_clear).collect())
     }
 
-    fn lock(connection: &mut PgConnection, numbers: &[&i32], lock_wait: LockWait) -> QueryResult<Vec<Self>> {
+    fn lock(
+        connection: &mut PgConnection,
+        numbers: &[&i32],
+        lock_wait: LockWait,
+    ) -> QueryResult<Vec<(i32, String)>> {
         let skip = if lock_wait == LockWait::Short { "SKIP LOCKED" } else { "" };
         let query = sql_query(format!(
             "SELECT number, capital, true AS clear FROM countries WHERE number = ANY ($1) ORDER BY number \
              FOR UPDATE {skip}"
         ));
-        query.bind::<Array<Integer>, _>(numbers).load(connection)
+        let countries: Vec<Self> = query.bind::<Array<Integer>, _>(numbers).load(connection)?;
+        Ok(countries.into_iter().map(|country| (country.number, country.capital)).collect())
     }
 
     fn insert(connection: &mut PgConnection, rows: &[(&i32, &String)]) -> QueryResult<Changed<i32>> {

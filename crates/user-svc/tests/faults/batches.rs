@@ -1,11 +1,15 @@
-//! Registrations that wait together share a transaction, and each gets the answer that it would have got alone.
+//! Writes that wait together share a transaction, and each gets the answer that it would have got alone.
 
+use std::collections::BTreeSet;
 use std::thread::scope;
 
 use devstack::testing::{metric, register, wait_until};
 use devstack::{Service, ServiceBuilder, Stack, http};
 
-use crate::{Session, unavailable, wait_for_locked};
+use crate::{JSON, Session, unavailable, wait_for_locked};
+
+/// Keeps every write from beginning: the lock that keeps the grant from being changed meanwhile.
+const NO_WRITES: &str = "SELECT pg_advisory_xact_lock(x'6772616e74'::bigint)";
 
 /// A service with long time-outs, and with this one for locks.
 fn with_lock_timeout(stack: &Stack, lock_timeout: &str) -> ServiceBuilder {
@@ -18,89 +22,203 @@ fn one_batch_at_a_time(stack: &Stack, lock_timeout: &str) -> Service {
     with_lock_timeout(stack, lock_timeout).env("DATABASE_CONNECTIONS", "4").start()
 }
 
-/// Registers `names`, all in one batch: they wait while a lock on the table holds up the batch before them.
-fn register_together(stack: &Stack, service: &Service, names: &[&'static str]) -> Vec<http::Response> {
-    let lock = Session::holding(stack, "LOCK TABLE users");
+/// A write of a user.
+#[derive(Debug, Clone, Copy)]
+enum Write {
+    Register,
+    Replace(&'static str),
+    /// Only a user with this entity tag.
+    ReplaceIf(&'static str, &'static str),
+    Delete,
+}
+
+impl Write {
+    fn send(self, service: &Service, name: &str) -> http::Response {
+        let url = service.url_of(&format!("/user/{name}"));
+        let body = |info: &str| serde_json::json!({ "info": info }).to_string();
+        match self {
+            Self::Register => register(service, name),
+            Self::Replace(info) => http::send("PUT", &url, &[JSON], body(info)),
+            Self::ReplaceIf(tag, info) => http::send("PUT", &url, &[JSON, ("If-Match", tag)], body(info)),
+            Self::Delete => http::send("DELETE", &url, &[], ""),
+        }
+    }
+}
+
+use Write::{Delete, Register, Replace, ReplaceIf};
+
+/// Sends `writes` all in one batch: they wait while no write can begin. Returns their statuses.
+fn write_together(stack: &Stack, service: &Service, writes: &[(&'static str, Write)]) -> Vec<u16> {
+    let lock = Session::holding(stack, NO_WRITES);
     scope(|scope| {
-        let first = scope.spawn(|| register(service, "first"));
-        wait_for_locked(stack, 1);
         let waiting: Vec<_> = (1..)
-            .zip(names)
-            .map(|(number, name)| {
-                let request = scope.spawn(move || register(service, name));
+            .zip(writes)
+            .map(|(number, (name, write))| {
+                let request = scope.spawn(move || write.send(service, name));
                 wait_until("the request waits", || metric(service, "database_queries_waiting") == number);
                 request
             })
             .collect();
         drop(lock);
-        assert_eq!(first.join().expect("answered").status, 201);
-        waiting.into_iter().map(|request| request.join().expect("answered")).collect()
+        waiting.into_iter().map(|request| request.join().expect("answered").status).collect()
     })
 }
 
-fn statuses(answers: &[http::Response]) -> Vec<u16> {
-    answers.iter().map(|answer| answer.status).collect()
+/// How many transactions have made the rows of these users what they are.
+fn transactions(stack: &Stack, condition: &str) -> usize {
+    let transactions = stack.sql(&format!("SELECT xmin::text FROM users WHERE {condition}"));
+    transactions.lines().collect::<BTreeSet<_>>().len()
+}
+
+fn info(stack: &Stack, name: &str) -> String {
+    stack.sql(&format!("SELECT info FROM users WHERE name = '{name}'"))
 }
 
 #[test]
 fn registrations_that_wait_together_share_a_transaction() {
     let stack = Stack::shared();
     let service = one_batch_at_a_time(&stack, "9s");
-    let answers = register_together(&stack, &service, &["d", "b", "a", "c"]);
-    assert_eq!(statuses(&answers), [201; 4]);
-    assert_eq!(stack.sql("SELECT count(DISTINCT xmin::text) FROM users WHERE length(name) = 1"), "1");
+    let names = ["d", "b", "a", "c"].map(|name| (name, Register));
+    assert_eq!(write_together(&stack, &service, &names), [201; 4]);
+    assert_eq!(transactions(&stack, "true"), 1);
 }
 
 #[test]
 fn of_two_that_register_one_name_together_one_is_201_and_the_other_409() {
     let stack = Stack::shared();
     let service = one_batch_at_a_time(&stack, "9s");
-    let answers = register_together(&stack, &service, &["ann", "bob", "ann", "ann"]);
-    assert_eq!(statuses(&answers), [201, 201, 409, 409]);
+    let names = ["ann", "bob", "ann", "ann"].map(|name| (name, Register));
+    assert_eq!(write_together(&stack, &service, &names), [201, 201, 409, 409]);
 }
 
 #[test]
-fn a_name_that_is_taken_is_409_and_the_rest_of_its_batch_201() {
+fn each_write_of_a_batch_gets_the_answer_that_it_would_have_got_alone() {
     let stack = Stack::shared();
     let service = one_batch_at_a_time(&stack, "9s");
-    assert_eq!(register(&service, "taken").status, 201);
-    let answers = register_together(&stack, &service, &["ann", "taken", "bob"]);
-    assert_eq!(statuses(&answers), [201, 409, 201]);
+    for name in ["taken", "old", "other", "gone"] {
+        assert_eq!(register(&service, name).status, 201);
+    }
+    let writes = [
+        ("new", Register),
+        ("taken", Register),
+        ("old", Replace("newer")),
+        ("other", ReplaceIf("\"another\"", "never")),
+        ("nobody", Replace("never")),
+        ("gone", Delete),
+        ("none", Delete),
+    ];
+    assert_eq!(write_together(&stack, &service, &writes), [201, 409, 200, 412, 404, 204, 404]);
+    assert_eq!(transactions(&stack, "name IN ('new', 'old')"), 1);
+    assert_eq!((info(&stack, "old"), info(&stack, "other")), ("newer".to_owned(), "some info".to_owned()));
+    assert_eq!(stack.sql("SELECT count(*) FROM users"), "4");
 }
 
 #[test]
-fn a_name_that_another_session_holds_is_503_and_the_rest_of_its_batch_201() {
+fn writes_of_one_user_in_a_batch_follow_each_other() {
+    let stack = Stack::shared();
+    let service = one_batch_at_a_time(&stack, "9s");
+    for name in ["ann", "bob"] {
+        assert_eq!(register(&service, name).status, 201);
+    }
+    let first = Replace("first").send(&service, "ann");
+    let tag: &'static str = first.header("etag").expect("an ETag").to_owned().leak();
+    let writes = [
+        ("ann", Replace("second")),
+        ("ann", ReplaceIf(tag, "never: it is the second by now")),
+        ("ann", Replace("third")),
+        ("bob", Replace("never seen")),
+        ("bob", Delete),
+        ("bob", Replace("never: there is none")),
+    ];
+    assert_eq!(write_together(&stack, &service, &writes), [200, 412, 200, 200, 204, 404]);
+    assert_eq!((info(&stack, "ann"), info(&stack, "bob")), ("third".to_owned(), String::new()));
+}
+
+#[test]
+fn many_replaces_at_once_share_a_few_commits() {
+    let stack = Stack::shared();
+    let service = &one_batch_at_a_time(&stack, "9s");
+    let names: Vec<String> = (0..64).map(|number| format!("user-{number}")).collect();
+    for name in &names {
+        assert_eq!(register(service, name).status, 201);
+    }
+    let lock = Session::holding(&stack, NO_WRITES);
+    scope(|scope| {
+        let waiting: Vec<_> =
+            names.iter().map(|name| scope.spawn(|| Replace("new").send(service, name))).collect();
+        wait_until("all wait", || metric(service, "database_queries_waiting") == 64);
+        drop(lock);
+        for request in waiting {
+            assert_eq!(request.join().expect("answered").status, 200);
+        }
+    });
+    assert_eq!(stack.sql("SELECT count(*) FROM users WHERE info = 'new'"), "64");
+    assert_eq!(transactions(&stack, "info = 'new'"), 1);
+}
+
+#[test]
+fn what_another_session_holds_is_503_and_the_rest_of_its_batch_is_done() {
     let stack = Stack::shared();
     let service = one_batch_at_a_time(&stack, "2s");
-    let other = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
-    // Not `register_together`, whose lock on the table would wait for `other`. The first registration holds up the
-    // rest.
-    scope(|scope| {
-        let first = scope.spawn(|| register(&service, "held"));
-        wait_for_locked(&stack, 1);
-        let service = &service;
-        let waiting = ["ann", "held", "bob"].map(|name| scope.spawn(move || register(service, name)));
-        wait_until("three wait", || metric(service, "database_queries_waiting") == 3);
-        assert_eq!(unavailable(&first.join().expect("answered")), "unavailable");
-        let answers = waiting.map(|request| request.join().expect("answered"));
-        assert_eq!(statuses(&answers), [201, 503, 201]);
-    });
-    drop(other);
-    assert_eq!(register(&service, "held").status, 201, "the refused registrations have not happened");
+    for name in ["locked", "free"] {
+        assert_eq!(register(&service, name).status, 201);
+    }
+    let name = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
+    let row = Session::holding(&stack, "SELECT FROM users WHERE name = 'locked' FOR UPDATE");
+    let writes = [
+        ("ann", Register),
+        ("held", Register),
+        ("locked", Replace("never")),
+        ("free", Replace("new")),
+        ("bob", Register),
+    ];
+    assert_eq!(write_together(&stack, &service, &writes), [201, 503, 503, 200, 201]);
+    drop(row);
+    drop(name);
+    assert_eq!(register(&service, "held").status, 201, "the refused registration has not happened");
+    assert_eq!(info(&stack, "locked"), "some info");
 }
 
 #[test]
-fn a_batch_that_is_stuck_at_a_name_holds_up_no_later_registration() {
+fn a_write_that_waits_for_another_session_delays_no_other() {
     let stack = Stack::shared();
-    let service = with_lock_timeout(&stack, "9s").start();
-    let other = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
+    // One connection may wait.
+    let service = &one_batch_at_a_time(&stack, "9s");
+    for name in ["locked", "free"] {
+        assert_eq!(register(service, name).status, 201);
+    }
+    let row = Session::holding(&stack, "SELECT FROM users WHERE name = 'locked' FOR UPDATE");
+    let name = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
     scope(|scope| {
-        let stuck = scope.spawn(|| register(&service, "held"));
+        let replace = scope.spawn(|| Replace("new").send(service, "locked"));
+        let register_held = scope.spawn(|| register(service, "held"));
         wait_for_locked(&stack, 1);
-        assert_eq!(register(&service, "free").status, 201);
-        assert!(!stuck.is_finished(), "it still waits for the other session");
-        drop(other);
-        assert_eq!(stuck.join().expect("answered").status, 201);
+        for number in 0..20 {
+            assert_eq!(register(service, &format!("free-{number}")).status, 201);
+            assert_eq!(Replace("new").send(service, "free").status, 200);
+        }
+        assert!(!replace.is_finished() && !register_held.is_finished(), "they still wait");
+        drop(row);
+        drop(name);
+        assert_eq!(replace.join().expect("answered").status, 200);
+        assert_eq!(register_held.join().expect("answered").status, 201);
+    });
+    assert_eq!(info(&stack, "locked"), "new");
+}
+
+#[test]
+fn writes_of_one_user_by_two_services_follow_each_other() {
+    let stack = Stack::shared();
+    let services = &[stack.user_svc().start(), stack.user_svc().start()];
+    assert_eq!(register(&services[0], "ann").status, 201);
+    scope(|scope| {
+        for client in 0..16 {
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    assert_eq!(Replace("new").send(&services[client % 2], "ann").status, 200);
+                }
+            });
+        }
     });
 }
 
@@ -118,4 +236,20 @@ fn each_of_many_registrations_at_the_same_time_succeeds() {
         }
     });
     assert_eq!(stack.sql("SELECT count(*) FROM users"), "1280");
+}
+
+#[test]
+fn a_full_queue_refuses_replaces_as_well() {
+    let stack = Stack::shared();
+    let service = &one_batch_at_a_time(&stack, "9s");
+    assert_eq!(register(service, "ann").status, 201);
+    let service = &with_lock_timeout(&stack, "9s").env("DATABASE_QUEUE", "1").start();
+    let lock = Session::holding(&stack, NO_WRITES);
+    scope(|scope| {
+        let first = scope.spawn(|| Replace("new").send(service, "ann"));
+        wait_until("it waits", || metric(service, "database_queries_waiting") == 1);
+        assert_eq!(unavailable(&Replace("never").send(service, "ann")), "overloaded");
+        drop(lock);
+        assert_eq!(first.join().expect("answered").status, 200);
+    });
 }

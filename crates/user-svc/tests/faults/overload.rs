@@ -4,46 +4,9 @@ use std::thread::scope;
 use std::time::{Duration, Instant};
 
 use devstack::testing::{metric, register, wait_until};
-use devstack::{Service, Stack, http};
+use devstack::{Stack, http};
 
-use crate::{JSON, Session, is_registered, unavailable, wait_for_locked};
-
-/// Replaces the info of `name`.
-fn replace(service: &Service, name: &str) -> http::Response {
-    http::send("PUT", &service.url_of(&format!("/user/{name}")), &[JSON], r#"{"info":"another"}"#)
-}
-
-/// A service with one turn: one replace at a time may hold a connection. A replace of `held` does so while its row is
-/// locked.
-fn with_one_turn(stack: &Stack, queue: &str) -> Service {
-    let mut builder = stack.user_svc().env("DATABASE_CONNECTIONS", "4").env("DATABASE_QUEUE", queue);
-    for name in ["DATABASE_DEADLINE", "DATABASE_STATEMENT_TIMEOUT", "DATABASE_LOCK_TIMEOUT"] {
-        builder = builder.env(name, "6s");
-    }
-    let service = builder.start();
-    for name in ["held", "free"] {
-        assert_eq!(register(&service, name).status, 201);
-    }
-    service
-}
-
-#[test]
-fn replaces_beyond_those_that_may_wait_for_a_turn_are_refused_at_once() {
-    let stack = Stack::shared();
-    let service = &with_one_turn(&stack, "1");
-    let row = Session::holding(&stack, "SELECT FROM users WHERE name = 'held' FOR UPDATE");
-    scope(|scope| {
-        let first = scope.spawn(|| replace(service, "held"));
-        wait_for_locked(&stack, 1);
-        let second = scope.spawn(|| replace(service, "free"));
-        wait_until("one replace waits", || metric(service, "database_queries_waiting") == 1);
-        assert_eq!(unavailable(&replace(service, "free")), "overloaded");
-        assert_eq!(register(service, "new").status, 201, "a register needs no turn");
-        drop(row);
-        assert_eq!([first, second].map(|it| it.join().expect("answered").status), [200; 2]);
-    });
-    assert_eq!(metric(service, "database_queries_waiting"), 0);
-}
+use crate::{Session, is_registered, unavailable, wait_for_locked};
 
 #[test]
 fn writes_beyond_those_that_may_wait_while_the_cache_is_suspended_are_refused_at_once() {
@@ -57,22 +20,6 @@ fn writes_beyond_those_that_may_wait_while_the_cache_is_suspended_are_refused_at
         assert_eq!(unavailable(&register(service, "next")), "overloaded");
         assert_eq!(unavailable(&first.join().expect("answered")), "unavailable");
     });
-}
-
-#[test]
-fn a_replace_whose_turn_comes_too_late_is_refused_before_it_delays_others() {
-    let stack = Stack::shared();
-    let service = &with_one_turn(&stack, "10");
-    let row = Session::holding(&stack, "SELECT FROM users WHERE name = 'held' FOR UPDATE");
-    scope(|scope| {
-        let first = scope.spawn(|| replace(service, "held"));
-        wait_for_locked(&stack, 1);
-        assert_eq!(unavailable(&replace(service, "free")), "unavailable");
-        assert!(!first.is_finished(), "the first replace has more time left, and goes on");
-        drop(row);
-        assert_eq!(first.join().expect("answered").status, 200);
-    });
-    assert_eq!(replace(service, "free").status, 200);
 }
 
 #[test]

@@ -59,7 +59,9 @@ const SECTIONS: [Section; 11] = [
         title: "Rows",
         explanation: "CPU is the processor time for each answer; peak MiB is the memory of the larger of a target's \
                       services. `scripts/bench rows WORKLOADS --targets TARGETS --clients CLIENTS --seconds SECONDS` \
-                      measures some rows again.",
+                      measures some rows again; it prints the rounds' ratios as well, and takes `before` for another \
+                      build of ours. `scripts/bench tails WORKLOADS` compares p99s round by round. *Checked* are \
+                      bodies, and written users that were compared with PostgreSQL.",
         tables: report::rows,
     },
     Section {

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::time::Instant;
 
-use crate::load::{Load, Tally, Write};
+use crate::load::Load;
 use crate::names::{Requests, Series, Writes, version};
 use crate::stores::Stores;
+use crate::tally::{Tally, Write};
 use crate::targets::Kind;
 
 /// How many wrong users are named.

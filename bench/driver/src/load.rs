@@ -11,18 +11,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use hdrhistogram::Histogram;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::fd::OwnedFd;
 use rustix::time::Timespec;
 
 use crate::answer;
+use crate::arrival::{self, Arrival};
 use crate::names::{Requests, Writes, next_version};
 use crate::numbers::{Numbers, Once};
+use crate::tally::{Sent, Tally, Write};
 
-/// One body in a hundred is compared with the expected one, since parsing all of them would slow the load. The status
-/// of every answer is checked.
-const CHECK_EVERY: u64 = 100;
 /// How long a thread waits for answers before it looks whether to stop, and which pauses are over.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 /// How long a client pauses after a 503, a tenth of our services' `Retry-After`. A client that retries at once mostly
@@ -53,12 +51,15 @@ pub struct Load {
     pub parts: Vec<Part>,
     /// Clients at once.
     pub clients: usize,
+    /// Whether the kernel stamps answers.
+    pub arrival: Arrival,
 }
 
 impl Load {
     /// A load of one kind of request.
     pub fn of(requests: Requests, numbers: Numbers, clients: usize) -> Load {
-        Load { parts: vec![Part { requests, numbers, share: 1.0 }], clients }
+        let parts = vec![Part { requests, numbers, share: 1.0 }];
+        Load { parts, clients, arrival: Arrival::Ignored }
     }
 
     /// Sends each number's request, and returns when all are answered. Panics if an answer is wrong.
@@ -74,7 +75,7 @@ impl Load {
         let phase = Arc::new(AtomicU8::new(WARM_UP));
         let clients = |thread| (thread..self.clients).step_by(THREADS);
         let generators: Vec<Generator> =
-            (0..THREADS).map(|thread| Generator::new(&self.parts, clients(thread))).collect();
+            (0..THREADS).map(|thread| Generator::new(self, clients(thread))).collect();
         let spawn = |generator: Generator| {
             let phase = Arc::clone(&phase);
             thread::spawn(move || generator.run(&phase))
@@ -124,65 +125,6 @@ impl Running {
     }
 }
 
-/// The counted answers.
-#[derive(Debug)]
-pub struct Tally {
-    /// Latencies of right answers, in microseconds.
-    pub right: Histogram<u32>,
-    /// Latencies of answers with 503, in microseconds.
-    pub refused: Histogram<u32>,
-    /// Answers with another status than expected, 503 included; lost connections; bytes that are no HTTP.
-    pub errors: u64,
-    /// Answers whose body was compared with the expected one.
-    pub checked: u64,
-    /// Those of them that were wrong.
-    pub wrong: u64,
-    /// All writes that were sent, also before answers counted.
-    pub writes: Vec<Write>,
-    answers: u64,
-}
-
-/// A write that was sent.
-#[derive(Clone, Copy, Debug)]
-pub struct Write {
-    /// The index of its part within the load.
-    pub part: usize,
-    /// The number of the user.
-    pub number: u32,
-    /// The version that a replace wrote.
-    pub version: u32,
-    /// When it was sent.
-    pub sent: Instant,
-    /// When the right answer was there. Without one it may have happened or not.
-    pub acknowledged: Option<Instant>,
-}
-
-impl Tally {
-    fn new() -> Tally {
-        let histogram = || Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are valid");
-        let (errors, checked, wrong, answers) = (0, 0, 0, 0);
-        Tally {
-            right: histogram(),
-            refused: histogram(),
-            errors,
-            checked,
-            wrong,
-            writes: Vec::new(),
-            answers,
-        }
-    }
-
-    fn plus(mut self, other: Tally) -> Tally {
-        self.right += other.right;
-        self.refused += other.refused;
-        self.errors += other.errors;
-        self.checked += other.checked;
-        self.wrong += other.wrong;
-        self.writes.extend(other.writes);
-        self
-    }
-}
-
 struct Client {
     sockets: Vec<TcpStream>,
     /// Begins alike for each target, so that all get the same mix of requests from each client.
@@ -204,6 +146,7 @@ struct Client {
 struct Generator {
     epoll: OwnedFd,
     parts: Vec<Part>,
+    arrival: Arrival,
     clients: Vec<Client>,
     /// Clients with a request under way or still to send; the others have used all numbers.
     busy: usize,
@@ -218,10 +161,11 @@ struct Generator {
 
 impl Generator {
     /// Connects the clients with these numbers.
-    fn new(parts: &[Part], clients: impl Iterator<Item = usize>) -> Generator {
+    fn new(load: &Load, clients: impl Iterator<Item = usize>) -> Generator {
         let mut generator = Generator {
             epoll: epoll::create(CreateFlags::CLOEXEC).expect("an epoll instance"),
-            parts: parts.to_vec(),
+            parts: load.parts.clone(),
+            arrival: load.arrival,
             clients: Vec::new(),
             busy: 0,
             paused: VecDeque::new(),
@@ -239,6 +183,9 @@ impl Generator {
 
     fn connect(&self, client: usize, part: usize) -> TcpStream {
         let socket = open(self.parts[part].requests.to);
+        if self.arrival == Arrival::Stamped {
+            arrival::stamp(&socket);
+        }
         let data = EventData::new_u64((client * self.parts.len() + part) as u64);
         epoll::add(&self.epoll, &socket, data, EventFlags::IN).expect("a socket can be watched");
         socket
@@ -310,7 +257,16 @@ impl Generator {
     /// Reads the received bytes of a client, and sends its next request if the answer is complete.
     fn receive(&mut self, index: usize, part: usize) {
         let client = &mut self.clients[index];
-        let read = client.sockets[part].read(&mut client.buffer[client.filled..]);
+        let socket = &mut client.sockets[part];
+        let free = &mut client.buffer[client.filled..];
+        let mut late = None;
+        let read = match self.arrival {
+            Arrival::Ignored => socket.read(free),
+            Arrival::Stamped => arrival::read(socket, free).map(|(read, after)| {
+                late = after;
+                read
+            }),
+        };
         match read {
             Ok(0) => return self.lost(index, part),
             Ok(read) => client.filled += read,
@@ -324,7 +280,8 @@ impl Generator {
         };
         let Part { requests, numbers, .. } = &self.parts[part];
         if self.counting {
-            self.tally.count(requests, client, &answer);
+            let sent = Sent { number: client.number, version: client.version, at: client.sent };
+            self.tally.count(requests, sent, late, &answer);
         }
         if let Some(write) = client.write
             && answer.status == requests.status
@@ -375,28 +332,6 @@ impl Client {
         }
         let part = usize::from(parts.len() > 1 && self.random.f64() >= parts[0].share);
         Some((part, parts[part].numbers.next(&mut self.random)?))
-    }
-}
-
-impl Tally {
-    fn count(&mut self, requests: &Requests, client: &Client, answer: &answer::Answer<'_>) {
-        let took = client.sent.elapsed().as_micros() as u64;
-        if answer.status == requests.status {
-            self.right.saturating_record(took);
-        } else {
-            self.errors += 1;
-            if answer.status == 503 {
-                self.refused.saturating_record(took);
-            }
-        }
-        if self.answers.is_multiple_of(CHECK_EVERY)
-            && answer.status == requests.status
-            && let Some(right) = requests.is_right(client.number, client.version, answer.body)
-        {
-            self.checked += 1;
-            self.wrong += u64::from(!right);
-        }
-        self.answers += 1;
     }
 }
 

@@ -6,6 +6,7 @@
 //! [`report`], [`chart`] and [`mod@docs`] show it.
 
 mod answer;
+mod arrival;
 mod chart;
 mod comparison;
 mod docs;
@@ -27,6 +28,8 @@ mod start;
 mod stores;
 mod stores_alone;
 mod table;
+mod tails;
+mod tally;
 mod targets;
 mod usage;
 mod workload;
@@ -37,6 +40,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::arrival::Arrival;
 use crate::instructions::Instructions;
 use crate::machine::Machine;
 use crate::results::Results;
@@ -69,6 +73,8 @@ enum Command {
     Report,
     /// Measure some rows, to try something out
     Rows(Rows),
+    /// Compare the p99 of ours with the axum peer's in each round, and show the generator's part in both
+    Tails(Tails),
     /// Measure the extras: the stores alone, statements, herds, starts, overload, instructions
     Extras(Length),
     /// Measure ten times the clients
@@ -95,7 +101,13 @@ struct Length {
 
 impl Length {
     fn plan(self, clients: usize) -> Plan {
-        Plan { clients, time: Duration::from_secs_f64(self.seconds), rounds: self.rounds, users: USERS }
+        Plan {
+            clients,
+            time: Duration::from_secs_f64(self.seconds),
+            rounds: self.rounds,
+            users: USERS,
+            arrival: Arrival::Ignored,
+        }
     }
 }
 
@@ -104,11 +116,23 @@ struct Rows {
     /// Workloads, such as hot,miss
     #[arg(value_delimiter = ',', required = true)]
     workloads: Vec<Workload>,
-    /// Targets, such as ours,axum
+    /// Targets, such as ours,axum; before is another build of ours, in the folder that BENCH_BEFORE names
     #[arg(long, value_delimiter = ',', default_value = "ours,axum,ceiling")]
     targets: Vec<Kind>,
     /// Clients at once
     #[arg(long, default_value_t = 64)]
+    clients: usize,
+    #[command(flatten)]
+    length: Length,
+}
+
+#[derive(Debug, Args)]
+struct Tails {
+    /// Workloads, such as zipf,miss
+    #[arg(value_delimiter = ',', required = true)]
+    workloads: Vec<Workload>,
+    /// Clients at once
+    #[arg(long, default_value_t = 128)]
     clients: usize,
     #[command(flatten)]
     length: Length,
@@ -124,6 +148,9 @@ fn main() -> ExitCode {
         }
         Command::Report => docs::write(&Results::load("full")),
         Command::Rows(rows) => try_out(&rows),
+        Command::Tails(Tails { workloads, clients, length }) => {
+            tails::measure(&Stores::start(USERS), &workloads, &length.plan(clients));
+        }
         Command::Extras(length) => {
             let results = results(&Stores::start(USERS), Ticks::now(), &length.plan(64), Vec::new(), &[64]);
             println!("{}", report::extras(&results));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arrival::Arrival;
 use crate::load::{Load, Part};
 use crate::names::{Requests, Series};
 use crate::numbers::{Numbers, Once};
@@ -101,7 +102,11 @@ fn herd(stores: &Stores, kind: Kind, replicas: usize) -> Vec<u64> {
         let numbers = Numbers::Once(Once::same(name, HERD));
         let share = 1.0 / replicas as f64;
         let part = |server: &Server| Part { requests: get(server.address), numbers: numbers.clone(), share };
-        let load = Load { parts: servers.iter().map(part).collect(), clients: HERD as usize };
+        let load = Load {
+            parts: servers.iter().map(part).collect(),
+            clients: HERD as usize,
+            arrival: Arrival::Ignored,
+        };
         let running = load.start();
         running.measure();
         let tally = running.stop_after(Duration::from_secs(20));

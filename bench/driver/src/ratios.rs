@@ -31,7 +31,8 @@ pub fn table(rows: &[Row]) -> String {
     text
 }
 
-fn ratio(ours: &[Figures], other: &[Figures], of: fn(&Figures) -> f64) -> String {
+/// The median of the rounds' ratios, and in parentheses the smallest and the largest.
+pub fn ratio<T>(ours: &[T], other: &[T], of: fn(&T) -> f64) -> String {
     let ratios = ours.iter().zip(other).map(|(ours, other)| of(ours) / of(other));
     let least = ratios.clone().fold(f64::INFINITY, f64::min);
     let most = ratios.clone().fold(0.0, f64::max);

@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::arrival::Arrival;
 use crate::ledger;
-use crate::load::{Load, Tally};
+use crate::load::Load;
 use crate::stores::Stores;
+use crate::tally::Tally;
 use crate::targets::{Kind, Target};
 use crate::usage;
 use crate::workload::Workload;
@@ -22,6 +24,8 @@ pub struct Plan {
     pub rounds: usize,
     /// How many users are seeded.
     pub users: u32,
+    /// Whether the kernel stamps answers.
+    pub arrival: Arrival,
 }
 
 /// One row.
@@ -58,6 +62,9 @@ pub struct Figures {
     pub redis_us: f64,
     /// The same of the load generator.
     pub generator_us: f64,
+    /// How long the load generator was ready to run and had no processor, for each answer, in microseconds.
+    #[serde(default)]
+    pub generator_wait_us: f64,
     /// The peak memory of the larger of its services, in MiB.
     pub peak_mib: f64,
     /// Answers with another status than expected and lost connections, in all rounds.
@@ -82,6 +89,7 @@ impl Figures {
             postgres_us: median(|it| it.postgres_us),
             redis_us: median(|it| it.redis_us),
             generator_us: median(|it| it.generator_us),
+            generator_wait_us: median(|it| it.generator_wait_us),
             peak_mib: median(|it| it.peak_mib),
             errors: sum(|it| it.errors),
             checked: sum(|it| it.checked),
@@ -106,7 +114,7 @@ pub fn measure(stores: &Stores, workload: Workload, targets: &[Kind], plan: &Pla
     let mut rounds = vec![Vec::new(); targets.len()];
     for _ in 0..plan.rounds {
         for (&kind, figures) in targets.iter().zip(&mut rounds) {
-            figures.push(once(stores, workload, kind, plan));
+            figures.push(once(stores, workload, kind, plan).0);
         }
     }
     let row = |(&target, rounds): (&Kind, Vec<Figures>)| Row {
@@ -119,14 +127,17 @@ pub fn measure(stores: &Stores, workload: Workload, targets: &[Kind], plan: &Pla
     targets.iter().zip(rounds).map(row).collect()
 }
 
-fn once(stores: &Stores, workload: Workload, kind: Kind, plan: &Plan) -> Figures {
+/// Measures one round of one target, and returns the figures and the counted answers.
+pub fn once(stores: &Stores, workload: Workload, kind: Kind, plan: &Plan) -> (Figures, Tally) {
     let target = Target::start(kind, stores, workload.info_bytes());
     workload.prepare(&target, plan.users);
-    let load = workload.load(&target, plan.users, plan.clients);
+    let mut load = workload.load(&target, plan.users, plan.clients);
+    load.arrival = plan.arrival;
     let (figures, tally) = run(stores, &target, &load, workload.warm_up(), plan.time);
     drop(target);
     let written = ledger::settle(stores, kind, &load, &tally, plan.users);
-    Figures { checked: figures.checked + written.checked, wrong: figures.wrong + written.wrong, ..figures }
+    let (checked, wrong) = (figures.checked + written.checked, figures.wrong + written.wrong);
+    (Figures { checked, wrong, ..figures }, tally)
 }
 
 /// Loads a target, and returns the figures and the counted answers.
@@ -155,13 +166,20 @@ struct Spent {
     postgres: Duration,
     redis: Duration,
     generator: Duration,
+    generator_wait: Duration,
 }
 
 impl Spent {
     /// Up to now.
     fn now(stores: &Stores, target: &Target) -> Spent {
         let (postgres, redis) = stores.cpu();
-        Spent { service: target.cpu(), postgres, redis, generator: usage::generator_cpu() }
+        Spent {
+            service: target.cpu(),
+            postgres,
+            redis,
+            generator: usage::generator_cpu(),
+            generator_wait: usage::generator_wait(),
+        }
     }
 
     fn since(&self, before: &Spent) -> Spent {
@@ -170,6 +188,7 @@ impl Spent {
             postgres: self.postgres.saturating_sub(before.postgres),
             redis: self.redis.saturating_sub(before.redis),
             generator: self.generator.saturating_sub(before.generator),
+            generator_wait: self.generator_wait.saturating_sub(before.generator_wait),
         }
     }
 }
@@ -185,6 +204,7 @@ fn figures(target: &Target, time: Duration, spent: &Spent, tally: &Tally) -> Fig
         postgres_us: per_answer(spent.postgres),
         redis_us: per_answer(spent.redis),
         generator_us: per_answer(spent.generator),
+        generator_wait_us: per_answer(spent.generator_wait),
         peak_mib: target.peak_mib(),
         errors: tally.errors,
         checked: tally.checked,

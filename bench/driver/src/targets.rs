@@ -32,6 +32,8 @@ pub enum Kind {
     Ceiling,
     /// bench/ceiling with its static body.
     Bare,
+    /// user-svc and data-svc of another build, in the folder that `BENCH_BEFORE` names.
+    Before,
 }
 
 impl Kind {
@@ -43,6 +45,7 @@ impl Kind {
             Kind::Flask => "flask",
             Kind::Ceiling => "ceiling",
             Kind::Bare => "bare",
+            Kind::Before => "before",
         }
     }
 
@@ -71,6 +74,7 @@ impl Target {
             Kind::Axum => vec![axum(stores)],
             Kind::Flask => vec![flask(stores)],
             Kind::Ceiling | Kind::Bare => vec![ceiling(info_bytes)],
+            Kind::Before => vec![before("user-svc", stores), before("data-svc", stores)],
         };
         Target::of(kind, stores, launches)
     }
@@ -166,6 +170,12 @@ pub fn release(name: &str) -> PathBuf {
 /// One of our two services.
 pub fn ours(name: &str, stores: &Stores) -> Launch {
     with_stores(Kind::Ours, stores, &release(name)).env("METRICS_PORT", "0")
+}
+
+/// One of our two services in another build.
+fn before(name: &str, stores: &Stores) -> Launch {
+    let folder = env::var("BENCH_BEFORE").expect("BENCH_BEFORE names the folder of another build's programs");
+    with_stores(Kind::Before, stores, &Path::new(&folder).join(name)).env("METRICS_PORT", "0")
 }
 
 /// The axum peer.

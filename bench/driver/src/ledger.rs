@@ -1,5 +1,6 @@
 //! Whether PostgreSQL holds what a target acknowledged: every registered user, every replaced info that no later
-//! replace has overwritten, and nothing that was not sent. Afterwards the seeded users are as they were.
+//! replace has overwritten, and nothing that was not sent; and whether reads were older than a replace that had been
+//! acknowledged when they were sent. Afterwards the seeded users are as they were.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -8,7 +9,7 @@ use std::time::Instant;
 use crate::load::Load;
 use crate::names::{Requests, Series, Writes, version};
 use crate::stores::Stores;
-use crate::tally::{Tally, Write};
+use crate::tally::{Sent, Tally, Write};
 use crate::targets::Kind;
 
 /// How many wrong users are named.
@@ -19,7 +20,7 @@ const NAMED: usize = 3;
 pub struct Compared {
     /// Users that were written.
     pub checked: u64,
-    /// Users that are not as acknowledged.
+    /// Users that are not as acknowledged, and old reads of ours. The peers do not promise that reads are never old.
     pub wrong: u64,
 }
 
@@ -40,6 +41,7 @@ pub fn settle(stores: &Stores, kind: Kind, load: &Load, tally: &Tally, users: u3
         let wrong = wrong(&part.requests, &writes, &rows);
         compared.checked += writes.len() as u64;
         compared.wrong += wrong.len() as u64;
+        compared.wrong += old_reads(kind, &tally.reads, &writes);
         if !wrong.is_empty() {
             let some: Vec<String> =
                 wrong.iter().take(NAMED).map(|number| names.series.name(*number)).collect();
@@ -55,6 +57,29 @@ pub fn settle(stores: &Stores, kind: Kind, load: &Load, tally: &Tally, users: u3
         }
     }
     compared
+}
+
+/// Says how many of the compared reads were old, and returns how many of them were not allowed.
+fn old_reads(kind: Kind, reads: &[Sent], writes: &HashMap<u32, Vec<Write>>) -> u64 {
+    let is_old = |read: &&Sent| writes.get(&read.number).is_some_and(|writes| is_old(read, writes));
+    let old = reads.iter().filter(is_old).count();
+    if old > 0 {
+        eprintln!(
+            "{}: {old} of {} compared reads were older than an acknowledged write",
+            kind.name(),
+            reads.len()
+        );
+    }
+    if matches!(kind, Kind::Ours | Kind::Before) { old as u64 } else { 0 }
+}
+
+/// Whether a replace had been acknowledged when the read was sent, that began after the one whose info was read had
+/// ended.
+fn is_old(read: &Sent, writes: &[Write]) -> bool {
+    let ended = |version| writes.iter().find(|write| write.version == version)?.acknowledged;
+    let is_newer =
+        |write: &Write| read.version == 0 || ended(read.version).is_some_and(|end| write.sent > end);
+    writes.iter().any(|write| write.acknowledged.is_some_and(|end| end < read.at) && is_newer(write))
 }
 
 fn range<T>(writes: &HashMap<u32, T>) -> Option<RangeInclusive<u32>> {
@@ -134,6 +159,7 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
     use std::time::Duration;
 
     use super::*;
@@ -141,10 +167,15 @@ mod tests {
 
     const BYTES: usize = 30;
 
+    /// The same for all writes of a test.
+    fn start() -> Instant {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        *START
+    }
+
     /// A replace of user 1 that is sent at `sent` and answered at `acknowledged`, in seconds.
     fn write(version: u32, sent: u64, acknowledged: Option<u64>) -> Write {
-        let start = Instant::now() - Duration::from_secs(1_000);
-        let at = |seconds| start + Duration::from_secs(seconds);
+        let at = |seconds| start() + Duration::from_secs(seconds);
         Write { part: 0, number: 1, version, sent: at(sent), acknowledged: acknowledged.map(at) }
     }
 
@@ -179,6 +210,16 @@ mod tests {
         assert!(wrong_after(&writes, Some(7)).is_empty());
         assert!(wrong_after(&writes[..1], None).is_empty());
         assert!(wrong_after(&writes[..1], Some(7)).is_empty());
+    }
+
+    #[test]
+    fn a_read_is_old_if_a_later_write_was_acknowledged_before_it() {
+        let writes = [write(7, 1, Some(3)), write(8, 2, Some(4)), write(9, 5, Some(6))];
+        let is_old = |version, at| is_old(&Sent { number: 1, version, at: write(0, at, None).sent }, &writes);
+        assert!(!is_old(0, 2) && is_old(0, 4), "its first info");
+        assert!(!is_old(7, 5) && !is_old(8, 5), "of writes at once any may be the last");
+        assert!(is_old(7, 7) && is_old(8, 7) && !is_old(9, 7));
+        assert!(!is_old(8, 6), "the write has not ended before the read is sent");
     }
 
     #[test]

@@ -129,6 +129,17 @@ enum Body {
     Sent,
 }
 
+/// What was found in the body of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Bodies of these requests are not checked.
+    Unchecked,
+    /// Not the user, or with an info that was never its own.
+    Wrong,
+    /// The user with this version.
+    Right(u32),
+}
+
 /// What a request writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writes {
@@ -204,22 +215,29 @@ impl Requests {
         self.template.fill(number, version)
     }
 
-    /// Returns whether `body` is the right one for the request with this number and version. `None` if bodies are not
-    /// checked.
-    pub fn is_right(&self, number: u32, sent: u32, body: &[u8]) -> Option<bool> {
+    /// Whether they read users that replaces change meanwhile.
+    pub fn are_beside_replaces(&self) -> bool {
+        matches!(self.body, Body::Since(_))
+    }
+
+    /// Judges the body of the answer to the request with this number and version.
+    pub fn verdict(&self, number: u32, sent: u32, body: &[u8]) -> Verdict {
         if self.body == Body::Any {
-            return None;
+            return Verdict::Unchecked;
         }
         let name = self.series.name(number);
-        let Ok(user) = serde_json::from_slice::<serde_json::Value>(body) else { return Some(false) };
+        let Ok(user) = serde_json::from_slice::<serde_json::Value>(body) else { return Verdict::Wrong };
         let found = user["info"].as_str().and_then(|info| version(&name, info, self.info_bytes));
-        let fits = |version| match self.body {
+        let fits = |version: &u32| match self.body {
             Body::Any => true,
-            Body::First => version == 0,
-            Body::Since(first) => version == 0 || version >= first,
-            Body::Sent => version == sent,
+            Body::First => *version == 0,
+            Body::Since(first) => *version == 0 || *version >= first,
+            Body::Sent => *version == sent,
         };
-        Some(user["name"] == name && found.is_some_and(fits))
+        match found.filter(fits) {
+            Some(version) if user["name"] == name => Verdict::Right(version),
+            _ => Verdict::Wrong,
+        }
     }
 }
 
@@ -239,8 +257,8 @@ mod tests {
         let text = String::from_utf8(requests.bytes(42, 0).to_vec()).expect("text");
         let body = r#"{"name":"r000000042","info":"r000000042xx"}"#;
         assert!(text.ends_with(&format!("Content-Length: {}\r\n\r\n{body}", body.len())), "{text}");
-        assert_eq!(requests.is_right(42, 0, body.as_bytes()), Some(true));
-        assert_eq!(requests.is_right(43, 0, body.as_bytes()), Some(false));
+        assert_eq!(requests.verdict(42, 0, body.as_bytes()), Verdict::Right(0));
+        assert_eq!(requests.verdict(43, 0, body.as_bytes()), Verdict::Wrong);
     }
 
     #[test]
@@ -252,13 +270,13 @@ mod tests {
         assert!(text.starts_with("PUT /user/n000000042 HTTP/1.1\r\n"), "{text}");
         assert!(text.ends_with(&format!("Content-Length: {}\r\n\r\n{body}", body.len())), "{text}");
         let answer = br#"{"name":"n000000042","info":"n000000042000000007xxx"}"#;
-        assert_eq!(requests.is_right(42, 7, answer), Some(true));
-        assert_eq!(requests.is_right(42, 8, answer), Some(false));
+        assert_eq!(requests.verdict(42, 7, answer), Verdict::Right(7));
+        assert_eq!(requests.verdict(42, 8, answer), Verdict::Wrong);
         let get = Requests::get(to, Series::Seeded, 22);
-        assert_eq!(get.is_right(42, 0, answer), Some(false), "nobody replaces");
+        assert_eq!(get.verdict(42, 0, answer), Verdict::Wrong, "nobody replaces");
         let since = |version| Requests { body: Body::Since(version), ..get.clone() };
-        assert_eq!(since(7).is_right(42, 0, answer), Some(true));
-        assert_eq!(since(8).is_right(42, 0, answer), Some(false), "written in another round");
-        assert_eq!(since(7).is_right(43, 0, answer), Some(false), "of another user");
+        assert_eq!(since(7).verdict(42, 0, answer), Verdict::Right(7));
+        assert_eq!(since(8).verdict(42, 0, answer), Verdict::Wrong, "written in another round");
+        assert_eq!(since(7).verdict(43, 0, answer), Verdict::Wrong, "of another user");
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use crate::answer::Answer;
-use crate::names::Requests;
+use crate::names::{Requests, Verdict};
 
 /// One body in a hundred is compared with the expected one, since parsing all of them would slow the load. The status
 /// of every answer is checked.
@@ -30,6 +30,8 @@ pub struct Tally {
     pub wrong: u64,
     /// All writes that were sent, also before answers counted.
     pub writes: Vec<Write>,
+    /// Those of the compared answers that replaces could change, with the version that was read.
+    pub reads: Vec<Sent>,
     answers: u64,
 }
 
@@ -53,7 +55,7 @@ pub struct Write {
 pub struct Sent {
     /// The number of the user.
     pub number: u32,
-    /// The version that a replace wrote.
+    /// The version that a replace wrote, or that was read.
     pub version: u32,
     /// When it was sent.
     pub at: Instant,
@@ -72,6 +74,7 @@ impl Tally {
             checked: 0,
             wrong: 0,
             writes: Vec::new(),
+            reads: Vec::new(),
             answers: 0,
         }
     }
@@ -86,6 +89,7 @@ impl Tally {
         self.checked += other.checked;
         self.wrong += other.wrong;
         self.writes.extend(other.writes);
+        self.reads.extend(other.reads);
         self
     }
 
@@ -105,13 +109,20 @@ impl Tally {
                 self.refused.saturating_record(micros(took));
             }
         }
-        if self.answers.is_multiple_of(CHECK_EVERY)
-            && answer.status == requests.status
-            && let Some(right) = requests.is_right(sent.number, sent.version, answer.body)
-        {
-            self.checked += 1;
-            self.wrong += u64::from(!right);
+        if self.answers.is_multiple_of(CHECK_EVERY) && answer.status == requests.status {
+            self.check(requests, sent, answer.body);
         }
         self.answers += 1;
+    }
+
+    fn check(&mut self, requests: &Requests, sent: Sent, body: &[u8]) {
+        let verdict = requests.verdict(sent.number, sent.version, body);
+        self.checked += u64::from(verdict != Verdict::Unchecked);
+        self.wrong += u64::from(verdict == Verdict::Wrong);
+        if let Verdict::Right(version) = verdict
+            && requests.are_beside_replaces()
+        {
+            self.reads.push(Sent { version, ..sent });
+        }
     }
 }

@@ -29,7 +29,7 @@ const TOLERANCE: f64 = 1.1;
 const EXPECTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../instructions.json");
 
 /// Instructions of one request.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Instructions {
     /// A near hit in data-svc.
     pub hit: f64,

@@ -10,7 +10,7 @@ use crate::stores::Stores;
 use crate::usage::Ticks;
 
 /// The circumstances that figures depend on.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Machine {
     /// The processor's model.
     pub cpu: String,

@@ -71,7 +71,7 @@ enum Command {
     Full(Length),
     /// Write bench/results/full.md and docs/benchmarks.md from the last full run
     Report,
-    /// Measure some rows, to try something out
+    /// Measure some rows, and show the ratios of ours to the other targets, and the goals that they decide
     Rows(Rows),
     /// Compare the p99 of ours with the axum peer's in each round, and show the generator's part in both
     Tails(Tails),
@@ -119,9 +119,9 @@ struct Rows {
     /// Targets, such as ours,axum; before is another build of ours, in the folder that BENCH_BEFORE names
     #[arg(long, value_delimiter = ',', default_value = "ours,axum,ceiling")]
     targets: Vec<Kind>,
-    /// Clients at once
-    #[arg(long, default_value_t = 64)]
-    clients: usize,
+    /// Clients at once, such as 1,32,128
+    #[arg(long, value_delimiter = ',', default_value = "64")]
+    clients: Vec<usize>,
     #[command(flatten)]
     length: Length,
 }
@@ -252,7 +252,10 @@ fn exit_code(failures: &[String]) -> ExitCode {
 
 fn try_out(rows: &Rows) {
     println!("{}", table::HEAD);
-    let plan = rows.length.plan(rows.clients);
-    let rows = table(&Stores::start(USERS), &rows.workloads, &rows.targets, &plan);
+    let stores = Stores::start(USERS);
+    let measure =
+        |&clients: &usize| table(&stores, &rows.workloads, &rows.targets, &rows.length.plan(clients));
+    let rows: Vec<Row> = rows.clients.iter().flat_map(measure).collect();
     println!("\n{}", ratios::table(&rows));
+    println!("{}", report::verdicts(&Results { rows, ..Results::default() }));
 }

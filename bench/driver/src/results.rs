@@ -18,7 +18,7 @@ use crate::targets::Kind;
 use crate::workload::Workload;
 
 /// One run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Results {
     /// The machine and the commit.
     pub machine: Machine,

@@ -244,3 +244,101 @@ impl Cache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(roll: &str, seq: u64, members: &[&str]) -> HashMap<String, String> {
+        let fields = members.iter().map(|member| ((*member).to_owned(), "1".to_owned()));
+        let known = [("roll".to_owned(), roll.to_owned()), ("seq".to_owned(), seq.to_string())];
+        fields.chain(known).collect()
+    }
+
+    fn process() -> Arc<str> {
+        "run history".into()
+    }
+
+    fn is_trusted_now(published: &Published) -> bool {
+        published.trusted_from < published.until
+    }
+
+    /// Acks that know `roll` from a proof's life ago.
+    fn knowing(process: &Arc<str>, roll: &str, seq: u64) -> Acks {
+        let acks = Acks::default();
+        acks.note(process, list(roll, seq, &[]), None).expect("nothing is known yet");
+        let long_ago = Instant::now().checked_sub(PROOF_LIFE * 2).expect("the machine has run for longer");
+        acks.known.lock().as_mut().expect("noted").since = long_ago;
+        acks
+    }
+
+    #[test]
+    fn a_message_is_what_the_script_publishes() {
+        let message = Message::parse(b"0a1b 17 [\"2:user:{a b}\",\"2:user:{\xc3\xa9}\"]").expect("a message");
+        assert_eq!(message.position, Position { roll: "0a1b".into(), seq: 17 });
+        assert_eq!(message.keys, ["2:user:{a b}", "2:user:{é}"]);
+        for garbage in
+            [&b"2:user:{john}"[..], b"", b"0a1b 17", b"0a1b x [\"k\"]", b"0a1b 17 [k]", b"\xff 1 [\"k\"]"]
+        {
+            assert_eq!(Message::parse(garbage), None);
+        }
+    }
+
+    #[test]
+    fn an_ack_is_for_all_messages_of_its_list_up_to_its_own() {
+        let acks = Acks::default();
+        let members = ["a".to_owned(), "b".to_owned()];
+        let at = |roll: &str, seq| Position { roll: roll.into(), seq };
+        acks.hear(at("one", 5).ack("a").as_bytes());
+        assert_eq!(acks.silent(&at("one", 5), &members), ["b"]);
+        assert_eq!(acks.silent(&at("one", 6), &members), ["a", "b"]);
+        assert_eq!(acks.silent(&at("two", 4), &members), ["a", "b"]);
+        acks.hear(at("one", 9).ack("b").as_bytes());
+        assert!(acks.silent(&at("one", 4), &members).is_empty());
+    }
+
+    #[test]
+    fn a_list_is_trusted_when_its_roll_has_been_known_for_as_long_as_a_proof_holds() {
+        let process = process();
+        let acks = Acks::default();
+        let first = acks.note(&process, list("one", 1, &["a"]), None).expect("nothing is known yet");
+        assert!(!is_trusted_now(&first));
+        let acks = knowing(&process, "one", 1);
+        let next =
+            acks.note(&process, list("one", 2, &["a"]), acks.newest().as_ref()).expect("a greater number");
+        assert!(is_trusted_now(&next));
+        assert_eq!(next.members, ["a"]);
+    }
+
+    #[test]
+    fn a_list_with_another_roll_or_on_other_connections_is_not_trusted() {
+        let here = process();
+        let acks = knowing(&here, "one", 1);
+        assert!(!is_trusted_now(&acks.note(&here, list("two", 2, &[]), None).expect("another roll")));
+        let acks = knowing(&here, "one", 1);
+        // The same process, by its name, after the connection was lost.
+        assert!(!is_trusted_now(
+            &acks.note(&process(), list("one", 2, &[]), None).expect("a greater number")
+        ));
+    }
+
+    #[test]
+    fn a_number_that_does_not_grow_shows_that_the_list_was_replaced() {
+        let process = process();
+        let acks = knowing(&process, "one", 5);
+        let before = acks.newest();
+        assert_eq!(acks.note(&process, list("one", 5, &[]), before.as_ref()).err(), Some("one".into()));
+        // Nothing is trusted from then on.
+        assert!(!is_trusted_now(&acks.note(&process, list("one", 6, &[]), None).expect("noted")));
+    }
+
+    #[test]
+    fn answers_may_arrive_in_another_order_than_calls_were_sent_in() {
+        let process = process();
+        let acks = knowing(&process, "one", 5);
+        let before = acks.newest();
+        assert!(acks.note(&process, list("one", 7, &[]), before.as_ref()).is_ok());
+        assert!(acks.note(&process, list("one", 6, &[]), before.as_ref()).is_ok());
+        assert_eq!(acks.newest(), Some(Position { roll: "one".into(), seq: 7 }));
+    }
+}

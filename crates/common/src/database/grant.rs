@@ -275,7 +275,7 @@ mod tests {
         let grants = grants();
         grants.learn(granted(1), Instant::now(), 1);
         let before = grants.until.load(Ordering::Acquire);
-        grants.refused(Instant::now());
+        grants.refused(Instant::now() + Duration::from_millis(1));
         assert!(grants.until.load(Ordering::Acquire) > before);
         grants.learn(granted(1), a_life_ago(), 1);
         grants.refused(Instant::now());

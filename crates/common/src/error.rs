@@ -31,15 +31,15 @@ pub enum Error {
     BodyTooLarge,
     /// The body is not `application/json`, or compressed.
     UnsupportedMediaType(&'static str),
-    /// PostgreSQL cannot serve the request now: away, starting, read-only, out of connections, too slow. Or the cache is
-    /// suspended, and a write would have to wait for longer than its request.
+    /// PostgreSQL cannot serve the request now: away, starting, read-only, out of connections, too slow. Or the cache
+    /// is suspended, and a write would have to wait for longer than its request.
     Unavailable(String),
     /// The grant of the cache changed under a write. It has changed nothing, and may try again: no client sees this.
     Suspended,
     /// The service is starting or stopping, or lacks what it needs: the answer of `/readyz`.
     NotReady(&'static str),
-    /// Several writes cannot be done together, perhaps since another session holds what one of them needs. Nothing has changed,
-    /// and each is tried alone: no client sees this.
+    /// Several writes cannot be done together, perhaps since another session holds what one of them needs. Nothing has
+    /// changed, and each is tried alone: no client sees this.
     Held,
     /// The line for PostgreSQL or for Redis is full.
     Overloaded,

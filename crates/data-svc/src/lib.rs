@@ -125,8 +125,8 @@ async fn serve_until_stopped(config: Config) -> CommandResult {
         name: NAME,
         http: config.http,
         metrics,
-        // Once ready it stays ready. Without PostgreSQL it still serves hits, and else all replicas would become unready
-        // at the same time.
+        // Once ready it stays ready. Without PostgreSQL it still serves hits, and else all replicas would become
+        // unready at the same time.
         readiness: Arc::new(move || database.is_readable()),
         api: routes::api(&config.public_user_url),
         fast_path,

@@ -1,9 +1,9 @@
-//! How a writer knows that no near copy of what it changes is left: each near member has acknowledged its message, or as much
-//! time has passed as a proof holds, whichever is first.
+//! How a writer knows that no near copy of what it changes is left: each near member has acknowledged its message, or
+//! as much time has passed as a proof holds, whichever is first.
 //!
-//! The list of members is one hash in the granted Redis, so a flush, an eviction or a restart removes all of it or nothing.
-//! It has a random name, the *roll*, and counts the messages. A list is trusted only when its roll has been known for as
-//! long as a proof holds: a member that is not in it has renewed no proof since.
+//! The list of members is one hash in the granted Redis, so a flush, an eviction or a restart removes all of it or
+//! nothing. It has a random name, the *roll*, and counts the messages. A list is trusted only when its roll has been
+//! known for as long as a proof holds: a member that is not in it has renewed no proof since.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -120,8 +120,8 @@ impl Acks {
         self.known.lock().as_ref().map(|known| known.position.clone())
     }
 
-    /// Notes the list of members, `list`, as Redis has returned it to a call over the connections to `process`. `before` is
-    /// the newest message that was known when the call was sent.
+    /// Notes the list of members, `list`, as Redis has returned it to a call over the connections to `process`.
+    /// `before` is the newest message that was known when the call was sent.
     ///
     /// # Errors
     /// The list has taken the place of a newer one with the same roll, which is returned: others may trust it.

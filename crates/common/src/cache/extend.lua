@@ -1,6 +1,6 @@
--- Keeps a barrier at each key for ARGV[2] ms more: whichever writer's is there, since an attempt of ours that was given up
--- may have arrived late over the one that was confirmed. Where there is none, the barrier ARGV[1] is raised again, also
--- over a copy that was taken meanwhile. Returns how many were lost.
+-- Keeps a barrier at each key for ARGV[2] ms more: whichever writer's is there, since an attempt of ours that was given
+-- up may have arrived late over the one that was confirmed. Where there is none, the barrier ARGV[1] is raised again,
+-- also over a copy that was taken meanwhile. Returns how many were lost.
 local lost = 0
 for _, key in ipairs(KEYS) do
   local held = redis.pcall('GET', key)

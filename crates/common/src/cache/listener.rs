@@ -3,8 +3,8 @@
 //!
 //! The proof is a *renewal*: a command whose reply shows that every message which was published before it was sent has
 //! been applied. It also keeps the near cache listed as a *member* in Redis, so that writers know for whose
-//! acknowledgements they wait. And it is a write: a server that is demoted, paused or cut off from its replicas answers a
-//! PING, but refuses this. The leases of Gray and Cheriton ("Leases", SOSP 1989) are the model.
+//! acknowledgements they wait. And it is a write: a server that is demoted, paused or cut off from its replicas answers
+//! a PING, but refuses this. The leases of Gray and Cheriton ("Leases", SOSP 1989) are the model.
 //!
 //! A thread of its own: neither a busy worker nor a slow request delays an ack.
 
@@ -82,8 +82,8 @@ impl Listener {
         }
     }
 
-    /// Listens until the connection fails, as a member of its own. Not with a client that reconnects by itself: it would not
-    /// show what was missed meanwhile. `former` is the member that this near cache was before.
+    /// Listens until the connection fails, as a member of its own. Not with a client that reconnects by itself: it
+    /// would not show what was missed meanwhile. `former` is the member that this near cache was before.
     async fn listen(&self, former: &mut Option<String>) -> Result<Infallible, Failure> {
         let (sender, mut heard) = watch::channel(Heard::Nothing);
         let near = self.near.clone();

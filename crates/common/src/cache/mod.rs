@@ -1,7 +1,8 @@
 //! Redis, step by step: the commands of a reader and of a writer.
 //!
-//! `entry.rs` has the bytes at a key, `connection.rs` the time-out and the breaker, `near.rs` the copies in this process'
-//! own memory, `listener.rs` and `acks.rs` what readers and writers do about them. Redis runs the scripts in the Lua files.
+//! `entry.rs` has the bytes at a key, `connection.rs` the time-out and the breaker, `near.rs` the copies in this
+//! process' own memory, `listener.rs` and `acks.rs` what readers and writers do about them. Redis runs the scripts in
+//! the Lua files.
 
 mod acks;
 mod connection;
@@ -259,7 +260,8 @@ impl Cache {
         self.0.redis.call(granted, ask).await
     }
 
-    /// Raises barriers at `keys`, over whatever is there, and publishes those that near caches may hold, in one round trip.
+    /// Raises barriers at `keys`, over whatever is there, and publishes those that near caches may hold, in one round
+    /// trip.
     ///
     /// # Errors
     /// [`CacheError`]: also if Redis has been slow for so long that it would keep every writer waiting.
@@ -316,8 +318,8 @@ impl Cache {
         Ok(Raised { token, sent, process, published })
     }
 
-    /// Gives the list of near members a new roll, and removes `members` from it, if its roll is still `roll`. Returns whether
-    /// it was.
+    /// Gives the list of near members a new roll, and removes `members` from it, if its roll is still `roll`. Returns
+    /// whether it was.
     async fn rename_members(&self, roll: &str, members: &[&str]) -> Result<bool, CacheError> {
         let mut call = self.0.rename.key(MEMBERS);
         call.arg(roll).arg(acks::new_roll());
@@ -329,8 +331,8 @@ impl Cache {
         self.0.redis.call_or_connect(ask).await.map(|(renamed, _)| renamed)
     }
 
-    /// Lets the barriers of new records live as long as new ones, and raises those that were lost. The others need not stand:
-    /// their rows are locked.
+    /// Lets the barriers of new records live as long as new ones, and raises those that were lost. The others need not
+    /// stand: their rows are locked.
     ///
     /// # Errors
     /// [`CacheError`]
@@ -363,8 +365,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Deletes what is cached at `keys`, except barriers, and publishes the keys to the near caches. When this returns, no
-    /// near copy of them is left.
+    /// Deletes what is cached at `keys`, except barriers, and publishes the keys to the near caches. When this returns,
+    /// no near copy of them is left.
     ///
     /// # Errors
     /// [`CacheError`]

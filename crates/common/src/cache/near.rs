@@ -1,8 +1,8 @@
 //! The near cache: copies in this process' own memory, answered without asking Redis, and still linearizable.
 //!
-//! Its listener (`listener.rs`) hears of each write, and proves again and again that it has missed none. A copy may be used
-//! until [`PROOF_LIFE`] after the newest proof. So a writer that has published a key knows that no copy is left when each
-//! replica has acknowledged the message, or when as much time has passed.
+//! Its listener (`listener.rs`) hears of each write, and proves again and again that it has missed none. A copy may be
+//! used until [`PROOF_LIFE`] after the newest proof. So a writer that has published a key knows that no copy is left
+//! when each replica has acknowledged the message, or when as much time has passed.
 //!
 //! A copy is used only under a grant of its own tag. One is stored only while the listener is connected to the Redis
 //! process that is granted: from another one it would hear nothing.
@@ -97,8 +97,8 @@ impl Near {
         }
     }
 
-    /// The copy for `key` with the tag `tag`, if it is proved to be current. Must be called after the request has arrived:
-    /// the proof holds for reads that began before this call.
+    /// The copy for `key` with the tag `tag`, if it is proved to be current. Must be called after the request has
+    /// arrived: the proof holds for reads that began before this call.
     #[must_use]
     pub fn get(&self, key: &str, tag: Tag) -> Option<Entry> {
         // In this order: the proof, the copy, the clock. A removal that the proof covers is seen by what follows.

@@ -1,8 +1,8 @@
 -- Raises the barrier ARGV[1] for ARGV[2] ms at each key after the first, over whatever is there. If there is a list of
 -- changed keys ARGV[3], publishes it on the channel ARGV[5], and returns the hash KEYS[1] of the near members: each
 -- acknowledges the message on the channel ARGV[6], and so does the script, so that a writer sees whether it hears acks.
--- The hash has a random name, ARGV[4] if it is new, and counts the messages. All in one script: messages leave in the order
--- of their numbers, and the members are those that were listed after the barriers stood.
+-- The hash has a random name, ARGV[4] if it is new, and counts the messages. All in one script: messages leave in the
+-- order of their numbers, and the members are those that were listed after the barriers stood.
 for at = 2, #KEYS do
   redis.call('SET', KEYS[at], ARGV[1], 'PX', ARGV[2])
 end

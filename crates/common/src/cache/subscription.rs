@@ -50,8 +50,8 @@ impl Channel {
         Ok(Self { client, name })
     }
 
-    /// Connects and subscribes. From then on `apply` gets each message, in the order in which Redis has sent messages and
-    /// replies: when a command's reply is there, what was published before it ran is applied.
+    /// Connects and subscribes. From then on `apply` gets each message, in the order in which Redis has sent messages
+    /// and replies: when a command's reply is there, what was published before it ran is applied.
     ///
     /// # Errors
     /// Redis cannot be reached, or does not speak RESP3.

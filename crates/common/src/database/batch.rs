@@ -2,8 +2,9 @@
 //! connection takes all of them, or as many as a statement should hold.
 //!
 //! No request waits for others to arrive. An idle service serves one at a time and adds no latency. A busy one gets
-//! cheaper per request, since more requests wait while a batch is under way. For that one connection is best. Only while
-//! a batch takes long, as when a connection hangs, does the next one begin beside it: on a quarter of the connections at most.
+//! cheaper per request, since more requests wait while a batch is under way. For that one connection is best. Only
+//! while a batch takes long, as when a connection hangs, does the next one begin beside it: on a quarter of the
+//! connections at most.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
@@ -21,7 +22,8 @@ use crate::error::Error;
 /// How many waiters a statement serves at most. Most of the gain is there with 16 rows; a longer statement makes its
 /// first waiter wait.
 const BATCH_MAX: usize = 64;
-/// After this time the next batch begins beside one that is under way. A batch takes a few milliseconds, unless it is stuck.
+/// After this time the next batch begins beside one that is under way. A batch takes a few milliseconds, unless it is
+/// stuck.
 const SLOW_AFTER: Duration = Duration::from_millis(10);
 
 /// A queue of requests for one kind of thing. Each brings a key and a value, and gets an `O`. Clones share the queue.
@@ -50,8 +52,8 @@ struct Waiting<K, V, O> {
 pub enum Repeats<V> {
     /// Nothing.
     Independent,
-    /// Rivals: a batch holds the key, and other batches leave it alone. A second one may be in the batch if this function says so
-    /// of the first and the second.
+    /// Rivals: a batch holds the key, and other batches leave it alone. A second one may be in the batch if this
+    /// function says so of the first and the second.
     Rivals(fn(&V, &V) -> bool),
 }
 
@@ -129,8 +131,8 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
         Ok((std::mem::replace(&mut waiting.is_served, true), deadline))
     }
 
-    /// Calls `begin` with one batch after the other, until no request waits. `begin` must start a task for the batch, which drops
-    /// what it is given when its connection is free.
+    /// Calls `begin` with one batch after the other, until no request waits. `begin` must start a task for the batch,
+    /// which drops what it is given when its connection is free.
     pub async fn serve(&self, begin: impl Fn(Batch<K, V, O>, UnderWay)) {
         loop {
             let permit = self.0.under_way.clone().acquire_owned().await.ok();
@@ -147,7 +149,8 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
         }
     }
 
-    /// The deadline of the next batch, when there is one; none if no request waits, and then the queue is no longer served.
+    /// The deadline of the next batch, when there is one; none if no request waits, and then the queue is no longer
+    /// served.
     async fn next_deadline(&self) -> Option<Instant> {
         loop {
             {
@@ -234,8 +237,8 @@ impl<K: Clone + Eq + Hash, V, O> Batch<K, V, O> {
         self.waiters.get_or_init(|| self.batcher.take(self.deadline))
     }
 
-    /// Lets other batches have requests for `key`. Only the first call has an effect; what is left is released when the batch is
-    /// dropped.
+    /// Lets other batches have requests for `key`. Only the first call has an effect; what is left is released when the
+    /// batch is dropped.
     pub fn release(&self, key: &K) {
         if self.released.lock().insert(key.clone()) {
             self.batcher.0.waiting.lock().held.remove(key);

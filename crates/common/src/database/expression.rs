@@ -43,15 +43,16 @@ expressions! {
     /// Whether the row is *clear*: no transaction that had not ended when the statement began has locked or changed it.
     /// Writers lock a row with `FOR UPDATE` and outside of any savepoint: then its xmax is the transaction's own id.
     ///
-    /// xmax has 32 bits, and is widened to the 64 bits that are nearest to the snapshot's. The snapshot's xmin would not
-    /// do: after `FOR UPDATE` and `UPDATE` in one transaction the new row keeps the transaction's own id as xmax, and one
-    /// old transaction anywhere would make all such rows look locked.
+    /// xmax has 32 bits, and is widened to the 64 bits that are nearest to the snapshot's. The snapshot's xmin would
+    /// not do: after `FOR UPDATE` and `UPDATE` in one transaction the new row keeps the transaction's own id as xmax,
+    /// and one old transaction anywhere would make all such rows look locked.
     RowIsClear: Bool = "(CASE WHEN xmax = 0 THEN true ELSE (SELECT pg_visible_in_snapshot((next + ((xmax::text::bigint - next \
         + 2147483648) & 4294967295) - 2147483648)::text::xid8, snapshot) FROM (SELECT snapshot, \
         pg_snapshot_xmax(snapshot)::text::bigint AS next FROM pg_current_snapshot() AS snapshot) AS now) END)";
 
-    /// Which transaction this is, and which grant it sees; NULL if there is none. Within a statement that has changed or locked
-    /// a row, so that the transaction has an id, and later than the one that has taken the lock of `grant_row.rs`.
+    /// Which transaction this is, and which grant it sees; NULL if there is none. Within a statement that has changed
+    /// or locked a row, so that the transaction has an id, and later than the one that has taken the lock of
+    /// `grant_row.rs`.
     InTransaction: Nullable<Text> = "(SELECT concat_ws('|', pg_current_xact_id(), epoch, \
         extract(epoch FROM pg_postmaster_start_time()), coalesce(redis, '')) FROM cache_grant WHERE one_row)";
 }

@@ -1,8 +1,8 @@
 //! The grant: PostgreSQL says which Redis process may be used as the cache, and under which epoch.
 //!
-//! [`Grants`] is what this process knows of it. Readers use a copy only under a grant that is valid, and writers do without
-//! Redis only under a suspension that every reader knows by now. `grant_row.rs` has the statements, `granter.rs` what
-//! user-svc does with them. docs/cache-protocol.md says why it is right.
+//! [`Grants`] is what this process knows of it. Readers use a copy only under a grant that is valid, and writers do
+//! without Redis only under a suspension that every reader knows by now. `grant_row.rs` has the statements,
+//! `granter.rs` what user-svc does with them. docs/cache-protocol.md says why it is right.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,8 @@ use super::grant_row::Transaction;
 use crate::config::WithoutPostgres;
 use crate::error::Error;
 
-/// How much longer than a grant's life writers wait, since clocks do not run alike: a hundredth of it, and at least this.
+/// How much longer than a grant's life writers wait, since clocks do not run alike: a hundredth of it, and at least
+/// this.
 const MARGIN_MIN: Duration = Duration::from_millis(20);
 /// Which Redis process may be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +29,8 @@ pub struct Grant {
     pub redis: Option<Arc<str>>,
     /// For how long a look at the grant is valid, from when it was asked for.
     pub life: Duration,
-    /// What the entries that are stored under this grant hold. Other epochs, other databases, and the same one before it
-    /// was restored or failed over, have other tags.
+    /// What the entries that are stored under this grant hold. Other epochs, other databases, and the same one before
+    /// it was restored or failed over, have other tags.
     pub tag: u64,
     /// When the server has started that was asked.
     pub server_start: String,
@@ -173,7 +174,8 @@ impl Grants {
         *self.doubted.lock() = Some(tag);
     }
 
-    /// Notes the result of a look in the monitor's session `session`: `grant`, if the table has one, asked for at `asked`.
+    /// Notes the result of a look in the monitor's session `session`: `grant`, if the table has one, asked for at
+    /// `asked`.
     pub fn learn(&self, grant: Option<Grant>, asked: Instant, session: u64) {
         let end = match &grant {
             Some(Grant { redis: Some(_), life, .. }) => self.micros(asked + *life),
@@ -204,8 +206,9 @@ impl Grants {
         self.until.store(until, Ordering::Release);
     }
 
-    /// Notes that PostgreSQL has refused a look that was asked for at `asked`: it is down, and takes no writes. So what was
-    /// valid until now stays valid, as after an answer. What has run out stays so: a write may have come in between.
+    /// Notes that PostgreSQL has refused a look that was asked for at `asked`: it is down, and takes no writes. So what
+    /// was valid until now stays valid, as after an answer. What has run out stays so: a write may have come in
+    /// between.
     pub fn refused(&self, asked: Instant) {
         let Some(Known { grant, .. }) = self.known() else { return };
         let until = self.until.load(Ordering::Acquire);

@@ -78,8 +78,9 @@ pub fn create(connection: &mut PgConnection, redis: Option<&str>, life: Duration
         .map(drop)
 }
 
-/// Suspends the grant of `epoch`, or any without one. It needs no lock: writes that are under way guard the process that
-/// was granted when they looked, and every reader that uses it sees their barriers. Returns whether it was that epoch.
+/// Suspends the grant of `epoch`, or any without one. It needs no lock: writes that are under way guard the process
+/// that was granted when they looked, and every reader that uses it sees their barriers. Returns whether it was that
+/// epoch.
 ///
 /// A cache that is suspended again within a minute stays so for longer each time, 30 seconds at most.
 ///
@@ -99,8 +100,8 @@ pub fn suspend(connection: &mut PgConnection, epoch: Option<i64>) -> QueryResult
     Ok(rows > 0)
 }
 
-/// Grants `redis`, if `epoch` is still the one that is suspended: when no write that began under the suspension is under
-/// way. Returns whether it did.
+/// Grants `redis`, if `epoch` is still the one that is suspended: when no write that began under the suspension is
+/// under way. Returns whether it did.
 ///
 /// # Errors
 /// The database's, and that such writes take longer than a tenth of a second: others wait behind this meanwhile.
@@ -122,8 +123,8 @@ pub fn grant(connection: &mut PgConnection, epoch: i64, redis: &str, life: Durat
     })
 }
 
-/// The `purge --all` sub-command: suspends the cache, and returns when no reader uses what was in it. A user-svc that runs
-/// then grants Redis under a new epoch.
+/// The `purge --all` sub-command: suspends the cache, and returns when no reader uses what was in it. A user-svc that
+/// runs then grants Redis under a new epoch.
 ///
 /// # Errors
 /// The database's.

@@ -56,8 +56,8 @@ impl Granter {
         Ok(())
     }
 
-    /// Changes the grant that is known if it must be changed, given the Redis process that is offered. Returns whether it
-    /// did.
+    /// Changes the grant that is known if it must be changed, given the Redis process that is offered. Returns whether
+    /// it did.
     ///
     /// # Errors
     /// The database's.

@@ -1,8 +1,8 @@
 //! PostgreSQL: the r2d2 pool, and the only bridge from async code to Diesel.
 //!
-//! Worker threads, one a connection, take jobs from one bounded queue. A thread checks its connection out once and keeps
-//! it until it fails, so that the pool's validation query is paid after an error, not at each query. Work that can be
-//! done for many requests at once waits in a [`Batcher`] instead.
+//! Worker threads, one a connection, take jobs from one bounded queue. A thread checks its connection out once and
+//! keeps it until it fails, so that the pool's validation query is paid after an error, not at each query. Work that
+//! can be done for many requests at once waits in a [`Batcher`] instead.
 //!
 //! Every caller has a deadline of its own. When PostgreSQL is frozen a thread can be stuck in it for long, whatever
 //! time-outs are set; but no request waits with it, and no more threads than the connections get stuck.
@@ -161,8 +161,8 @@ impl Database {
         self.monitor.offer(offer);
     }
 
-    /// Waits until `transaction` has ended, however long that takes. It began, or went on, while the newest look was in the
-    /// monitor's session `session` with the same server; none if that is not known.
+    /// Waits until `transaction` has ended, however long that takes. It began, or went on, while the newest look was in
+    /// the monitor's session `session` with the same server; none if that is not known.
     pub async fn outcome(&self, transaction: String, session: Option<u64>) -> Outcome {
         self.monitor.outcome(transaction, session).await.unwrap_or(Outcome::Ended)
     }

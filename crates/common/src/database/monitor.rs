@@ -135,8 +135,8 @@ impl Monitor {
         }
     }
 
-    /// What becomes of `transaction`, which was under way in the monitor's session `session` with the same server: sent when
-    /// it has ended.
+    /// What becomes of `transaction`, which was under way in the monitor's session `session` with the same server: sent
+    /// when it has ended.
     pub fn outcome(&self, transaction: String, session: Option<u64>) -> oneshot::Receiver<Outcome> {
         let (answer, outcome) = oneshot::channel();
         self.orders.lock().questions.push(Question { transaction, session, answer });
@@ -176,8 +176,8 @@ impl Monitor {
             if is_refusal(&reason) {
                 self.grants.refused(asked);
             }
-            // One failure may be the monitor's own: its connection was reset while it was made, or another client took the
-            // last one.
+            // One failure may be the monitor's own: its connection was reset while it was made, or another client took
+            // the last one.
             failures += 1;
             if failures > 1 {
                 self.seen.store(0, Ordering::Release);

@@ -31,8 +31,8 @@ pub struct Question {
 impl Question {
     /// Asks in the monitor's session `session`. Returns none while the transaction is in progress.
     ///
-    /// After a crash the server gives ids out again. So how a transaction ended is believed only in a session that saw it
-    /// under way: no session outlives a crash.
+    /// After a crash the server gives ids out again. So how a transaction ended is believed only in a session that saw
+    /// it under way: no session outlives a crash.
     ///
     /// # Errors
     /// The connection is lost.

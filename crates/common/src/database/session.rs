@@ -16,12 +16,12 @@ use crate::error::Error;
 /// longest pause within a transaction, which is a step with Redis and the near wait.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
 
-/// How long a transaction waits for rows and keys that another session holds while other writes wait behind it: longer than
-/// another service's transaction takes.
+/// How long a transaction waits for rows and keys that another session holds while other writes wait behind it: longer
+/// than another service's transaction takes.
 const SHORT_LOCK_WAIT: Duration = Duration::from_millis(50);
 
-/// The beginning of a transaction that writes, in one round trip. The lock is the one of `grant_row.rs`. What is read in a
-/// later statement is what was there after the lock was taken: a snapshot each is what READ COMMITTED means.
+/// The beginning of a transaction that writes, in one round trip. The lock is the one of `grant_row.rs`. What is read
+/// in a later statement is what was there after the lock was taken: a snapshot each is what READ COMMITTED means.
 static BEGIN: LazyLock<String> = LazyLock::new(|| {
     format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {}; \
@@ -50,8 +50,8 @@ pub enum End {
     RollBack,
 }
 
-/// Refuses a server in recovery: it may lack what the primary has acknowledged. It cannot become one later, since a server
-/// enters recovery only as it starts.
+/// Refuses a server in recovery: it may lack what the primary has acknowledged. It cannot become one later, since a
+/// server enters recovery only as it starts.
 const NOT_A_STANDBY: &str =
     "DO $$ BEGIN IF pg_is_in_recovery() THEN RAISE EXCEPTION 'the server is a standby'; END IF; END $$";
 
@@ -225,10 +225,10 @@ fn is_undone(error: &DieselError) -> bool {
 pub struct Setup(String);
 
 impl Setup {
-    /// Sets the server's own limits, from `settings`, and lets it plan each statement once. All our statements go by the
-    /// primary key, so no other plan is ever better. By default, with few keys in a batch, the server would plan anew
-    /// each time, which takes a fifth of its time; and a plan made while the table was empty might read all rows. No
-    /// statement is worth being compiled.
+    /// Sets the server's own limits, from `settings`, and lets it plan each statement once. All our statements go by
+    /// the primary key, so no other plan is ever better. By default, with few keys in a batch, the server would plan
+    /// anew each time, which takes a fifth of its time; and a plan made while the table was empty might read all rows.
+    /// No statement is worth being compiled.
     pub fn of(settings: &DatabaseSettings) -> Self {
         Self(format!(
             "{NOT_A_STANDBY}; {ALWAYS_DURABLE}; SET statement_timeout = {}; SET lock_timeout = {}; \

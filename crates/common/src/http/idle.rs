@@ -43,7 +43,8 @@ impl ClientConnection {
     }
 }
 
-/// Puts a [`ClientConnection`] beside `stream`, where its requests find it. It is closed once it was idle for `timeout`.
+/// Puts a [`ClientConnection`] beside `stream`, where its requests find it. It is closed once it was idle for
+/// `timeout`.
 pub fn watch(stream: &dyn Any, timeout: Duration, data: &mut Extensions) {
     let Some(stream) = stream.downcast_ref::<TcpStream>() else { return };
     // This fails only if no more files can be opened, and then accepting fails as well.
@@ -72,7 +73,8 @@ fn close_idle(timeout: Duration) {
         open.get_or_insert_default().retain(|connection| {
             let Some(connection) = connection.upgrade() else { return false };
             if connection.idle_since.get().is_some_and(|since| since.elapsed() >= timeout) {
-                // The worker sees the end, and drops the connection. One that has ended cannot be shut down, and need not.
+                // The worker sees the end, and drops the connection. One that has ended cannot be shut down, and need
+                // not.
                 let _ = shutdown(&connection.socket, Shutdown::Both);
             }
             true

@@ -1,7 +1,7 @@
 //! A request's way in and out. Nothing here knows a user or a store.
 //!
-//! [`Service`] listens; `middleware.rs` gives each request an id, a log line and its place in the metrics; [`Body`] reads
-//! what was sent; [`Problem`] is what a client sees of an [`Error`](crate::error::Error).
+//! [`Service`] listens; `middleware.rs` gives each request an id, a log line and its place in the metrics; [`Body`]
+//! reads what was sent; [`Problem`] is what a client sees of an [`Error`](crate::error::Error).
 
 mod body;
 mod description;

@@ -63,7 +63,8 @@ impl Service {
     /// # Errors
     /// A port that cannot be bound.
     pub fn serve(self, routes: Routes) -> LocalBoxFuture<'static, io::Result<()>> {
-        // Boxed, so that the server is compiled once, with this crate: async and generic code is compiled with its caller.
+        // Boxed, so that the server is compiled once, with this crate: async and generic code is compiled with its
+        // caller.
         Box::pin(self.serve_until_stopped(routes))
     }
 

@@ -1,5 +1,5 @@
-//! The changes of a transaction, on the database's thread: locks the rows, judges each write by itself, and changes what is to
-//! be changed, by one statement for each kind of write.
+//! The changes of a transaction, on the database's thread: locks the rows, judges each write by itself, and changes
+//! what is to be changed, by one statement for each kind of write.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -45,12 +45,12 @@ enum Row<'a, V> {
     Deleted,
 }
 
-/// Does those of `writes` that can be done; several writes of one record one after the other. With [`LockWait::Short`], rows
-/// that another session holds are left out.
+/// Does those of `writes` that can be done; several writes of one record one after the other. With [`LockWait::Short`],
+/// rows that another session holds are left out.
 ///
 /// # Errors
-/// The database's. [`Error::Held`] if a statement for several writes fails, perhaps because of one of them: each may be tried
-/// alone. [`Error::Suspended`] if there is no grant.
+/// The database's. [`Error::Held`] if a statement for several writes fails, perhaps because of one of them: each may be
+/// tried alone. [`Error::Suspended`] if there is no grant.
 pub fn apply<T: CacheAside>(
     connection: &mut PgConnection,
     writes: &[&Waiter<T>],
@@ -70,8 +70,8 @@ fn try_to_apply<T: CacheAside>(
     lock_wait: LockWait,
 ) -> QueryResult<Result<Applied, Error>> {
     let mut rows = lock(connection, writes, lock_wait)?;
-    // Rows are changed in the order of their keys: two transactions that lock the same rows in different orders would wait for
-    // each other.
+    // Rows are changed in the order of their keys: two transactions that lock the same rows in different orders would
+    // wait for each other.
     let mut created = BTreeMap::new();
     let mut verdicts: Vec<Verdict> = writes
         .iter()
@@ -97,7 +97,8 @@ fn try_to_apply<T: CacheAside>(
 
     let mut keys = Changes::default();
     let mut changed = Vec::new();
-    // First, since it may wait for another session. While this one has only locked rows, nobody who inserts waits for it.
+    // First, since it may wait for another session. While this one has only locked rows, nobody who inserts waits for
+    // it.
     if !created.is_empty() {
         changed = T::insert(connection, &created)?;
         let free: HashSet<&T::Key> = changed.iter().map(|(key, _)| key).collect();

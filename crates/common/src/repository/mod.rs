@@ -16,8 +16,9 @@
 //!   COMMIT, and removes it when the outcome is known. While the barrier stands, readers use PostgreSQL and store
 //!   nothing. A row that a transaction under way has locked is not stored either, barrier or not. An insert has no row
 //!   to lock, so it is acknowledged after its barrier is removed;
-//! - **acks**: near copies may be used for 50 ms after a proof that nothing was missed. A writer that changes what replicas may
-//!   hold publishes the key, and waits before COMMIT until all of them have acknowledged it, or for as long.
+//! - **acks**: near copies may be used for 50 ms after a proof that nothing was missed. A writer that changes what
+//!   replicas may hold publishes the key, and waits before COMMIT until all of them have acknowledged it, or for as
+//!   long.
 
 mod apply;
 mod offer;
@@ -49,7 +50,8 @@ const READS_WAITING_MIN: usize = 128;
 /// Changed keys, each with the value of [`crate::database::InTransaction`] in the same statement.
 pub type Changed<K> = Vec<(K, Option<String>)>;
 
-/// What can be kept in a [`Repository`]: its key, its codec, and its statements. Each is for several keys, in their order.
+/// What can be kept in a [`Repository`]: its key, its codec, and its statements. Each is for several keys, in their
+/// order.
 ///
 /// All errors are the database's.
 #[expect(clippy::missing_errors_doc, reason = "the trait's documentation says it once")]
@@ -80,8 +82,8 @@ pub trait CacheAside: Send + Sync + 'static {
     /// [`crate::database::RowIsClear`] in the same statement. Outside of any older snapshot.
     fn load(connection: &mut PgConnection, keys: &[&Self::Key]) -> QueryResult<Vec<(Self::Record, bool)>>;
 
-    /// Loads those of `keys` that exist and locks them `FOR UPDATE`, one after the other; with [`LockWait::Short`] without
-    /// those that another session has locked (`SKIP LOCKED`).
+    /// Loads those of `keys` that exist and locks them `FOR UPDATE`, one after the other; with [`LockWait::Short`]
+    /// without those that another session has locked (`SKIP LOCKED`).
     fn lock(
         connection: &mut PgConnection,
         keys: &[&Self::Key],
@@ -112,8 +114,8 @@ enum Change<T: CacheAside> {
 }
 
 impl<T: CacheAside> Change<T> {
-    /// Whether the second of two changes of one record may be in a transaction with the first: it needs no statement of its
-    /// own then. A record that many replace at the same time would otherwise wait for as many COMMITs.
+    /// Whether the second of two changes of one record may be in a transaction with the first: it needs no statement of
+    /// its own then. A record that many replace at the same time would otherwise wait for as many COMMITs.
     fn may_follow(first: &Self, second: &Self) -> bool {
         matches!((first, second), (Self::Replace(..), Self::Replace(..) | Self::Delete(..)))
     }

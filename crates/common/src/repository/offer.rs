@@ -12,8 +12,8 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// How often it is tried until Redis is there for the first time: a new database is granted at once then.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Offers `database` the Redis process that `cache` is connected to, for as long as it takes writes in time. The monitor
-/// grants it when the cache is suspended and no reader uses another one any more. Never returns.
+/// Offers `database` the Redis process that `cache` is connected to, for as long as it takes writes in time. The
+/// monitor grants it when the cache is suspended and no reader uses another one any more. Never returns.
 pub async fn keep_offering(database: Database, cache: Cache) {
     let mut offer: Option<Offer> = None;
     let mut interval = CONNECT_INTERVAL;

@@ -26,7 +26,8 @@ pub struct FillTarget {
     cache_key: String,
     /// The Redis process that is granted.
     process: Arc<str>,
-    /// What must still be there, and the tag of the copy: that of what it takes the place of, not of the time of the fill.
+    /// What must still be there, and the tag of the copy: that of what it takes the place of, not of the time of the
+    /// fill.
     place: Place,
 }
 
@@ -63,8 +64,8 @@ impl<T: CacheAside> Repository<T> {
     /// Finds the record of `key`.
     ///
     /// # Errors
-    /// The database's, and [`Error::Overloaded`] if too many reads wait for Redis. A cache that fails makes this slower,
-    /// by one time-out at most.
+    /// The database's, and [`Error::Overloaded`] if too many reads wait for Redis. A cache that fails makes this
+    /// slower, by one time-out at most.
     pub async fn find(&self, key: &T::Key, freshness: Freshness) -> Result<Found, Error> {
         let cache_key = T::cache_key(key);
         if freshness == Freshness::Any
@@ -332,8 +333,8 @@ impl<T: CacheAside> Repository<T> {
             filling.push((waiter, target, answer));
         }
         let Some((_, first, _)) = filling.first() else { return };
-        // Other targets of the batch may be in another process, if the grant has just changed. There nothing is expected
-        // that is also here.
+        // Other targets of the batch may be in another process, if the grant has just changed. There nothing is
+        // expected that is also here.
         let stored = self.0.cache.replace(&first.process, &fills).await.unwrap_or_default();
         for (at, (waiter, target, answer)) in filling.into_iter().enumerate() {
             let stored = stored.get(at).is_some_and(|stored| *stored);

@@ -1,5 +1,5 @@
-//! The write flow, top to bottom. Writes that wait share a transaction: the changes, the barriers, the acks of near caches,
-//! COMMIT, the un-barrier. Each caller gets the answer that it would have got alone.
+//! The write flow, top to bottom. Writes that wait share a transaction: the changes, the barriers, the acks of near
+//! caches, COMMIT, the un-barrier. Each caller gets the answer that it would have got alone.
 //!
 //! Nobody waits for a row or a key that another session holds: such a write is tried again alone (`apply.rs` finds it).
 
@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout_at};
 
 use super::apply::{Applied, Verdict, apply};
 use super::{CacheAside, Change, Repository};
-use crate::cache::{BARRIER, Barriers, Changes};
+use crate::cache::{BARRIER, Barriers, CacheError, Changes};
 use crate::database::{Batch, End, Late, LockWait, Outcome, Reason, UnderWay, Waited};
 use crate::error::Error;
 
@@ -58,8 +58,8 @@ struct Prepared {
 type Guard = Arc<OnceLock<Prepared>>;
 
 impl<T: CacheAside> Repository<T> {
-    /// Creates the record of `key`. When this returns `Ok`, it is committed, and no read that starts from now on returns what
-    /// was before. So do the other writes.
+    /// Creates the record of `key`. When this returns `Ok`, it is committed, and no read that starts from now on
+    /// returns what was before. So do the other writes.
     ///
     /// # Errors
     /// [`Error::AlreadyExists`] if there was one before, and the database's: nothing has happened then.
@@ -100,8 +100,8 @@ impl<T: CacheAside> Repository<T> {
         self.0.writes.serve(begin).await;
     }
 
-    /// Starts a transaction for the writes of each of `keys` in `batch` alone, which may wait for another session. A quarter of the
-    /// connections are for these, and the others are free for the rest.
+    /// Starts a transaction for the writes of each of `keys` in `batch` alone, which may wait for another session. A
+    /// quarter of the connections are for these, and the others are free for the rest.
     fn run_patiently(&self, batch: &Arc<Batch<T::Key, Change<T>, ()>>, keys: HashSet<T::Key>) {
         for key in keys {
             let this = self.clone();
@@ -117,8 +117,8 @@ impl<T: CacheAside> Repository<T> {
         }
     }
 
-    /// Runs the transaction of `writes`, again if the grant changes under it, and resolves them. `permit` is dropped when its
-    /// connection is free again, or at the deadline: others need not wait for a connection that hangs.
+    /// Runs the transaction of `writes`, again if the grant changes under it, and resolves them. `permit` is dropped
+    /// when its connection is free again, or at the deadline: others need not wait for a connection that hangs.
     async fn run(self, writes: Writes<T>, permit: impl Send) {
         let mut permit = Some(permit);
         let mut deadline = writes.batch.deadline;
@@ -137,25 +137,23 @@ impl<T: CacheAside> Repository<T> {
             let mut unfinished = None;
             let result = self.commit(&writes, &guard, deadline, &mut permit, &mut unfinished).await;
             let prepared = guard.get();
-            let held = match &result {
+            match result {
                 // Nothing has happened, and the grant is another by now.
                 Err(Error::Suspended) => continue,
-                Err(Error::Held) => writes.keys(),
-                _ => writes.held(prepared),
-            };
-            permit.take();
-            writes.release_all_but(&held);
-            self.run_patiently(&writes.batch, held);
-            if result == Err(Error::Held) {
-                return;
+                // Nothing has happened, and each is tried again.
+                Err(Error::Held) => return,
+                _ => {}
             }
             // While it held its rows, no load stored what was before. So nothing hangs on their barriers any more.
             writes.settle(prepared, &result, Settle::AllButCreations);
-            if let Some(barriers) = prepared.and_then(|prepared| prepared.barriers.as_ref()) {
-                self.lower(barriers, deadline).await;
-            }
-            // A creation had no row to lock. If its barrier was lost, an absence may have been stored, which is removed by now.
+            let barriers = prepared.and_then(|prepared| prepared.barriers.as_ref());
+            let lowered = self.lower(barriers, deadline).await;
+            // A creation had no row to lock. If its barrier was lost, an absence may have been stored, which is removed
+            // by now.
             writes.settle(prepared, &result, Settle::All);
+            if lowered.is_err() && self.lower(barriers, Instant::now() + BARRIER).await.is_err() {
+                log::warn!("barriers could not be lowered, and stand until they expire");
+            }
             return;
         }
     }
@@ -177,13 +175,18 @@ impl<T: CacheAside> Repository<T> {
         let before_commit = move |applied: Applied| this.prepare(applied, &set);
         let mut pending = self.0.database.write(deadline, lock_wait, change, before_commit)?;
         let result = match self.extending(guard, pending.before_deadline()).await {
-            Ok(result) => result.flatten(),
+            Ok(result) => {
+                let result = result.flatten();
+                self.go_on(writes, guard.get(), &result, permit);
+                result
+            }
             Err(late) => {
                 permit.take();
                 writes.release_all_but(&HashSet::new());
                 writes.settle(guard.get(), &Err(error_of(late)), Settle::All);
+                writes.give_up();
                 if late == Late::Committing {
-                    *unfinished = Some(Unfinished::new(&self.0.metrics.unfinished));
+                    *unfinished = Some(Unfinished::new(&self.0.metrics.unfinished, guard));
                 }
                 self.extending(guard, pending.whenever_done()).await.flatten()
             }
@@ -196,14 +199,33 @@ impl<T: CacheAside> Repository<T> {
             Ok(result) => result,
             Err(_) => {
                 writes.settle(Some(prepared), &result, Settle::All);
-                unfinished.get_or_insert_with(|| Unfinished::new(&self.0.metrics.unfinished));
+                unfinished.get_or_insert_with(|| Unfinished::new(&self.0.metrics.unfinished, guard));
                 finding.await
             }
         }
     }
 
-    /// Between change and COMMIT, on the database's thread, with the rows locked: raises barriers, and waits until near caches
-    /// have no copy. Not if the cache is suspended, and no reader uses it any more.
+    /// Lets others go on after the transaction of `writes`: those that wait for its connection or its keys, and those
+    /// of its own that another session holds. Not if it is to be run again.
+    fn go_on(
+        &self,
+        writes: &Writes<T>,
+        prepared: Option<&Prepared>,
+        result: &Result<(), Error>,
+        permit: &mut Option<impl Send>,
+    ) {
+        let held = match result {
+            Err(Error::Suspended) => return,
+            Err(Error::Held) => writes.keys(),
+            _ => writes.held(prepared),
+        };
+        permit.take();
+        writes.release_all_but(&held);
+        self.run_patiently(&writes.batch, held);
+    }
+
+    /// Between change and COMMIT, on the database's thread, with the rows locked: raises barriers, and waits until near
+    /// caches have no copy. Not if the cache is suspended, and no reader uses it any more.
     fn prepare(&self, applied: Applied, guard: &Guard) -> Result<End, Error> {
         let Applied { verdicts, keys, transaction } = applied;
         let Some(transaction) = transaction else {
@@ -273,11 +295,12 @@ impl<T: CacheAside> Repository<T> {
         }
     }
 
-    /// What has become of a transaction after COMMIT did not say it. Returns when it has ended. If the server cannot say how,
-    /// nobody can: a row that looks as this write would have left it may be another's.
+    /// What has become of a transaction after COMMIT did not say it. Returns when it has ended. If the server cannot
+    /// say how, nobody can: a row that looks as this write would have left it may be another's.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] if nothing was changed, [`Error::OutcomeUnknown`] because of `cause` if that cannot be said.
+    /// [`Error::Unavailable`] if nothing was changed, [`Error::OutcomeUnknown`] because of `cause` if that cannot be
+    /// said.
     async fn find_outcome(&self, prepared: &Prepared, cause: &str) -> Result<(), Error> {
         let outcome = match &prepared.transaction {
             Some(transaction) => self.0.database.outcome(transaction.clone(), prepared.session).await,
@@ -292,13 +315,17 @@ impl<T: CacheAside> Repository<T> {
         result
     }
 
-    /// Lowers the barriers of a transaction that has ended. If Redis does not answer, they stand until they expire.
-    async fn lower(&self, barriers: &Barriers, until: Instant) {
-        while let Err(error) = self.0.cache.lower_barriers(barriers).await {
-            if Instant::now() >= until {
-                return log::warn!("barriers could not be lowered, and stand until they expire: {error:?}");
+    /// Lowers the barriers of a transaction that has ended.
+    ///
+    /// # Errors
+    /// Redis has not answered until `until`.
+    async fn lower(&self, barriers: Option<&Barriers>, until: Instant) -> Result<(), CacheError> {
+        let Some(barriers) = barriers else { return Ok(()) };
+        loop {
+            match self.0.cache.lower_barriers(barriers).await {
+                Err(_) if Instant::now() < until => sleep(UNBARRIER_PAUSE).await,
+                result => return result,
             }
-            sleep(UNBARRIER_PAUSE).await;
         }
     }
 }
@@ -340,6 +367,13 @@ impl<T: CacheAside> Writes<T> {
         }
     }
 
+    /// Sends those writes that have no result yet that they have waited for too long: they were left out.
+    fn give_up(&self) {
+        for write in self.get() {
+            write.resolve(Err(Error::waited_too_long()));
+        }
+    }
+
     /// Sends each write what it would have got alone, given the result of the transaction. Who has a result keeps it.
     fn settle(&self, prepared: Option<&Prepared>, result: &Result<(), Error>, settle: Settle) {
         let verdicts = prepared.map_or(&[][..], |prepared| &prepared.verdicts);
@@ -354,19 +388,22 @@ impl<T: CacheAside> Writes<T> {
     }
 }
 
-/// One more transaction in a gauge, until it has ended.
-struct Unfinished(IntGauge);
+/// The writes of a transaction in a gauge, until it has ended.
+struct Unfinished(IntGauge, i64);
 
 impl Unfinished {
-    fn new(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
+    fn new(gauge: &IntGauge, guard: &Guard) -> Self {
+        let verdicts = guard.get().map_or(&[][..], |prepared| &prepared.verdicts);
+        let writes = verdicts.iter().filter(|verdict| **verdict == Verdict::Done).count();
+        let writes = i64::try_from(writes).unwrap_or(i64::MAX);
+        gauge.add(writes);
+        Self(gauge.clone(), writes)
     }
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        self.0.dec();
+        self.0.sub(self.1);
     }
 }
 

@@ -37,8 +37,8 @@ fn hex(bits: &[u8; 16]) -> [u8; 32] {
 
 /// What `If-Match` asks for.
 ///
-/// RFC 9110 (section 13.1.1) asks for strong comparison, and our tags are weak: their opaque parts are compared. That is
-/// sound here, since a tag covers name and info, which is all that a PUT replaces.
+/// RFC 9110 (section 13.1.1) asks for strong comparison, and our tags are weak: their opaque parts are compared. That
+/// is sound here, since a tag covers name and info, which is all that a PUT replaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IfMatch {
     /// No condition, or `*`: that the user exists.

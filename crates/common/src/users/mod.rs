@@ -1,7 +1,7 @@
 //! The entity: all that knows what a user is.
 //!
-//! `model.rs` says what a user may be, `queries.rs` has what Diesel's query builder lacks, `etag.rs` how its versions differ, `request.rs` how
-//! one is read from a request. This file has what the repository must know.
+//! `model.rs` says what a user may be, `queries.rs` has what Diesel's query builder lacks, `etag.rs` how its versions
+//! differ, `request.rs` how one is read from a request. This file has what the repository must know.
 
 mod etag;
 mod model;

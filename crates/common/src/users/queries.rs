@@ -1,5 +1,5 @@
-//! What Diesel's query builder lacks for users. Statements take arrays, so that each is prepared once, for any number of rows.
-//! (Diesel does not keep a query that is given as text prepared.)
+//! What Diesel's query builder lacks for users. Statements take arrays, so that each is prepared once, for any number
+//! of rows. (Diesel does not keep a query that is given as text prepared.)
 
 use diesel::pg::Pg;
 use diesel::prelude::*;

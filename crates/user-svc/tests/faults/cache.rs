@@ -1,4 +1,5 @@
-//! Redis absent, frozen, slow or garbled: a registration is acknowledged all the same, as soon as no reader uses the cache.
+//! Redis absent, frozen, slow or garbled: a registration is acknowledged all the same, as soon as no reader uses the
+//! cache.
 
 use std::time::{Duration, Instant};
 

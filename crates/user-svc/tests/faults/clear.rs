@@ -1,4 +1,5 @@
-//! Whether a row is *clear*, as PostgreSQL sees it: no load stores a copy of a row that a transaction under way has locked.
+//! Whether a row is *clear*, as PostgreSQL sees it: no load stores a copy of a row that a transaction under way has
+//! locked.
 
 use std::sync::Arc;
 use std::thread::scope;

@@ -86,7 +86,8 @@ fn a_commit_whose_answer_is_lost_with_all_connections_is_outcome_unknown_and_a_r
     let stack = Stack::shared();
     let proxy = stack.postgres_proxy();
     let service = stack.user_svc().with_long_timeouts().postgres_through(&proxy).start();
-    // The monitor's too: a new session cannot know whether the server has crashed in between, and given the id out again.
+    // The monitor's too: a new session cannot know whether the server has crashed in between, and given the id out
+    // again.
     let answer = lose_the_answer(&stack, &service, || proxy.reset());
     assert_eq!(unavailable(&answer), "outcome-unknown");
     assert_eq!(metric_with(&service, "writes_in_doubt_total", "unknown"), 1);

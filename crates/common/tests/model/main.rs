@@ -1,10 +1,11 @@
 //! The cache protocol (`docs/cache-protocol.md`), checked in every state that small systems can reach.
 //!
-//! Five models, each of one user, with the checker `stateright`:
+//! Six models, each of one user, with the checker `stateright`:
 //! - [`one_key`]: Postgres, Redis, readers and writers: leases, barriers, early refresh, forced reads; eviction,
 //!   crashes, unanswered calls, late packets, unknown COMMITs;
 //! - [`sharing`]: callers of one replica that share a load;
 //! - [`near`]: a replica's near cache, its invalidation channel, and the wait of writers;
+//! - [`acks`]: what lets writers wait for less: the list of near members, and their acks;
 //! - [`grant`]: which of two Redis processes may be used;
 //! - [`long_commit`]: COMMITs that take longer than a barrier lives.
 //!
@@ -19,6 +20,7 @@
 //!
 //! The second command checks the larger bounds: it takes minutes, and a few GiB of memory.
 
+mod acks;
 mod check;
 mod grant;
 mod long_commit;

@@ -1,5 +1,11 @@
 //! The near cache of one replica: its invalidation channel, its proof, and the wait of writers.
 //!
+//! The writers here wait the whole time, always. That is what is left when no list of near members can be trusted;
+//! [`acks`](crate::acks) says when less is enough, and takes from here that a near cache keeps its own rules: stamps,
+//! counts, breaks. A PING stands for a *renewal*: a reply on the connection that messages arrive on. Replaces and
+//! deletes are [`Protection::RowLock`]. [`Protection::Barrier`], with the second wait of [`Rule::SecondRound`], is what
+//! a store without row locks would need.
+//!
 //! Five simplifications keep the states few and hide no fault:
 //! - *One replica has a near cache.* Writers do not know how many there are. A reader without a near cache can return
 //!   and store all that another replica can, and needs no state: see [`one_key`](crate::one_key).

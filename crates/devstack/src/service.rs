@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::http;
 use crate::log::Log;
-use crate::process::until;
+use crate::process::{freeze, until};
 use crate::programs::{clean, sibling};
 use crate::proxy::Proxy;
 use crate::supervise::{Supervised, supervised};
@@ -180,6 +180,16 @@ impl Service {
     pub fn kill(&self) {
         self.signal(Signal::KILL);
         self.wait();
+    }
+
+    /// Freezes the service (SIGSTOP), and returns when it stands still: connections stay open, and nothing answers.
+    pub fn freeze(&self) {
+        freeze(self.pid());
+    }
+
+    /// Lets a frozen service continue.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
     }
 
     /// Waits for the service's end. Panics with its log if that takes more than 60 s, which is several times the grace

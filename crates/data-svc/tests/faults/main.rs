@@ -1,5 +1,6 @@
 //! What `data-svc` does when parts of the system fail, are missing, or are hostile.
 
+mod acks;
 mod fake_redis;
 mod leases;
 mod postgres;

@@ -1,6 +1,7 @@
 //! A process is killed, or held up, exactly between two steps of the protocol: the proxy holds the message. The model
 //! covers every state, and the histories many states at random. These tests cover each step by its name.
 
+mod member;
 mod reader;
 mod writer;
 
@@ -138,6 +139,11 @@ impl Victim {
             Message::Postgres(nth) => (&self.postgres, name.to_owned(), nth),
             // With the end of the text: BEGIN also contains "READ COMMITTED".
             Message::Commit => (&self.postgres, "COMMIT\0".to_owned(), 1),
+            Message::Invalidation => {
+                return self.redis.hold(Direction::FromUpstream, format!("2:user:{{{name}}}"), 1);
+            }
+            Message::Ack => (&self.redis, "2:acks:".to_owned(), 1),
+            Message::Renewal => (&self.redis, "HSETNX".to_owned(), 1),
         };
         match step.side {
             Side::Message => proxy.hold(Direction::ToUpstream, needle, nth),
@@ -165,6 +171,12 @@ enum Message {
     /// The n-th message about the user to Postgres.
     Postgres(usize),
     Commit,
+    /// What a near cache is told about the user.
+    Invalidation,
+    /// A near cache's next ack.
+    Ack,
+    /// The next renewal of a near cache's proof.
+    Renewal,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

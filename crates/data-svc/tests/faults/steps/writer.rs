@@ -33,7 +33,7 @@ fn commits(step: Step, fate: Fate) -> bool {
     match step.message {
         Postgres(_) | BARRIER => false,
         Commit => step.side == Side::Reply || fate == Fate::Released,
-        Redis(_) => true,
+        _ => true,
     }
 }
 
@@ -45,7 +45,7 @@ fn leaves_a_barrier(step: Step, fate: Fate) -> bool {
         // The other writer has raised its own barrier over it, and lowered that.
         _ if fate == Fate::Late => false,
         (BARRIER, Side::Reply) | (Commit, _) => true,
-        (Redis(_), side) => side == Side::Message && fate == Fate::Discarded,
+        (_, side) => side == Side::Message && fate == Fate::Discarded,
     }
 }
 

@@ -156,6 +156,19 @@ impl Acks {
         })
     }
 
+    /// Notes that this process has given the list of `roll` the name `new_roll`, so that it need not wait for a write to know
+    /// it from now on.
+    pub fn note_rename(&self, process: &Arc<str>, roll: &str, new_roll: String) {
+        let mut known = self.known.lock();
+        if let Some(known) = known.as_mut()
+            && Arc::ptr_eq(&known.process, process)
+            && known.position.roll == roll
+        {
+            known.position.roll = new_roll;
+            known.since = Instant::now();
+        }
+    }
+
     /// Notes an ack.
     pub fn hear(&self, ack: &[u8]) {
         let Some((position, member)) = std::str::from_utf8(ack).ok().and_then(|ack| ack.rsplit_once(' '))

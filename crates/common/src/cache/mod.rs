@@ -322,13 +322,18 @@ impl Cache {
     /// whether it was.
     async fn rename_members(&self, roll: &str, members: &[&str]) -> Result<bool, CacheError> {
         let mut call = self.0.rename.key(MEMBERS);
-        call.arg(roll).arg(acks::new_roll());
+        let new_roll = acks::new_roll();
+        call.arg(roll).arg(&new_roll);
         for member in members {
             call.arg(*member);
         }
         let call = &call;
         let ask = |mut connection| async move { call.invoke_async(&mut connection).await };
-        self.0.redis.call_or_connect(ask).await.map(|(renamed, _)| renamed)
+        let (renamed, process) = self.0.redis.call_or_connect(ask).await?;
+        if renamed {
+            self.0.acks.note_rename(&process, roll, new_roll);
+        }
+        Ok(renamed)
     }
 
     /// Lets the barriers of new records live as long as new ones, and raises those that were lost. The others need not

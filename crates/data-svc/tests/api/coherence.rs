@@ -1,7 +1,7 @@
 //! data-svc returns what user-svc has written, at once: docs/cache-protocol.md, shown by single requests. The histories
 //! in tests/history check it for many.
 
-use std::thread::scope;
+use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use devstack::testing::{get, get_with, kind, metric, metric_with, place_lease, register_with, wait_until};
@@ -209,21 +209,35 @@ fn a_replica_that_receives_nothing_uses_no_copy_after_an_acknowledged_write() {
     }
 }
 
+/// Three at once, and reads at several moments: a proof that counted from its answer would be valid for a quarter of the time.
 #[test]
 fn a_replica_that_receives_late_does_not_use_its_copies() {
     let fleet = Fleet::start();
-    let proxy = fleet.stack.redis_proxy();
-    let late = fleet.stack.data_svc().redis_through(&proxy).env("CACHE_TIMEOUT", "2s").start();
-    let get = || http::get(&late.url_of("/user/ann"));
     fleet.register("ann", "0");
-    late.wait_for_log("Redis is there");
-    proxy.delay(Duration::from_millis(100));
-    for round in 1..=3 {
-        for _ in 0..3 {
-            get();
-        }
+    let late = [(), (), ()].map(|()| {
+        let proxy = fleet.stack.redis_proxy();
+        let service = fleet.stack.data_svc().redis_through(&proxy).env("CACHE_TIMEOUT", "2s").start();
+        service.wait_for_log("Redis is there");
+        proxy.delay(Duration::from_millis(100));
+        (service, proxy)
+    });
+    for round in 1..=4 {
+        scope(|scope| {
+            for (service, _) in &late {
+                scope.spawn(|| (0..3).for_each(|_| drop(get(service, "ann"))));
+            }
+        });
         fleet.replace("ann", &round.to_string());
-        assert_eq!(get().json()["info"], round.to_string());
+        scope(|scope| {
+            for (service, _) in &late {
+                for moment in 0..5 {
+                    scope.spawn(move || {
+                        sleep(Duration::from_millis(8 * moment));
+                        assert_eq!(get(service, "ann").json()["info"], round.to_string());
+                    });
+                }
+            }
+        });
     }
 }
 

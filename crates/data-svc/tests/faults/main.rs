@@ -2,6 +2,7 @@
 
 mod acks;
 mod fake_redis;
+mod held;
 mod leases;
 mod postgres;
 mod postgres_away;

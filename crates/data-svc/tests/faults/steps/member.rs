@@ -65,6 +65,8 @@ impl Members {
         let new = if write == Write::Delete { NOBODY } else { "new" };
         let states = &["old", new];
         assert_eq!(fleet.write(NOBODY, name, "old"), 201);
+        // The list is trusted after this one, and everybody has acknowledged a message.
+        assert_eq!(fleet.write("old", name, "old"), 200);
         let member = self.warm(victim, name);
         // First through the victim: at once, while what it had before could still be in use.
         let readers = [&victim.service].into_iter().chain(&fleet.readers).collect();

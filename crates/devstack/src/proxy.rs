@@ -170,6 +170,11 @@ impl Held {
         assert!(self.wait_for(Hold::has_come), "no message to hold: {:?}", self.shared.state.lock().hold);
     }
 
+    /// Waits until the proxy has the message, for `limit` at most. Returns whether it has.
+    pub fn has_come_within(&self, limit: Duration) -> bool {
+        self.wait_for_within(limit, Hold::has_come)
+    }
+
     /// Lets the message go on, and returns when it has been delivered, even if its sender has died. If its receiver has
     /// died, the message is lost. Panics if it never came.
     pub fn release(self) {
@@ -199,9 +204,13 @@ impl Held {
 
     /// Waits until `enough` is true of the hold, or the hold has ended. Returns false if neither happens in time.
     fn wait_for(&self, enough: impl Fn(&Hold) -> bool) -> bool {
+        self.wait_for_within(TIMEOUT, enough)
+    }
+
+    fn wait_for_within(&self, limit: Duration, enough: impl Fn(&Hold) -> bool) -> bool {
         let unmet = |state: &mut State| state.hold.as_ref().is_some_and(|hold| !enough(hold));
         let mut state = self.shared.state.lock();
-        self.shared.changed.wait_while_for(&mut state, unmet, TIMEOUT);
+        self.shared.changed.wait_while_for(&mut state, unmet, limit);
         !unmet(&mut state)
     }
 }

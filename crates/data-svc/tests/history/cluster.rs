@@ -94,6 +94,20 @@ impl Replica {
         }
     }
 
+    /// Freezes it (SIGSTOP), if it runs.
+    pub fn freeze(&self) {
+        if let Some(service) = &self.running.lock().service {
+            service.freeze();
+        }
+    }
+
+    /// Lets it continue.
+    pub fn thaw(&self) {
+        if let Some(service) = &self.running.lock().service {
+            service.thaw();
+        }
+    }
+
     /// Starts it again, at another port, and waits until it listens.
     pub fn restart(&self) {
         // Not under the lock: meanwhile clients must find no service, and must not wait for one.

@@ -1,5 +1,6 @@
 //! The faults that are injected into the services and their stores while clients work.
 
+mod members;
 mod network;
 pub mod postgres;
 mod redis;
@@ -20,6 +21,17 @@ pub enum Fault {
     KillReader,
     /// `kill -9` of a user-svc, started again later: its barriers stay, and its transactions end without it.
     KillWriter,
+    /// SIGSTOP of a data-svc, and SIGCONT.
+    FreezeReader,
+
+    /// A data-svc applies what it is told of writes, and its acks are late or lost.
+    HoldAcks,
+    /// What a data-svc is told of writes is late or lost.
+    HoldInvalidations,
+    /// What a user-svc hears of acks is late or lost.
+    HoldAcksFromWriter,
+    /// The list of those who acknowledge writes is deleted.
+    LoseMembers,
 
     /// SIGSTOP of Redis, and SIGCONT before a writer gives up.
     FreezeRedis,
@@ -29,7 +41,7 @@ pub enum Fault {
     PauseRedisWrites,
     /// Keys are deleted at random, but no barriers: eviction.
     EvictCopies,
-    /// Keys are deleted at random, barriers too.
+    /// Keys are deleted at random, barriers and the list of those who acknowledge writes too.
     EvictAnything,
     /// FLUSHALL.
     FlushRedis,
@@ -88,9 +100,9 @@ pub enum Fault {
 
 use Fault::{
     CutPostgres, CutRedisFromReader, CutRedisFromWriter, DelayPostgres, DelayRedis, DemoteRedis,
-    DetachStandby, EvictAnything, EvictCopies, FailOverRedis, FlushRedis, FreezePostgres, FreezeRedis,
-    FreezeRedisLong, FreezeStandby, Isolate, KillPostgres, KillReader, KillWriter, LosePackets, PauseRedis,
-    PauseRedisWrites, Promote, Recovery, ResetPostgres, ResetRedis, RestartPostgres, RestartRedis,
+    DetachStandby, EvictAnything, EvictCopies, FailOverRedis, FlushRedis, FreezePostgres, FreezeReader,
+    FreezeRedis, FreezeRedisLong, FreezeStandby, HoldAcks, HoldAcksFromWriter, HoldInvalidations, Isolate,
+    KillPostgres, KillReader, KillWriter, LoseMembers, LosePackets, PauseRedis, PauseRedisWrites, Promote, Recovery, ResetPostgres, ResetRedis, RestartPostgres, RestartRedis,
     RestoreRedis, SplitRedis, TerminateAnything, TerminateCommits,
 };
 
@@ -104,6 +116,10 @@ pub const REDIS_BRIEF: &[Fault] = &[
     DelayRedis,
     ResetRedis,
     LosePackets,
+    HoldAcks,
+    HoldInvalidations,
+    HoldAcksFromWriter,
+    LoseMembers,
 ];
 /// Faults of Redis under which barriers are lost, and the grant stays.
 pub const REDIS_LOSES_BARRIERS: &[Fault] = &[EvictAnything, FlushRedis];
@@ -131,7 +147,7 @@ pub const POSTGRES: &[Fault] = &[
     RestartPostgres,
 ];
 /// Faults of the services.
-pub const SERVICES: &[Fault] = &[KillReader, KillWriter];
+pub const SERVICES: &[Fault] = &[KillReader, KillWriter, FreezeReader];
 
 /// A fault that was injected.
 #[derive(Debug, Clone)]
@@ -214,6 +230,11 @@ impl Fault {
         match self {
             KillReader => kill(any_of(&cluster.readers)),
             KillWriter => kill(any_of(&cluster.writers)),
+            FreezeReader => freeze(any_of(&cluster.readers)),
+            HoldAcks => members::hold_acks(cluster),
+            HoldInvalidations => members::hold_invalidations(cluster),
+            HoldAcksFromWriter => members::hold_acks_from_writer(cluster),
+            LoseMembers => members::lose(cluster),
             FreezeRedis => redis::freeze(cluster, random_ms(20, 140)),
             FreezeRedisLong => redis::freeze(cluster, random_ms(500, 1500)),
             PauseRedis => redis::pause(cluster, "ALL"),
@@ -258,4 +279,13 @@ fn kill(replica: &Replica) -> String {
     sleep(random_ms(0, 300));
     replica.restart();
     format!("of {}", replica.name)
+}
+
+/// For less than a proof holds, or for longer.
+fn freeze(replica: &Replica) -> String {
+    let time = random_ms(10, 300);
+    replica.freeze();
+    sleep(time);
+    replica.thaw();
+    format!("of {} for {time:?}", replica.name)
 }

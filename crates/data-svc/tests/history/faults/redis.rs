@@ -19,11 +19,11 @@ pub enum Barriers {
     Evicted,
 }
 
-/// Deletes each key with probability ARGV[2], but with ARGV[1] = 1 no barriers. One script, so that a key cannot change
-/// between the look and the DEL.
+/// Deletes each key with probability ARGV[2], but with ARGV[1] = 1 only users, and no barriers. One script, so that a key
+/// cannot change between the look and the DEL.
 const EVICT: &str = "\
 local evicted = 0
-for _, key in ipairs(redis.call('KEYS', '2:user:*')) do
+for _, key in ipairs(redis.call('KEYS', ARGV[1] == '0' and '2:*' or '2:user:*')) do
   if math.random() < tonumber(ARGV[2]) and (ARGV[1] == '0' or redis.call('GETRANGE', key, 0, 0) ~= 'B') then
     evicted = evicted + redis.call('DEL', key)
   end

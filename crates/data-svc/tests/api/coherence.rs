@@ -209,7 +209,8 @@ fn a_replica_that_receives_nothing_uses_no_copy_after_an_acknowledged_write() {
     }
 }
 
-/// Three at once, and reads at several moments: a proof that counted from its answer would be valid for a quarter of the time.
+/// Three at once, and reads at several moments: a proof that counted from its answer would be valid for a quarter of the
+/// time.
 #[test]
 fn a_replica_that_receives_late_does_not_use_its_copies() {
     let fleet = Fleet::start();

@@ -1,5 +1,5 @@
-//! A replace or delete waits until every near cache has acknowledged it, or for as long as a proof holds. What is lost or late
-//! between them costs time, and never an old user.
+//! A replace or delete waits until every near cache has acknowledged it, or for as long as a proof holds. What is lost or
+//! late between them costs time, and never an old user.
 //!
 //! No test measures time: a busy machine would fail it. What a write has waited for is seen in the metrics of user-svc.
 
@@ -91,8 +91,8 @@ fn replace(service: &Service, name: &str, info: &str) {
     assert_eq!(answer.status, 200, "{}", answer.text());
 }
 
-/// A data-svc with a near cache, which reaches Redis through a proxy of its own. No time-outs are longer than by default:
-/// through one that Redis does not reach, PostgreSQL is read soon.
+/// A data-svc with a near cache, which reaches Redis through a proxy of its own. Its time-outs are the default ones: if it
+/// does not reach Redis, it reads PostgreSQL soon.
 struct Reader {
     service: Service,
     link: Proxy,
@@ -175,8 +175,8 @@ fn a_replica_that_is_frozen_costs_one_write_its_wait_and_is_a_member_again_when_
         reader.warm("ann");
         reader.service.freeze();
         is_missed_once(&writer);
-        // The list has a new name, which is trusted once it has been known for as long as a proof holds. A write that begins
-        // before that waits for the rest. Those that begin later do not wait, though a busy machine may hold one up.
+        // The list has a new name, which is trusted once it has been known for as long as a proof holds. A write that
+        // begins before that waits for the rest. Later ones do not wait, though a busy machine may hold one up.
         sleep(Duration::from_millis(100));
         let (missed, long) = (writer.metric("acks_missed_total"), writer.long_waits());
         for write in 0..10 {

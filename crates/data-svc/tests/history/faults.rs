@@ -102,8 +102,9 @@ use Fault::{
     CutPostgres, CutRedisFromReader, CutRedisFromWriter, DelayPostgres, DelayRedis, DemoteRedis,
     DetachStandby, EvictAnything, EvictCopies, FailOverRedis, FlushRedis, FreezePostgres, FreezeReader,
     FreezeRedis, FreezeRedisLong, FreezeStandby, HoldAcks, HoldAcksFromWriter, HoldInvalidations, Isolate,
-    KillPostgres, KillReader, KillWriter, LoseMembers, LosePackets, PauseRedis, PauseRedisWrites, Promote, Recovery, ResetPostgres, ResetRedis, RestartPostgres, RestartRedis,
-    RestoreRedis, SplitRedis, TerminateAnything, TerminateCommits,
+    KillPostgres, KillReader, KillWriter, LoseMembers, LosePackets, PauseRedis, PauseRedisWrites, Promote,
+    Recovery, ResetPostgres, ResetRedis, RestartPostgres, RestartRedis, RestoreRedis, SplitRedis,
+    TerminateAnything, TerminateCommits,
 };
 
 /// Brief faults of Redis and of the paths to it, under which no barrier is lost. The grant mostly stays.

@@ -1,5 +1,6 @@
-//! The list of near members is lost, put back, or incomplete at the moment of a write. In each test a replica is cut off from Redis
-//! just before that, with a near copy that it may use for 50 ms: a write that does not wait for it is followed by the old user.
+//! The list of near members is lost, put back, or incomplete at the moment of a write. In each test a replica is cut off from
+//! Redis just before that, with a near copy that it may use for 50 ms: a write that does not wait for it is followed by the
+//! old user.
 
 use std::thread::{scope, sleep};
 use std::time::Duration;
@@ -10,12 +11,12 @@ use devstack::{Direction, Redis};
 use super::{Reader, Writer};
 use crate::{wait_for_a_hit, without_near};
 
-/// The list that another one was copied from is not this one: a hash that Redis is given back.
+/// Where a list is saved that is put back later.
 const SAVED: &str = "2:saved";
 const ROUNDS: u32 = 10;
 
 /// A write to ann while `lose` has just changed the list, and a replica that hears nothing of either has a near copy.
-fn after(lose: impl Fn(&Redis), prepare: impl Fn(&Writer, &Reader)) {
+fn after(lose: impl Fn(&Redis), prepare: impl Fn(&Writer)) {
     let writer = Writer::start();
     let reader = Reader::start(&writer);
     writer.register("ann", "0");
@@ -23,7 +24,7 @@ fn after(lose: impl Fn(&Redis), prepare: impl Fn(&Writer, &Reader)) {
         wait_until("it is a member", || writer.members().len() == 1);
         // The list is known for long enough: without the loss, the write would trust it.
         writer.replace("ann", "before");
-        prepare(&writer, &reader);
+        prepare(&writer);
         let roll = writer.roll();
         reader.warm("ann");
         reader.link.stall();
@@ -38,19 +39,19 @@ fn after(lose: impl Fn(&Redis), prepare: impl Fn(&Writer, &Reader)) {
 #[test]
 fn after_flushall_no_write_trusts_the_list_at_once() {
     let flush = |redis: &Redis| drop(redis.cli(0, &["FLUSHALL"]));
-    after(flush, |_, _| ());
+    after(flush, |_| ());
 }
 
 #[test]
 fn after_the_list_was_evicted_no_write_trusts_it_at_once() {
     let delete = |redis: &Redis| drop(redis.cli(0, &["DEL", "2:members"]));
-    after(delete, |_, _| ());
+    after(delete, |_| ());
 }
 
 #[test]
 fn a_list_that_was_put_back_from_an_older_state_is_not_trusted_although_its_name_is_the_same() {
     let put_back = |redis: &Redis| drop(redis.cli(0, &["COPY", SAVED, "2:members", "REPLACE"]));
-    after(put_back, |writer, _| {
+    after(put_back, |writer| {
         writer.redis.cli(0, &["COPY", "2:members", SAVED, "REPLACE"]);
         for member in writer.members() {
             writer.redis.cli(0, &["HDEL", SAVED, &member]);

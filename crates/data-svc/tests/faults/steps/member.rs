@@ -1,5 +1,6 @@
-//! A replica with a near cache is killed, held up or cut off at each step in which it takes part in a write: when it is told, when
-//! it acknowledges, and when it renews its proof. The write waits for no longer than a proof holds, and later ones not at all.
+//! A replica with a near cache is killed, held up or cut off at each step in which it takes part in a write: when it is told,
+//! when it acknowledges, and when it renews its proof. The write waits for no longer than a proof holds, and later ones not
+//! at all.
 
 use std::collections::HashSet;
 use std::thread::scope;

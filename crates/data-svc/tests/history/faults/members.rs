@@ -25,8 +25,8 @@ pub fn hold_acks_from_writer(cluster: &Cluster) -> String {
     hold(any_of(&cluster.writers), |it| &it.redis, Direction::FromUpstream, "2:acks:")
 }
 
-/// Holds some messages that contain `needle`, and what follows them on their connection: for less than a proof holds, or for
-/// longer. Then they go on, or are lost with their connection.
+/// Holds some messages that contain `needle`, and what follows them on their connection: for less than a proof holds, or
+/// for longer. Then they go on, or are lost with their connection.
 fn hold(replica: &Replica, path: impl Fn(&Replica) -> &Path, direction: Direction, needle: &str) -> String {
     let mut lost = 0;
     for _ in 0..TIMES {

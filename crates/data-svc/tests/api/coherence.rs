@@ -4,7 +4,9 @@
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use devstack::testing::{get, get_with, kind, metric, metric_with, place_lease, register_with, wait_until};
+use devstack::testing::{
+    get, get_with, kind, metric, metric_with, place_lease, register_with, wait_until, wait_until_within,
+};
 use devstack::{Service, Stack, http};
 use serde_json::json;
 
@@ -140,7 +142,9 @@ fn a_barrier_stands_from_before_commit_until_the_outcome_is_known() {
         fleet.release_commits();
         writer.join().expect("replaced");
     });
-    wait_until("the barrier is removed", || kind(&fleet.stack, "ann").is_empty());
+    // It would expire by itself after 10 s.
+    let is_removed = || kind(&fleet.stack, "ann").is_empty();
+    wait_until_within(Duration::from_secs(5), "the barrier is removed", is_removed);
 }
 
 #[test]

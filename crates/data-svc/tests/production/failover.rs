@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use devstack::Redis;
-use devstack::testing::wait_until;
+use devstack::testing::{get, wait_until};
 
-use crate::{Fleet, READERS_AND_WRITER, WATCH, WRITER};
+use crate::{Fleet, READERS_AND_WRITER, WATCH, WRITER, cache_status};
 
 /// A fleet whose copies of john are also in a replica of its Redis.
 fn with_replica() -> (Fleet, Redis) {
-    let fleet = Fleet::start(Redis::start_with_defaults());
-    let replica = Redis::replica_of(&fleet.redis);
+    let primary = Redis::start_with_defaults();
+    // First: a server that gets its first replica begins another history, and must be granted anew.
+    let replica = Redis::replica_of(&primary);
+    let fleet = Fleet::start(primary);
     fleet.register_and_warm("john", "old");
     // Replication has no other message that could be waited for.
     wait_until("the replica has the copy", || replica.cli(0, &["DBSIZE"]) == fleet.redis.cli(0, &["DBSIZE"]));
@@ -38,6 +40,8 @@ fn while_two_redis_servers_are_primaries_no_older_user_is_served_from_either() {
     replica.promote();
     fleet.move_to(&replica, &[1]);
     fleet.replace_and_watch("john", "new");
+    let old = &fleet.readers[0];
+    wait_until("the old one is used", || cache_status(&get(old, "john")).ends_with("; detail=near"));
     fleet.move_to(&replica, &[WRITER]);
     fleet.replace_and_watch("john", "newer");
     fleet.move_to(&replica, &READERS_AND_WRITER);

@@ -144,17 +144,17 @@ impl Members {
 }
 
 #[test]
-fn a_replica_killed_while_it_is_told_of_a_write_holds_up_no_other_write() {
+fn a_replica_killed_while_it_receives_a_write_holds_up_no_other_write() {
     Members::start().at_every_step(Fate::Killed);
 }
 
 #[test]
-fn a_replica_held_up_while_it_is_told_of_a_write_returns_no_old_user_and_is_a_member_again() {
+fn a_replica_held_up_while_it_receives_a_write_returns_no_old_user_and_is_a_member_again() {
     Members::start().at_every_step(Fate::GoesOn);
 }
 
 #[test]
-fn a_replica_cut_off_while_it_is_told_of_a_write_returns_no_old_user_and_is_a_member_again() {
+fn a_replica_cut_off_while_it_receives_a_write_returns_no_old_user_and_is_a_member_again() {
     Members::start().at_every_step(Fate::CutOff);
 }
 

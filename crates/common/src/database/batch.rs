@@ -237,20 +237,27 @@ impl<K: Clone + Eq + Hash, V, O> Batch<K, V, O> {
         self.waiters.get_or_init(|| self.batcher.take(self.deadline))
     }
 
-    /// Lets other batches have requests for `key`. Only the first call has an effect; what is left is released when the
-    /// batch is dropped.
-    pub fn release(&self, key: &K) {
-        if self.released.lock().insert(key.clone()) {
-            self.batcher.0.waiting.lock().held.remove(key);
-            self.batcher.0.released.notify_one();
+    /// Lets other batches have requests for `keys`. Only the first call for a key has an effect; what is left is
+    /// released when the batch is dropped.
+    pub fn release<'a>(&self, keys: impl Iterator<Item = &'a K>)
+    where
+        K: 'a,
+    {
+        let mut released = self.released.lock();
+        let mut waiting = self.batcher.0.waiting.lock();
+        for key in keys {
+            if released.insert(key.clone()) {
+                waiting.held.remove(key);
+            }
         }
+        self.batcher.0.released.notify_one();
     }
 }
 
 impl<K: Clone + Eq + Hash, V, O> Drop for Batch<K, V, O> {
     fn drop(&mut self) {
-        for waiter in self.waiters.get().into_iter().flatten() {
-            self.release(&waiter.key);
+        if let (Repeats::Rivals(_), Some(waiters)) = (&self.batcher.0.repeats, self.waiters.get()) {
+            self.release(waiters.iter().map(|waiter| &waiter.key));
         }
     }
 }

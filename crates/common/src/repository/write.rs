@@ -360,11 +360,8 @@ impl<T: CacheAside> Writes<T> {
 
     /// Lets others write, but not what is under `keys`.
     fn release_all_but(&self, keys: &HashSet<T::Key>) {
-        for write in self.get() {
-            if !keys.contains(&write.key) {
-                self.batch.release(&write.key);
-            }
-        }
+        let writes = self.get();
+        self.batch.release(writes.iter().map(|write| &write.key).filter(|key| !keys.contains(key)));
     }
 
     /// Sends those writes that have no result yet that they have waited for too long: they were left out.

@@ -35,7 +35,7 @@ impl Default for Load {
             writers: 6,
             names: 4,
             rotation: Duration::from_secs(1),
-            pause: Duration::from_millis(500),
+            pause: Duration::from_millis(250),
             first_info: 1,
         }
     }

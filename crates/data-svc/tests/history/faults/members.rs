@@ -9,7 +9,7 @@ use super::{any_of, random_ms};
 use crate::cluster::{Cluster, Path, Replica};
 
 /// How often each fault is repeated.
-const TIMES: usize = 3;
+const TIMES: usize = 4;
 /// How long to wait for a message. There may be none: most of the faults that go on at the same time stop writes.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -30,14 +30,17 @@ pub fn hold_acks_from_writer(cluster: &Cluster) -> String {
 fn hold(replica: &Replica, path: impl Fn(&Replica) -> &Path, direction: Direction, needle: &str) -> String {
     let mut lost = 0;
     for _ in 0..TIMES {
-        let held = path(replica).proxy.hold(direction, needle, rand::random_range(1..4));
-        sleep(random_ms(10, 150));
-        if held.has_come_within(PATIENCE) && rand::random() {
+        let held = path(replica).proxy.hold(direction, needle, 1);
+        let has_come = held.has_come_within(PATIENCE);
+        sleep(random_ms(5, 100));
+        if has_come && rand::random() {
             held.discard();
             lost += 1;
         } else {
             held.cancel();
         }
+        // The connection of one that was lost is back after a quarter of a second.
+        sleep(random_ms(5, 100));
     }
     format!("of {}, {lost} of {TIMES} lost", replica.name)
 }

@@ -117,11 +117,10 @@ pub const REDIS_BRIEF: &[Fault] = &[
     DelayRedis,
     ResetRedis,
     LosePackets,
-    HoldAcks,
-    HoldInvalidations,
-    HoldAcksFromWriter,
-    LoseMembers,
 ];
+/// Faults of near members: of what they are told, of their acks, and of their list.
+pub const MEMBERS: &[Fault] =
+    &[FreezeReader, HoldAcks, HoldInvalidations, HoldInvalidations, HoldAcksFromWriter, LoseMembers];
 /// Faults of Redis under which barriers are lost, and the grant stays.
 pub const REDIS_LOSES_BARRIERS: &[Fault] = &[EvictAnything, FlushRedis];
 /// Faults of Redis and of the paths to it that cost the grant.

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use devstack::postgres::Timeline;
 
 use crate::cluster::Cluster;
-use crate::faults::{self, Fault, Log, POSTGRES, REDIS_BRIEF, REDIS_LOSES_BARRIERS, REDIS_LOST, SERVICES};
+use crate::faults::{
+    self, Fault, Log, MEMBERS, POSTGRES, REDIS_BRIEF, REDIS_LOSES_BARRIERS, REDIS_LOST, SERVICES,
+};
 use crate::one_at_a_time;
 use crate::recorder::{Load, record, users};
 use crate::report::{Promise, Report};
@@ -160,6 +162,17 @@ fn reads_are_linearizable_under_two_brief_faults_that_keep_barriers() {
         report.sources,
         report.unknown
     );
+}
+
+/// By themselves: other faults stop writes, or keep near copies out of use.
+#[test]
+fn reads_are_linearizable_when_what_near_caches_are_told_and_acknowledge_is_late_or_lost() {
+    let _turn = one_at_a_time();
+    let time = Duration::from_secs(6);
+    let report = single_faults("near members", Promise::Linearizable, MEMBERS, time, &Load::default());
+    report.is_good();
+    saw(&report, &TIERS);
+    assert_eq!(report.unknown, 0, "every write was answered");
 }
 
 #[test]

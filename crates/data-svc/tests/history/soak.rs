@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use devstack::postgres::Timeline;
 
-use crate::faults::{Counts, POSTGRES, REDIS_BRIEF, REDIS_LOSES_BARRIERS, REDIS_LOST, SERVICES};
+use crate::faults::{Counts, MEMBERS, POSTGRES, REDIS_BRIEF, REDIS_LOSES_BARRIERS, REDIS_LOST, SERVICES};
 use crate::one_at_a_time;
 use crate::recorder::Load;
 use crate::report::{Promise, Report};
@@ -51,21 +51,23 @@ fn round(number: usize, time: Duration) -> Vec<Report> {
     let load = Load { readers: MORE_READERS * usual.readers, ..usual };
     let linearizable =
         |test, kinds: &[_], load: &Load| vec![single_faults(test, Promise::Linearizable, kinds, time, load)];
+    let brief = [REDIS_BRIEF, MEMBERS].concat();
     let others = [POSTGRES, SERVICES].concat();
-    match number % 8 {
-        0 => vec![double_faults("brief faults", [REDIS_BRIEF, &others], time, &load)],
+    match number % 9 {
+        0 => vec![double_faults("brief faults", [&brief, &others], time, &load)],
         1 => linearizable("Redis lost", REDIS_LOST, &patient(&load)),
         2 => vec![standby(time, &load)],
         3 => {
             let kinds = [REDIS_LOSES_BARRIERS, SERVICES].concat();
             vec![single_faults("barriers lost", Promise::VisibleWithLostBarriers, &kinds, time, &load)]
         }
-        4 => linearizable("single faults", &[REDIS_BRIEF, REDIS_LOST, &others].concat(), &patient(&load)),
+        4 => linearizable("single faults", &[&brief, REDIS_LOST, &others].concat(), &patient(&load)),
         5 => two_installations(time, &half(&load)).into(),
         6 => {
             let timeline = if rand::random() { Timeline::Same } else { Timeline::New };
             restore(timeline, time / 4, &load).into()
         }
+        7 => linearizable("near members", MEMBERS, &load),
         _ => linearizable("nothing fails", &[], &load),
     }
 }

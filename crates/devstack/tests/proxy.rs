@@ -246,6 +246,18 @@ fn what_is_discarded_never_arrives_and_its_connection_is_reset() {
 }
 
 #[test]
+fn a_message_to_hold_is_awaited_for_a_time() {
+    let proxy = Proxy::start(echo_server());
+    let mut stream = connect(&proxy);
+    let held = proxy.hold(Direction::ToUpstream, "hello", 1);
+    assert!(!held.has_come_within(Duration::from_millis(20)));
+    stream.write_all(b"hello").expect("it is open");
+    assert!(held.has_come_within(Duration::from_secs(10)));
+    held.release();
+    assert_eq!(receive(&mut stream, 5), b"hello");
+}
+
+#[test]
 fn a_hold_that_is_dropped_lets_its_message_go_on() {
     let proxy = Proxy::start(echo_server());
     let mut stream = connect(&proxy);

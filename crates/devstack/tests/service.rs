@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::time::Duration;
 
+use devstack::testing::wait_until;
 use devstack::{Postgres, ServiceBuilder, Signal, Stores};
 use tempfile::TempDir;
 
@@ -62,6 +64,19 @@ fn a_killed_service_ends_by_that_signal() {
     service.kill();
     assert_eq!(service.wait().signal(), Some(9));
     assert!(service.has_ended());
+}
+
+#[test]
+fn a_frozen_service_stands_still_until_it_is_thawed() {
+    let (_folder, builder) = script(&format!("{LISTEN}; while :; do echo again >&2; sleep 0.01; done"));
+    let service = builder.spawn();
+    service.freeze();
+    // The `sleep` that it waits for writes nothing.
+    let before = service.log();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(service.log(), before);
+    service.thaw();
+    wait_until("it goes on", || service.log().len() > before.len());
 }
 
 #[test]

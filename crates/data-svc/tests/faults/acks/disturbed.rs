@@ -22,7 +22,7 @@ struct User {
 
 /// Lets clients work until `faults` is over, and a moment longer. No read returns an older user than the one that was
 /// acknowledged before it began.
-fn disturb(writer: &Writer, faults: impl FnOnce(&dyn Fn())) {
+fn disturb(writer: &Writer, faults: impl FnOnce(&dyn Fn(), &[Reader])) {
     let readers = [Reader::start(writer), Reader::start(writer)];
     let users: [User; NAMES.len()] = Default::default();
     for name in NAMES {
@@ -53,7 +53,7 @@ fn disturb(writer: &Writer, faults: impl FnOnce(&dyn Fn())) {
             });
         };
         more();
-        faults(&more);
+        faults(&more, &readers);
         more();
     });
 }
@@ -92,7 +92,7 @@ fn read(service: &Service, name: &str, user: &User, stop: &AtomicBool) {
 fn no_old_user_is_read_while_the_list_is_deleted_flushed_and_put_back_under_load() {
     let writer = Writer::start();
     let redis = &writer.redis;
-    disturb(&writer, |more| {
+    disturb(&writer, |more, _| {
         for time in 0..TIMES {
             more();
             match time % 3 {
@@ -113,7 +113,7 @@ fn no_old_user_is_read_while_redis_evicts_everything_it_has() {
     let redis = Redis::start_with(&["--maxmemory-policy", "allkeys-random"]);
     let writer = Writer::with_redis(redis);
     let redis = &writer.redis;
-    disturb(&writer, |more| {
+    disturb(&writer, |more, _| {
         for time in 0..TIMES {
             // As much as it uses at this moment: each further key takes the place of others.
             let used = redis.info("used_memory");
@@ -130,10 +130,32 @@ fn no_old_user_is_read_while_redis_evicts_everything_it_has() {
 fn no_old_user_is_read_while_redis_is_restarted_under_writers_that_wait() {
     let writer = Writer::start();
     let silent = Reader::start(&writer);
-    disturb(&writer, |more| {
+    disturb(&writer, |more, _| {
         // This one's acks do not come, so writers wait.
         silent.link.stall();
         writer.redis.restart();
+        more();
+        silent.link.restore();
+    });
+}
+
+#[test]
+fn no_old_user_is_read_while_redis_fails_over_to_one_that_missed_writes_under_writers_that_wait() {
+    let primary = Redis::start();
+    let replica = Redis::replica_of(&primary);
+    let writer = Writer::with_redis(primary);
+    let silent = Reader::start(&writer);
+    disturb(&writer, |more, readers| {
+        replica.detach();
+        more();
+        silent.link.stall();
+        writer.redis.kill();
+        replica.promote();
+        let links = readers.iter().chain([&silent]).map(|reader| &reader.link).chain([&writer.link]);
+        for link in links {
+            link.retarget(("127.0.0.1", replica.port()));
+            link.reset();
+        }
         more();
         silent.link.restore();
     });

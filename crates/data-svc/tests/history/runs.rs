@@ -166,7 +166,7 @@ fn reads_are_linearizable_under_two_brief_faults_that_keep_barriers() {
 
 /// By themselves: other faults stop writes, or keep near copies out of use.
 #[test]
-fn reads_are_linearizable_when_what_near_caches_are_told_and_acknowledge_is_late_or_lost() {
+fn reads_are_linearizable_when_messages_to_near_caches_and_their_acks_are_late_or_lost() {
     let _turn = one_at_a_time();
     let time = Duration::from_secs(6);
     let report = single_faults("near members", Promise::Linearizable, MEMBERS, time, &Load::default());

@@ -17,7 +17,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{RedisError, cmd};
 use tokio::runtime::Builder;
 use tokio::sync::watch;
-use tokio::time::{sleep, sleep_until, timeout_at};
+use tokio::time::{sleep, timeout_at};
 
 use super::Cache;
 use super::acks::{MEMBERS, Message, Position};
@@ -28,8 +28,6 @@ use crate::config::CacheSettings;
 
 /// How often the proof is renewed: a fifth of its life, so that a late reply does not end it.
 const RENEWAL_INTERVAL: Duration = Duration::from_millis(10);
-/// How often a message is acknowledged at most. An ack is for all messages up to its own.
-const ACK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What the connection has brought and the near cache has applied.
 #[derive(Debug, Clone)]
@@ -121,9 +119,8 @@ impl Listener {
                 let Heard::Applied(position) = newest else {
                     return Err("something was published that is no message".into());
                 };
-                let sent = Instant::now();
+                // What arrives until the reply is acknowledged together.
                 self.acknowledge(&mut connection, &member, &position).await?;
-                sleep_until((sent + ACK_INTERVAL).into()).await;
             }
         }
     }

@@ -22,8 +22,8 @@ use crate::error::Error;
 /// How many waiters a statement serves at most. Most of the gain is there with 16 rows; a longer statement makes its
 /// first waiter wait.
 const BATCH_MAX: usize = 64;
-/// After this time the next batch begins beside one that is under way. A batch takes a few milliseconds, unless it is
-/// stuck.
+/// When a request has waited for so long, the next batch begins beside the one that is under way. A batch takes a few
+/// milliseconds, unless it is stuck.
 const SLOW_AFTER: Duration = Duration::from_millis(10);
 
 /// A queue of requests for one kind of thing. Each brings a key and a value, and gets an `O`. Clones share the queue.
@@ -37,6 +37,8 @@ struct Inner<K, V, O> {
     under_way: Arc<Semaphore>,
     /// A batch has released a key.
     released: Notify,
+    /// A request has waited for [`SLOW_AFTER`].
+    slow: Notify,
 }
 
 struct Waiting<K, V, O> {
@@ -89,7 +91,8 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
         let waiting = Waiting { waiters: VecDeque::new(), held: HashSet::new(), is_served: false };
         let under_way = Arc::new(Semaphore::new(database.quarter()));
         let waiting = Mutex::new(waiting);
-        Self(Arc::new(Inner { database, repeats, waiting, under_way, released: Notify::new() }))
+        let (released, slow) = (Notify::new(), Notify::new());
+        Self(Arc::new(Inner { database, repeats, waiting, under_way, released, slow }))
     }
 
     /// Waits for a result. Calls `serve` if nobody serves the queue, which must start a task for [`Batcher::serve`].
@@ -104,6 +107,10 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
         if !is_served {
             serve();
         }
+        if let Ok(result) = timeout(SLOW_AFTER, &mut result).await {
+            return result.unwrap_or_else(|_| Err(Error::thread_panicked()));
+        }
+        self.0.slow.notify_one();
         match timeout_at(deadline.into(), &mut result).await {
             Ok(result) => result.unwrap_or_else(|_| Err(Error::thread_panicked())),
             Err(_) if !settled.swap(true, Ordering::AcqRel) => Err(self.0.database.too_late()),
@@ -145,7 +152,10 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
             };
             let (sender, ended) = oneshot::channel();
             begin(batch, UnderWay { _permit: permit, _ended: sender });
-            let _ = timeout(SLOW_AFTER, ended).await;
+            tokio::select! {
+                _ = ended => {}
+                () = self.0.slow.notified() => {}
+            }
         }
     }
 
@@ -196,13 +206,13 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
             if waiter.deadline < deadline {
                 waiter.resolve(Err(self.0.database.too_late()));
             } else {
-                last.insert(waiter.key.clone(), taken.len());
+                if let Repeats::Rivals(_) = self.0.repeats {
+                    last.insert(waiter.key.clone(), taken.len());
+                }
                 taken.push(waiter);
             }
         }
-        if let Repeats::Rivals(_) = self.0.repeats {
-            waiting.held.extend(last.into_keys());
-        }
+        waiting.held.extend(last.into_keys());
         // Back to the front, in their order.
         for waiter in later.into_iter().rev() {
             waiting.waiters.push_front(waiter);

@@ -1,6 +1,5 @@
 //! A worker thread's connection, checked out once and kept until it fails, and the transactions on it.
 
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
@@ -22,15 +21,9 @@ const SHORT_LOCK_WAIT: Duration = Duration::from_millis(50);
 
 /// The beginning of a transaction that writes, in one round trip. The lock is the one of `grant_row.rs`. What is read
 /// in a later statement is what was there after the lock was taken: a snapshot each is what READ COMMITTED means.
-static BEGIN: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {}; \
-         SELECT pg_advisory_xact_lock_shared({GRANT_LOCK})",
-        IDLE_IN_TRANSACTION.as_millis()
-    )
-});
-static BEGIN_WITH_SHORT_LOCK_WAIT: LazyLock<String> =
-    LazyLock::new(|| format!("{}; SET LOCAL lock_timeout = {}", *BEGIN, SHORT_LOCK_WAIT.as_millis()));
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; EXECUTE take_grant_lock";
+const BEGIN_WITH_SHORT_LOCK_WAIT: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED; EXECUTE take_grant_lock_then_wait_shortly";
 
 /// How long a transaction waits for what another session holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,8 +173,8 @@ fn begin<T>(
     change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>>,
 ) -> QueryResult<Result<T, Error>> {
     let sql = match lock_wait {
-        LockWait::Short => &BEGIN_WITH_SHORT_LOCK_WAIT,
-        LockWait::Long => &BEGIN,
+        LockWait::Short => BEGIN_WITH_SHORT_LOCK_WAIT,
+        LockWait::Long => BEGIN,
     };
     if let Err(error) = AnsiTransactionManager::begin_transaction_sql(connection, sql) {
         // The lock may have failed after BEGIN. Diesel would not know of that transaction.
@@ -228,13 +221,19 @@ impl Setup {
     /// Sets the server's own limits, from `settings`, and lets it plan each statement once. All our statements go by
     /// the primary key, so no other plan is ever better. By default, with few keys in a batch, the server would plan
     /// anew each time, which takes a fifth of its time; and a plan made while the table was empty might read all rows.
-    /// No statement is worth being compiled.
+    /// No statement is worth being compiled. The beginning of a transaction is prepared, since it is sent as text.
     pub fn of(settings: &DatabaseSettings) -> Self {
         Self(format!(
             "{NOT_A_STANDBY}; {ALWAYS_DURABLE}; SET statement_timeout = {}; SET lock_timeout = {}; \
-             SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off",
+             SET idle_in_transaction_session_timeout = {}; \
+             SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off; \
+             PREPARE take_grant_lock AS SELECT pg_advisory_xact_lock_shared({GRANT_LOCK}); \
+             PREPARE take_grant_lock_then_wait_shortly AS \
+             SELECT pg_advisory_xact_lock_shared({GRANT_LOCK}), set_config('lock_timeout', '{}', true)",
             settings.statement_timeout.as_millis(),
             settings.lock_timeout.as_millis(),
+            IDLE_IN_TRANSACTION.as_millis(),
+            SHORT_LOCK_WAIT.as_millis(),
         ))
     }
 }

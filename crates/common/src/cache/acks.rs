@@ -79,7 +79,7 @@ pub struct Published {
     members: Vec<String>,
     /// When the list has been known for so long that it is complete.
     trusted_from: Instant,
-    /// When no copy is left, whoever has been silent.
+    /// When no copy is left, even if no member answers.
     until: Instant,
 }
 
@@ -156,8 +156,8 @@ impl Acks {
         })
     }
 
-    /// Notes that this process has given the list of `roll` the name `new_roll`, so that it need not wait for a write to know
-    /// it from now on.
+    /// Notes that this process has given the list of `roll` the name `new_roll`: it is known from now on, and not only
+    /// from the next write.
     pub fn note_rename(&self, process: &Arc<str>, roll: &str, new_roll: String) {
         let mut known = self.known.lock();
         if let Some(known) = known.as_mut()
@@ -178,7 +178,7 @@ impl Acks {
         let Some(position) = Position::parse(position) else { return };
         let mut positions = self.positions.lock();
         if positions.len() >= POSITIONS {
-            positions.clear(); // whoever waits for one of them waits for its whole time
+            positions.clear(); // writers that wait for one of them wait for the whole time
         }
         positions.insert(member.to_owned(), position);
         drop(positions);

@@ -371,7 +371,8 @@ impl<T: CacheAside> Writes<T> {
         }
     }
 
-    /// Sends each write what it would have got alone, given the result of the transaction. Who has a result keeps it.
+    /// Sends each write the result that it would have got alone, given that of the transaction. A result that was sent
+    /// stays.
     fn settle(&self, prepared: Option<&Prepared>, result: &Result<(), Error>, settle: Settle) {
         let verdicts = prepared.map_or(&[][..], |prepared| &prepared.verdicts);
         for (at, write) in self.get().into_iter().enumerate() {

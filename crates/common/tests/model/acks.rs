@@ -18,7 +18,7 @@
 //! - *A replace or delete is answered as its COMMIT takes effect*, which may be long after COMMIT is sent. Its
 //!   un-barrier is an eviction of the key, which may come at any time.
 //! - *A near copy is fetched in one step*: a put that a message overtook is refused.
-//! - *An epoch's validity is one step*: a view is valid until it lapses, and whoever has to wait for that does.
+//! - *An epoch's validity is one step*: a view is valid until it lapses, and writers wait for that where they must.
 //!   [`grant`](crate::grant) checks the clock, and that an entry of an older epoch is never used.
 //! - *Rolls and numbers are renamed* in each state to the smallest that are in the same order.
 

@@ -171,7 +171,7 @@ enum Message {
     /// The n-th message about the user to Postgres.
     Postgres(usize),
     Commit,
-    /// What a near cache is told about the user.
+    /// The message to a near cache about the user.
     Invalidation,
     /// A near cache's next ack.
     Ack,

@@ -24,9 +24,9 @@ pub enum Fault {
     /// SIGSTOP of a data-svc, and SIGCONT.
     FreezeReader,
 
-    /// A data-svc applies what it is told of writes, and its acks are late or lost.
+    /// A data-svc applies the messages of writers, and its acks are late or lost.
     HoldAcks,
-    /// What a data-svc is told of writes is late or lost.
+    /// The messages of writers to a data-svc are late or lost.
     HoldInvalidations,
     /// What a user-svc hears of acks is late or lost.
     HoldAcksFromWriter,
@@ -118,7 +118,7 @@ pub const REDIS_BRIEF: &[Fault] = &[
     ResetRedis,
     LosePackets,
 ];
-/// Faults of near members: of what they are told, of their acks, and of their list.
+/// Faults of near members: of their messages, of their acks, and of their list.
 pub const MEMBERS: &[Fault] =
     &[FreezeReader, HoldAcks, HoldInvalidations, HoldInvalidations, HoldAcksFromWriter, LoseMembers];
 /// Faults of Redis under which barriers are lost, and the grant stays.

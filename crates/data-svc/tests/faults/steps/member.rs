@@ -1,6 +1,6 @@
-//! A replica with a near cache is killed, held up or cut off at each step in which it takes part in a write: when it is told,
-//! when it acknowledges, and when it renews its proof. The write waits for no longer than a proof holds, and later ones not
-//! at all.
+//! A replica with a near cache is killed, held up or cut off at each step of its part in a write: when it receives the
+//! message, when it acknowledges, and when it renews its proof. The write waits for no longer than a proof holds, and
+//! later ones not at all.
 
 use std::collections::HashSet;
 use std::thread::scope;
@@ -162,15 +162,15 @@ fn a_replica_cut_off_while_it_receives_a_write_returns_no_old_user_and_is_a_memb
 #[test]
 fn two_replicas_that_are_held_up_at_different_steps_return_no_old_user() {
     let members = Members::start();
-    let [told, acks] = ["told", "acks"].map(|name| members.victim(name));
+    let [hearing, acks] = ["hearing", "acks"].map(|name| members.victim(name));
     let fleet = &members.fleet;
     assert_eq!(fleet.write(NOBODY, "ann", "old"), 201);
-    for victim in [&told, &acks] {
+    for victim in [&hearing, &acks] {
         members.warm(victim, "ann");
     }
-    let readers = [&told.service, &acks.service].into_iter().chain(&fleet.readers).collect();
+    let readers = [&hearing.service, &acks.service].into_iter().chain(&fleet.readers).collect();
     let mut reads = Reads { readers, name: "ann", states: &["old", "new"], possible: 0..=1 };
-    let invalidation = told.hold(&Step { message: Invalidation, side: Side::Message }, "ann");
+    let invalidation = hearing.hold(&Step { message: Invalidation, side: Side::Message }, "ann");
     let ack = acks.hold(&Step { message: Ack, side: Side::Message }, "ann");
     scope(|scope| {
         let client = scope.spawn(|| fleet.write("old", "ann", "new"));

@@ -1,4 +1,4 @@
-//! Faults of what near caches are told of writes, of what they acknowledge, and of the list of those who do.
+//! Faults of the messages to near caches, of their acks, and of the list of near members.
 
 use std::thread::sleep;
 use std::time::Duration;

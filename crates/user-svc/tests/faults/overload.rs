@@ -14,6 +14,7 @@ fn writes_beyond_those_that_may_wait_while_the_cache_is_suspended_are_refused_at
     let service = &stack.user_svc().env("DATABASE_QUEUE", "1").env("DATABASE_DEADLINE", "6s").start();
     // Readers may use what they know for a minute: no write may begin before.
     stack.sql("UPDATE cache_grant SET redis = NULL, epoch = epoch + 1, life_ms = 60000");
+    wait_until("the service knows it", || metric(service, "cache_suspended") == 1);
     scope(|scope| {
         let first = scope.spawn(|| register(service, "first"));
         wait_until("the first waits", || metric(service, "database_queries_waiting") == 1);

@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,8 @@ use crate::error::Error;
 /// How many waiters a statement serves at most. Most of the gain is there with 16 rows; a longer statement makes its
 /// first waiter wait.
 const BATCH_MAX: usize = 64;
-/// When a request has waited for so long, the next batch begins beside the one that is under way. A batch takes a few
-/// milliseconds, unless it is stuck.
+/// When a batch has been under way for so long, the next one begins beside it. A batch takes a few milliseconds, unless
+/// it is stuck.
 const SLOW_AFTER: Duration = Duration::from_millis(10);
 
 /// A queue of requests for one kind of thing. Each brings a key and a value, and gets an `O`. Clones share the queue.
@@ -37,8 +37,6 @@ struct Inner<K, V, O> {
     under_way: Arc<Semaphore>,
     /// A batch has released a key.
     released: Notify,
-    /// A request has waited for [`SLOW_AFTER`].
-    slow: Notify,
 }
 
 struct Waiting<K, V, O> {
@@ -59,11 +57,16 @@ pub enum Repeats<V> {
     Rivals(fn(&V, &V) -> bool),
 }
 
-/// A batch is under way, and uses a connection, until this is dropped.
-pub struct UnderWay {
-    _permit: Option<OwnedSemaphorePermit>,
+/// A batch is under way, and uses a connection, until the first of the clones is dropped. One is with the connection's
+/// thread, which is the first to know that the connection is free: the next batch begins a little earlier. The other is
+/// with the task, which does not wait for a connection that hangs.
+#[derive(Clone)]
+pub struct UnderWay(Arc<Mutex<Option<Holding>>>);
+
+struct Holding {
+    _permit: OwnedSemaphorePermit,
     /// Dropped with it, which the receiver sees.
-    _ended: oneshot::Sender<()>,
+    _ended: Option<oneshot::Sender<()>>,
 }
 
 /// A request that waits.
@@ -73,9 +76,25 @@ pub struct Waiter<K, V, O> {
     /// What it brings.
     pub value: V,
     deadline: Instant,
-    /// Set once: by the batch that takes the waiter, or by its request at the deadline.
-    settled: Arc<AtomicBool>,
     result: Mutex<Option<oneshot::Sender<Result<O, Error>>>>,
+}
+
+impl UnderWay {
+    fn new(permit: OwnedSemaphorePermit, ended: Option<oneshot::Sender<()>>) -> Self {
+        Self(Arc::new(Mutex::new(Some(Holding { _permit: permit, _ended: ended }))))
+    }
+}
+
+impl From<OwnedSemaphorePermit> for UnderWay {
+    fn from(permit: OwnedSemaphorePermit) -> Self {
+        Self::new(permit, None)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.lock().take();
+    }
 }
 
 impl<K, V, O> Clone for Batcher<K, V, O> {
@@ -91,8 +110,7 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
         let waiting = Waiting { waiters: VecDeque::new(), held: HashSet::new(), is_served: false };
         let under_way = Arc::new(Semaphore::new(database.quarter()));
         let waiting = Mutex::new(waiting);
-        let (released, slow) = (Notify::new(), Notify::new());
-        Self(Arc::new(Inner { database, repeats, waiting, under_way, released, slow }))
+        Self(Arc::new(Inner { database, repeats, waiting, under_way, released: Notify::new() }))
     }
 
     /// Waits for a result. Calls `serve` if nobody serves the queue, which must start a task for [`Batcher::serve`].
@@ -101,48 +119,32 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
     /// [`Error::Overloaded`] at once if too many wait, [`Error::Unavailable`] at the deadline if no batch has taken the
     /// request, and then none will; otherwise the batch's result.
     pub async fn join(&self, key: K, value: V, serve: impl FnOnce()) -> Result<O, Error> {
-        let settled = Arc::new(AtomicBool::new(false));
-        let (sender, mut result) = oneshot::channel();
-        let (is_served, deadline) = self.enqueue(key, value, settled.clone(), sender)?;
-        if !is_served {
+        let (sender, result) = oneshot::channel();
+        if !self.enqueue(key, value, sender)? {
             serve();
         }
-        if let Ok(result) = timeout(SLOW_AFTER, &mut result).await {
-            return result.unwrap_or_else(|_| Err(Error::thread_panicked()));
-        }
-        self.0.slow.notify_one();
-        match timeout_at(deadline.into(), &mut result).await {
-            Ok(result) => result.unwrap_or_else(|_| Err(Error::thread_panicked())),
-            Err(_) if !settled.swap(true, Ordering::AcqRel) => Err(self.0.database.too_late()),
-            // A batch ends at the first deadline of its waiters: this takes no longer.
-            Err(_) => result.await.unwrap_or_else(|_| Err(Error::thread_panicked())),
-        }
+        result.await.unwrap_or_else(|_| Err(Error::thread_panicked()))
     }
 
-    /// Returns whether the queue was served before, and the new waiter's deadline. From now on it is.
-    fn enqueue(
-        &self,
-        key: K,
-        value: V,
-        settled: Arc<AtomicBool>,
-        result: oneshot::Sender<Result<O, Error>>,
-    ) -> Result<(bool, Instant), Error> {
+    /// Returns whether the queue was served before. From now on it is.
+    fn enqueue(&self, key: K, value: V, result: oneshot::Sender<Result<O, Error>>) -> Result<bool, Error> {
         let mut waiting = self.0.waiting.lock();
         // Under the lock, so that deadlines are in the order of the queue.
         let deadline = self.0.database.deadline();
         if waiting.waiters.len() >= self.0.database.queue() {
             return Err(self.0.database.refuse());
         }
-        waiting.waiters.push_back(Waiter { key, value, deadline, settled, result: Mutex::new(Some(result)) });
+        waiting.waiters.push_back(Waiter { key, value, deadline, result: Mutex::new(Some(result)) });
         self.0.database.metrics.waiting.inc();
-        Ok((std::mem::replace(&mut waiting.is_served, true), deadline))
+        Ok(std::mem::replace(&mut waiting.is_served, true))
     }
 
-    /// Calls `begin` with one batch after the other, until no request waits. `begin` must start a task for the batch,
-    /// which drops what it is given when its connection is free.
+    /// Calls `begin` with one batch after the other, until no request waits. `begin` must start a task for the batch.
     pub async fn serve(&self, begin: impl Fn(Batch<K, V, O>, UnderWay)) {
         loop {
-            let permit = self.0.under_way.clone().acquire_owned().await.ok();
+            let Ok(permit) = self.refusing_meanwhile(self.0.under_way.clone().acquire_owned()).await else {
+                return;
+            };
             let Some(deadline) = self.next_deadline().await else { return };
             let batch = Batch {
                 batcher: self.clone(),
@@ -151,10 +153,24 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
                 released: Mutex::default(),
             };
             let (sender, ended) = oneshot::channel();
-            begin(batch, UnderWay { _permit: permit, _ended: sender });
-            tokio::select! {
-                _ = ended => {}
-                () = self.0.slow.notified() => {}
+            begin(batch, UnderWay::new(permit, Some(sender)));
+            let _ = timeout(SLOW_AFTER, ended).await;
+        }
+    }
+
+    /// Awaits `event`, and refuses requests at their deadlines meanwhile. A batch does that for those that it takes.
+    async fn refusing_meanwhile<E>(&self, event: impl Future<Output = E>) -> E {
+        let mut event = pin!(event);
+        loop {
+            let first = self.0.waiting.lock().waiters.front().map(|waiter| waiter.deadline);
+            let deadline = first.unwrap_or_else(|| self.0.database.deadline());
+            if let Ok(result) = timeout_at(deadline.into(), &mut event).await {
+                return result;
+            }
+            let mut waiting = self.0.waiting.lock();
+            while let Some(late) = waiting.waiters.pop_front_if(|waiter| waiter.deadline <= deadline) {
+                self.0.database.metrics.waiting.dec();
+                late.resolve(Err(self.0.database.too_late()));
             }
         }
     }
@@ -167,17 +183,21 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
                 let mut waiting = self.0.waiting.lock();
                 let Waiting { waiters, held, is_served } = &mut *waiting;
                 if let Some(first) = waiters.iter().find(|waiter| !held.contains(&waiter.key)) {
-                    // A waiter that has waited for half of its time will be refused: the batch could not be done by its
-                    // deadline.
-                    return Some(first.deadline.max(Instant::now() + self.0.database.timeout / 2));
+                    return Some(first.deadline.max(self.earliest_deadline()));
                 }
                 if waiters.is_empty() {
                     *is_served = false;
                     return None;
                 }
             }
-            self.0.released.notified().await;
+            self.refusing_meanwhile(self.0.released.notified()).await;
         }
+    }
+
+    /// A waiter with an earlier deadline has waited for half of its time, and is refused: a batch that begins now could
+    /// not be done by then.
+    fn earliest_deadline(&self) -> Instant {
+        Instant::now() + self.0.database.timeout / 2
     }
 
     /// Takes the waiters that can be served by `deadline`, in the order in which they came.
@@ -187,30 +207,29 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
         let mut last: HashMap<K, usize> = HashMap::new();
         let mut later = Vec::new();
         let mut waiting = self.0.waiting.lock();
+        let earliest = self.earliest_deadline();
         while taken.len() < BATCH_MAX
             && let Some(waiter) = waiting.waiters.pop_front()
         {
-            let may_be_taken = match (&self.0.repeats, last.get(&waiter.key)) {
+            let is_free = match (&self.0.repeats, last.get(&waiter.key)) {
                 (Repeats::Independent, _) => true,
                 (Repeats::Rivals(may_follow), Some(first)) => may_follow(&taken[*first].value, &waiter.value),
                 (Repeats::Rivals(_), None) => !waiting.held.contains(&waiter.key),
             };
-            if !may_be_taken {
+            // A waiter whose key was held when the batch got its deadline may have an earlier one.
+            if !is_free || (earliest..deadline).contains(&waiter.deadline) {
                 later.push(waiter);
                 continue;
             }
             self.0.database.metrics.waiting.dec();
-            if waiter.settled.swap(true, Ordering::AcqRel) {
-                continue; // its request has ended at the deadline
-            }
             if waiter.deadline < deadline {
                 waiter.resolve(Err(self.0.database.too_late()));
-            } else {
-                if let Repeats::Rivals(_) = self.0.repeats {
-                    last.insert(waiter.key.clone(), taken.len());
-                }
-                taken.push(waiter);
+                continue;
             }
+            if let Repeats::Rivals(_) = self.0.repeats {
+                last.insert(waiter.key.clone(), taken.len());
+            }
+            taken.push(waiter);
         }
         waiting.held.extend(last.into_keys());
         // Back to the front, in their order.

@@ -287,7 +287,7 @@ impl Database {
             self.metrics.waiting.dec();
             return Err(self.refuse());
         }
-        Ok(Pending { result, decided, deadline, metrics: self.metrics.clone() })
+        Ok(Pending { result, decided, deadline, timeouts: self.metrics.timeouts.clone() })
     }
 }
 

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use prometheus::IntCounter;
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
 use crate::error::Error;
-use crate::metrics::DatabaseMetrics;
 
 /// Work that was queued.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct Pending<T> {
     /// does not happen later.
     pub(super) decided: Arc<AtomicBool>,
     pub(super) deadline: Instant,
-    pub(super) metrics: DatabaseMetrics,
+    pub(super) timeouts: IntCounter,
 }
 
 /// Why there is no result at the deadline.
@@ -42,7 +42,7 @@ impl<T> Pending<T> {
             Ok(Err(_)) if Instant::now() < self.deadline => return Ok(Err(Error::thread_panicked())),
             Ok(Err(_)) | Err(_) => {}
         }
-        self.metrics.timeouts.inc();
+        self.timeouts.inc();
         let committing = self.decided.swap(true, Ordering::AcqRel);
         Err(if committing { Late::Committing } else { Late::Undone })
     }

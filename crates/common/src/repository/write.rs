@@ -109,18 +109,18 @@ impl<T: CacheAside> Repository<T> {
             let run: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
                 let permit = this.0.patient.clone().acquire_owned();
                 match timeout_at(writes.batch.deadline.into(), permit).await {
-                    Ok(permit) => this.run(writes, permit).await,
-                    Err(_) => writes.settle(None, &Err(this.0.database.too_late()), Settle::All),
+                    Ok(Ok(permit)) => this.run(writes, permit.into()).await,
+                    _ => writes.settle(None, &Err(this.0.database.too_late()), Settle::All),
                 }
             });
             tokio::spawn(run);
         }
     }
 
-    /// Runs the transaction of `writes`, again if the grant changes under it, and resolves them. `permit` is dropped
-    /// when its connection is free again, or at the deadline: others need not wait for a connection that hangs.
-    async fn run(self, writes: Writes<T>, permit: impl Send) {
-        let mut permit = Some(permit);
+    /// Runs the transaction of `writes`, again if the grant changes under it, and resolves them. It is `under_way` until
+    /// its connection is free again, or its deadline is over.
+    async fn run(self, writes: Writes<T>, under_way: UnderWay) {
+        let mut under_way = Some(under_way);
         let mut deadline = writes.batch.deadline;
         let mut has_waited = false;
         loop {
@@ -135,7 +135,7 @@ impl<T: CacheAside> Repository<T> {
             }
             let guard = Guard::default();
             let mut unfinished = None;
-            let result = self.commit(&writes, &guard, deadline, &mut permit, &mut unfinished).await;
+            let result = self.commit(&writes, &guard, deadline, &mut under_way, &mut unfinished).await;
             let prepared = guard.get();
             match result {
                 // Nothing has happened, and the grant is another by now.
@@ -164,12 +164,16 @@ impl<T: CacheAside> Repository<T> {
         writes: &Writes<T>,
         guard: &Guard,
         deadline: Instant,
-        permit: &mut Option<impl Send>,
+        under_way: &mut Option<UnderWay>,
         unfinished: &mut Option<Unfinished>,
     ) -> Result<(), Error> {
         let taken = writes.clone();
         let lock_wait = writes.lock_wait();
-        let change = move |connection: &mut PgConnection| apply(connection, &taken.get(), lock_wait);
+        let until_dropped = under_way.clone();
+        let change = move |connection: &mut PgConnection| {
+            let _with_the_transaction = &until_dropped;
+            apply(connection, &taken.get(), lock_wait)
+        };
         let this = self.clone();
         let set = guard.clone();
         let before_commit = move |applied: Applied| this.prepare(applied, &set);
@@ -177,11 +181,11 @@ impl<T: CacheAside> Repository<T> {
         let result = match self.extending(guard, pending.before_deadline()).await {
             Ok(result) => {
                 let result = result.flatten();
-                self.go_on(writes, guard.get(), &result, permit);
+                self.go_on(writes, guard.get(), &result);
                 result
             }
             Err(late) => {
-                permit.take();
+                under_way.take();
                 writes.release_all_but(&HashSet::new());
                 writes.settle(guard.get(), &Err(error_of(late)), Settle::All);
                 writes.give_up();
@@ -205,21 +209,14 @@ impl<T: CacheAside> Repository<T> {
         }
     }
 
-    /// Lets others go on after the transaction of `writes`: those that wait for its connection or its keys, and those
-    /// of its own that another session holds. Not if it is to be run again.
-    fn go_on(
-        &self,
-        writes: &Writes<T>,
-        prepared: Option<&Prepared>,
-        result: &Result<(), Error>,
-        permit: &mut Option<impl Send>,
-    ) {
+    /// Lets others go on after the transaction of `writes`: those that wait for its keys, and those of its own that
+    /// another session holds. Not if it is to be run again.
+    fn go_on(&self, writes: &Writes<T>, prepared: Option<&Prepared>, result: &Result<(), Error>) {
         let held = match result {
             Err(Error::Suspended) => return,
             Err(Error::Held) => writes.keys(),
             _ => writes.held(prepared),
         };
-        permit.take();
         writes.release_all_but(&held);
         self.run_patiently(&writes.batch, held);
     }

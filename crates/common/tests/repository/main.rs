@@ -1,5 +1,6 @@
 //! The repository without a service, over real stores: with entities of the tests' own, and step by step.
 
+mod batches;
 mod grants;
 mod note;
 mod second_entity;

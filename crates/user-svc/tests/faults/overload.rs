@@ -37,9 +37,16 @@ fn a_full_queue_refuses_at_once_and_what_waits_is_served() {
         let service = &service;
         let first = scope.spawn(|| register(service, "first"));
         wait_for_locked(&stack, 1);
+        // First for 50 ms, then again by itself.
+        wait_until("it waits patiently", || {
+            stack.sql(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                 AND wait_event_type = 'Lock' AND xact_start < clock_timestamp() - interval '1 s'",
+            ) == "1"
+        });
         let waiting: Vec<_> =
             ["second", "third"].map(|name| scope.spawn(move || register(service, name))).into();
-        wait_until("two registrations wait", || metric(service, "database_queries_waiting") == 2);
+        wait_until("they and their batch wait", || metric(service, "database_queries_waiting") == 3);
 
         let start = Instant::now();
         for number in 0..20 {

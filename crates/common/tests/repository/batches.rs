@@ -1,0 +1,62 @@
+//! Batches, begun and ended by the test.
+
+use common::database::{Batch, Batcher, Database, Repeats, Schema, UnderWay, Waiter};
+use common::error::Error;
+use common::metrics::Metrics;
+use devstack::Stack;
+use tokio::sync::mpsc::{self, UnboundedSender};
+
+use crate::database_settings;
+
+type Begun = (Batch<&'static str, (), ()>, UnderWay);
+
+/// Waits for a result, and sends the batches that begin to `begun` if nobody serves the queue.
+async fn join(
+    writes: Batcher<&'static str, (), ()>,
+    key: &'static str,
+    begun: UnboundedSender<Begun>,
+) -> Result<(), Error> {
+    let serve = || {
+        let writes = writes.clone();
+        let begin = move |batch, under_way| begun.send((batch, under_way)).expect("the test waits");
+        tokio::spawn(async move { writes.serve(begin).await });
+    };
+    writes.join(key, (), serve).await
+}
+
+/// Sends all requests of a batch their results, and returns their keys.
+fn end((batch, _under_way): Begun) -> Vec<&'static str> {
+    let ended = |waiter: &Waiter<&'static str, (), ()>| {
+        waiter.resolve(Ok(()));
+        waiter.key
+    };
+    batch.waiters().iter().map(ended).collect()
+}
+
+#[tokio::test]
+async fn a_request_whose_key_is_released_while_the_next_batch_begins_is_not_refused() {
+    let stack = Stack::shared();
+    let metrics = Metrics::new("test").expect("valid names").database;
+    let database = Database::start(&database_settings(&stack), Schema::Await, metrics).expect("threads");
+    let writes = Batcher::new(database, Repeats::Rivals(|(), ()| false));
+    let (begun, mut batches) = mpsc::unbounded_channel();
+    let request = |key| tokio::spawn(join(writes.clone(), key, begun.clone()));
+
+    let first = request("hot");
+    let slow = batches.recv().await.expect("a batch");
+    assert_eq!(slow.0.waiters().len(), 1, "it has the key");
+    // In this order, since the runtime has one thread.
+    let mut rival = request("hot");
+    let other = request("other");
+    let next = batches.recv().await.expect("a batch beside the slow one, for the other key");
+    assert_eq!(end(slow), ["hot"]);
+    // The rival came before the batch's first request. It waits for the batch after this one.
+    assert_eq!(end(next), ["other"]);
+    tokio::select! {
+        last = batches.recv() => assert_eq!(end(last.expect("a batch")), ["hot"]),
+        result = &mut rival => panic!("the rival was not in a batch, and got {result:?}"),
+    }
+    for request in [first, rival, other] {
+        assert_eq!(request.await.expect("no panic"), Ok(()));
+    }
+}

@@ -65,6 +65,12 @@ pub struct Figures {
     /// How long the load generator was ready to run and had no processor, for each answer, in microseconds.
     #[serde(default)]
     pub generator_wait_us: f64,
+    /// The same of the target.
+    #[serde(default)]
+    pub service_wait_us: f64,
+    /// The same of PostgreSQL and Redis.
+    #[serde(default)]
+    pub stores_wait_us: f64,
     /// The peak memory of the larger of its services, in MiB.
     pub peak_mib: f64,
     /// Answers with another status than expected and lost connections, in all rounds.
@@ -90,6 +96,8 @@ impl Figures {
             redis_us: median(|it| it.redis_us),
             generator_us: median(|it| it.generator_us),
             generator_wait_us: median(|it| it.generator_wait_us),
+            service_wait_us: median(|it| it.service_wait_us),
+            stores_wait_us: median(|it| it.stores_wait_us),
             peak_mib: median(|it| it.peak_mib),
             errors: sum(|it| it.errors),
             checked: sum(|it| it.checked),
@@ -160,13 +168,15 @@ pub fn run(
     (figures(target, time, &spent, &tally), tally)
 }
 
-/// Processor time of all programs that take part.
+/// What all programs that take part have used of the processors, and how long they waited for one.
 struct Spent {
     service: Duration,
     postgres: Duration,
     redis: Duration,
     generator: Duration,
     generator_wait: Duration,
+    service_wait: Duration,
+    stores_wait: Duration,
 }
 
 impl Spent {
@@ -178,7 +188,9 @@ impl Spent {
             postgres,
             redis,
             generator: usage::generator_cpu(),
-            generator_wait: usage::generator_wait(),
+            generator_wait: usage::wait(rustix::process::getpid()),
+            service_wait: target.wait(),
+            stores_wait: stores.wait(),
         }
     }
 
@@ -189,6 +201,8 @@ impl Spent {
             redis: self.redis.saturating_sub(before.redis),
             generator: self.generator.saturating_sub(before.generator),
             generator_wait: self.generator_wait.saturating_sub(before.generator_wait),
+            service_wait: self.service_wait.saturating_sub(before.service_wait),
+            stores_wait: self.stores_wait.saturating_sub(before.stores_wait),
         }
     }
 }
@@ -205,6 +219,8 @@ fn figures(target: &Target, time: Duration, spent: &Spent, tally: &Tally) -> Fig
         redis_us: per_answer(spent.redis),
         generator_us: per_answer(spent.generator),
         generator_wait_us: per_answer(spent.generator_wait),
+        service_wait_us: per_answer(spent.service_wait),
+        stores_wait_us: per_answer(spent.stores_wait),
         peak_mib: target.peak_mib(),
         errors: tally.errors,
         checked: tally.checked,

@@ -132,6 +132,11 @@ impl Stores {
         (usage::cpu(self.postgres.pid()), usage::cpu(self.redis.pid()))
     }
 
+    /// How long both were ready to run and had no processor.
+    pub fn wait(&self) -> Duration {
+        usage::wait(self.postgres.pid()) + usage::wait(self.redis.pid())
+    }
+
     /// The port of PostgreSQL.
     pub fn postgres_port(&self) -> u16 {
         self.postgres.port()

@@ -25,6 +25,10 @@ struct Tail {
     unread_p99: f64,
     /// How long the generator was ready to run and had no processor, for each answer.
     generator_waits: f64,
+    /// The same of the target.
+    service_waits: f64,
+    /// The same of the stores.
+    stores_waits: f64,
 }
 
 /// Measures workloads on ours and on the axum peer, in turn, and prints a table.
@@ -52,6 +56,8 @@ fn tail(stores: &Stores, workload: Workload, kind: Kind, plan: &Plan) -> Tail {
         arrived_p99: p99(&tally.arrived),
         unread_p99: p99(&tally.unread),
         generator_waits: figures.generator_wait_us,
+        service_waits: figures.service_wait_us,
+        stores_waits: figures.stores_wait_us,
     }
 }
 
@@ -59,11 +65,13 @@ fn tail(stores: &Stores, workload: Workload, kind: Kind, plan: &Plan) -> Tail {
 type Figure = fn(&Tail) -> f64;
 
 fn lines(workload: Workload, plan: &Plan, ours: &[Tail], axum: &[Tail]) -> String {
-    let quantities: [(&str, Figure); 4] = [
+    let quantities: [(&str, Figure); 6] = [
         ("p99 ms", |it| it.p99 / 1e3),
         ("p99 ms until arrival", |it| it.arrived_p99 / 1e3),
         ("p99 ms from arrival until read", |it| it.unread_p99 / 1e3),
         ("generator's wait for a processor, µs an answer", |it| it.generator_waits),
+        ("services' wait for a processor, µs an answer", |it| it.service_waits),
+        ("stores' wait for a processor, µs an answer", |it| it.stores_waits),
     ];
     let mut text = String::new();
     for (what, of) in quantities {

@@ -99,6 +99,11 @@ impl Target {
         self.servers.iter().map(|server| usage::cpu(server.guard.pid())).sum()
     }
 
+    /// How long all its processes were ready to run and had no processor.
+    pub fn wait(&self) -> Duration {
+        self.servers.iter().map(|server| usage::wait(server.guard.pid())).sum()
+    }
+
     /// The peak memory of the larger of its services, in MiB.
     pub fn peak_mib(&self) -> f64 {
         self.servers.iter().map(|server| usage::peak_mib(server.guard.pid())).fold(0.0, f64::max)

@@ -17,15 +17,16 @@ pub fn generator_cpu() -> Duration {
     own_cpu(rustix::process::getpid(), 2)
 }
 
-/// How long the threads of this process were ready to run and had no processor (Documentation/scheduler/sched-stats in
-/// the kernel's source). Only of threads that still run.
-pub fn generator_wait() -> Duration {
-    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+/// How long the threads of a process and of its children were ready to run and had no processor
+/// (Documentation/scheduler/sched-stats in the kernel's source). Only of threads that still run.
+pub fn wait(pid: Pid) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).into_iter().flatten().flatten();
     let waited = |task: fs::DirEntry| {
         let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
         text.split_whitespace().nth(1)?.parse::<u64>().ok()
     };
-    Duration::from_nanos(tasks.filter_map(waited).sum())
+    let own = Duration::from_nanos(tasks.filter_map(waited).sum());
+    own + children(pid).into_iter().map(wait).sum::<Duration>()
 }
 
 /// Processor time of the whole machine, in clock ticks since its start (proc(5), `/proc/stat`).

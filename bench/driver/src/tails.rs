@@ -1,4 +1,5 @@
-//! The slowest answers of ours beside those of another target, round by round, and the generator's part in them.
+//! The slowest answers of ours beside those of another target, round by round, with the generator's part in them, and
+//! with the times in which programs were ready to run and had no processor.
 //!
 //! The generator runs on the processors of the services. A target with more threads leaves it less time, and one that
 //! answers many requests at once makes it a queue: both lengthen the latencies that it sees.

@@ -35,8 +35,8 @@ struct Inner<K, V, O> {
     waiting: Mutex<Waiting<K, V, O>>,
     /// A permit for each batch that is under way.
     under_way: Arc<Semaphore>,
-    /// A batch has released a key.
-    released: Notify,
+    /// There may be a request whose key is free: one has come, or a batch has released a key.
+    may_be_free: Notify,
 }
 
 struct Waiting<K, V, O> {
@@ -110,7 +110,7 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
         let waiting = Waiting { waiters: VecDeque::new(), held: HashSet::new(), is_served: false };
         let under_way = Arc::new(Semaphore::new(database.quarter()));
         let waiting = Mutex::new(waiting);
-        Self(Arc::new(Inner { database, repeats, waiting, under_way, released: Notify::new() }))
+        Self(Arc::new(Inner { database, repeats, waiting, under_way, may_be_free: Notify::new() }))
     }
 
     /// Waits for a result. Calls `serve` if nobody serves the queue, which must start a task for [`Batcher::serve`].
@@ -136,7 +136,12 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
         }
         waiting.waiters.push_back(Waiter { key, value, deadline, result: Mutex::new(Some(result)) });
         self.0.database.metrics.waiting.inc();
-        Ok(std::mem::replace(&mut waiting.is_served, true))
+        let was_served = std::mem::replace(&mut waiting.is_served, true);
+        if was_served {
+            // The keys of all that wait may be held.
+            self.0.may_be_free.notify_one();
+        }
+        Ok(was_served)
     }
 
     /// Calls `begin` with one batch after the other, until no request waits. `begin` must start a task for the batch.
@@ -190,7 +195,7 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
                     return None;
                 }
             }
-            self.refusing_meanwhile(self.0.released.notified()).await;
+            self.refusing_meanwhile(self.0.may_be_free.notified()).await;
         }
     }
 
@@ -279,7 +284,7 @@ impl<K: Clone + Eq + Hash, V, O> Batch<K, V, O> {
                 waiting.held.remove(key);
             }
         }
-        self.batcher.0.released.notify_one();
+        self.batcher.0.may_be_free.notify_one();
     }
 }
 

@@ -286,9 +286,7 @@ impl<T: CacheAside> Repository<T> {
     /// Loads all of `batch` by one query.
     async fn load_all(self, batch: Arc<Loads<T>>, under_way: UnderWay) {
         let taken = batch.clone();
-        let until_dropped = under_way.clone();
         let query = move |connection: &mut PgConnection| {
-            let _with_the_query = &until_dropped;
             let keys: Vec<&T::Key> = taken.waiters().iter().map(|waiter| &waiter.key).collect();
             if keys.is_empty() {
                 return Ok(HashMap::new()); // another batch has taken them
@@ -299,7 +297,7 @@ impl<T: CacheAside> Repository<T> {
             Ok(rows.iter().map(row).collect())
         };
         let seen = self.0.database.read(batch.deadline, query).await;
-        // The next query waits neither for Redis nor for a connection that hangs.
+        // The next query need not wait for Redis.
         drop(under_way);
         match seen {
             Ok(seen) => self.fill(batch, seen).await,

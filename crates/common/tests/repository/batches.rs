@@ -1,5 +1,8 @@
 //! Batches, begun and ended by the test.
 
+use std::time::Duration;
+
+use common::config::DatabaseSettings;
 use common::database::{Batch, Batcher, Database, Repeats, Schema, UnderWay, Waiter};
 use common::error::Error;
 use common::metrics::Metrics;
@@ -9,6 +12,14 @@ use tokio::sync::mpsc::{self, UnboundedSender};
 use crate::database_settings;
 
 type Begun = (Batch<&'static str, (), ()>, UnderWay);
+
+/// A queue whose requests have a deadline `timeout` after they came. Two batches may be under way.
+fn batcher(timeout: Duration) -> Batcher<&'static str, (), ()> {
+    let settings = DatabaseSettings { timeout, ..database_settings(&Stack::shared()) };
+    let metrics = Metrics::new("test").expect("valid names").database;
+    let database = Database::start(&settings, Schema::Await, metrics).expect("threads");
+    Batcher::new(database, Repeats::Rivals(|(), ()| false))
+}
 
 /// Waits for a result, and sends the batches that begin to `begun` if nobody serves the queue.
 async fn join(
@@ -35,10 +46,7 @@ fn end((batch, _under_way): Begun) -> Vec<&'static str> {
 
 #[tokio::test]
 async fn a_request_whose_key_is_released_while_the_next_batch_begins_is_not_refused() {
-    let stack = Stack::shared();
-    let metrics = Metrics::new("test").expect("valid names").database;
-    let database = Database::start(&database_settings(&stack), Schema::Await, metrics).expect("threads");
-    let writes = Batcher::new(database, Repeats::Rivals(|(), ()| false));
+    let writes = batcher(Duration::from_secs(9));
     let (begun, mut batches) = mpsc::unbounded_channel();
     let request = |key| tokio::spawn(join(writes.clone(), key, begun.clone()));
 
@@ -59,4 +67,32 @@ async fn a_request_whose_key_is_released_while_the_next_batch_begins_is_not_refu
     for request in [first, rival, other] {
         assert_eq!(request.await.expect("no panic"), Ok(()));
     }
+}
+
+#[tokio::test]
+async fn a_request_that_no_batch_can_take_is_refused_at_its_deadline() {
+    let writes = batcher(Duration::from_millis(200));
+    let (begun, mut batches) = mpsc::unbounded_channel();
+    let request = |key| tokio::spawn(join(writes.clone(), key, begun.clone()));
+    let is_refused = |result| matches!(result, Ok(Err(Error::Unavailable(_))));
+
+    let first = request("first");
+    let holding_first = batches.recv().await.expect("a batch");
+    holding_first.0.waiters();
+    assert!(is_refused(request("first").await), "its key is held");
+
+    let second = request("second");
+    let holding_second = batches.recv().await.expect("a batch beside the first");
+    holding_second.0.waiters();
+    assert!(is_refused(request("third").await), "as many batches are under way as may be");
+
+    assert_eq!(end(holding_first), ["first"]);
+    assert_eq!(end(holding_second), ["second"]);
+    for request in [first, second] {
+        assert_eq!(request.await.expect("no panic"), Ok(()));
+    }
+    // The queue is served as before.
+    let last = request("third");
+    assert_eq!(end(batches.recv().await.expect("a batch")), ["third"]);
+    assert_eq!(last.await.expect("no panic"), Ok(()));
 }

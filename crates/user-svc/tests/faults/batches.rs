@@ -193,6 +193,10 @@ fn a_write_that_waits_for_another_session_delays_no_other() {
         let replace = scope.spawn(|| Replace("new").send(service, "locked"));
         let register_held = scope.spawn(|| register(service, "held"));
         wait_for_locked(&stack, 1);
+        let rival = scope.spawn(|| Replace("newer").send(service, "locked"));
+        wait_until("all that wait in the queue are rivals", || {
+            metric(service, "database_queries_waiting") == 1
+        });
         for number in 0..20 {
             assert_eq!(register(service, &format!("free-{number}")).status, 201);
             assert_eq!(Replace("new").send(service, "free").status, 200);
@@ -202,8 +206,9 @@ fn a_write_that_waits_for_another_session_delays_no_other() {
         drop(name);
         assert_eq!(replace.join().expect("answered").status, 200);
         assert_eq!(register_held.join().expect("answered").status, 201);
+        assert_eq!(rival.join().expect("answered").status, 200);
     });
-    assert_eq!(info(&stack, "locked"), "new");
+    assert_eq!(info(&stack, "locked"), "newer");
 }
 
 #[test]

@@ -32,6 +32,11 @@ const NOT_FROM_CACHE: &str = r#","cache_hit":false}"#;
 extern "SQL" {
     /// The elements of `array`, a row each; several calls in one SELECT advance together.
     fn unnest(array: Array<Text>) -> Text;
+
+    /// Any of the elements of `array`, on the right of a comparison. Diesel finds a prepared statement by its type then;
+    /// with `eq_any` it writes the text of the statement anew for each execution, and looks that up.
+    #[sql_name = "ANY"]
+    fn any(array: Array<Text>) -> Text;
 }
 
 impl CacheAside for User {
@@ -61,7 +66,7 @@ impl CacheAside for User {
 
     fn load(connection: &mut PgConnection, names: &[&UserName]) -> QueryResult<Vec<(Self, bool)>> {
         let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
-        let users = users::table.filter(users::name.eq_any(names));
+        let users = users::table.filter(users::name.eq(any(names)));
         users.select((Self::as_select(), RowIsClear)).load(connection)
     }
 
@@ -71,7 +76,7 @@ impl CacheAside for User {
         lock_wait: LockWait,
     ) -> QueryResult<Vec<(UserName, Info)>> {
         let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
-        let users = users::table.filter(users::name.eq_any(names)).order(users::name);
+        let users = users::table.filter(users::name.eq(any(names))).order(users::name);
         let users = users.select((users::name, users::info)).for_update();
         match lock_wait {
             LockWait::Short => users.skip_locked().load(connection),
@@ -99,7 +104,7 @@ impl CacheAside for User {
 
     fn delete(connection: &mut PgConnection, names: &[&UserName]) -> QueryResult<Changed<UserName>> {
         let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
-        diesel::delete(users::table.filter(users::name.eq_any(names)))
+        diesel::delete(users::table.filter(users::name.eq(any(names))))
             .returning((users::name, InTransaction))
             .get_results(connection)
     }

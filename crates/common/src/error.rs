@@ -23,7 +23,7 @@ pub enum Error {
     NotFound,
     /// There is a record with this key already.
     AlreadyExists,
-    /// The record is not, or no longer, as `If-Match` requires.
+    /// The record is not, or no longer, as a condition of the request requires.
     PreconditionFailed,
     /// The body did not arrive within its time.
     BodyTimeout,

@@ -12,7 +12,7 @@ use clap::{Arg, ArgMatches, Command};
 use common::cache::{Cache, Near};
 use common::config::{
     CACHE_WITHOUT_POSTGRES, CacheSettings, DatabaseSettings, HttpSettings, NEAR_CACHE_MIB, Setting,
-    SettingsReader, http_url, setting, shared,
+    SettingsReader, http_url, path_prefix, shared,
 };
 use common::database::{Database, Schema};
 use common::error::{CommandResult, Invalid};
@@ -45,11 +45,6 @@ pub fn settings() -> Vec<Setting> {
     let mut settings = shared("8081", "9081");
     settings.push(NEAR_CACHE_MIB);
     settings.push(CACHE_WITHOUT_POSTGRES);
-    settings.push(setting(
-        "PUBLIC_USER_URL",
-        "http://127.0.0.1:8080",
-        "Where clients reach user-svc: a link on the docs page",
-    ));
     settings
 }
 
@@ -64,6 +59,8 @@ pub struct Config {
     pub cache: CacheSettings,
     /// Where clients reach `user-svc`.
     pub public_user_url: String,
+    /// Where clients reach `data-svc`.
+    pub public_data_url: String,
 }
 
 impl Config {
@@ -74,6 +71,7 @@ impl Config {
             database: reader.database(),
             cache: reader.cache(),
             public_user_url: reader.get("PUBLIC_USER_URL", http_url),
+            public_data_url: reader.get("PUBLIC_DATA_URL", http_url),
         }
     }
 }
@@ -129,6 +127,7 @@ async fn serve_until_stopped(config: Config) -> CommandResult {
         // unready at the same time.
         readiness: Arc::new(move || database.is_readable()),
         api: routes::api(&config.public_user_url),
+        path_prefix: path_prefix(&config.public_data_url),
         fast_path,
     };
     let routes = move |config: &mut ServiceConfig| {

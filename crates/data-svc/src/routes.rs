@@ -3,14 +3,13 @@
 use actix_web::http::Method;
 use actix_web::http::header::{
     CACHE_CONTROL, CACHE_STATUS, CONTENT_TYPE, CacheControl, CacheDirective, ETAG, Header as _, HeaderValue,
-    IF_NONE_MATCH, IfNoneMatch,
 };
 use actix_web::web::{Data, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
 use common::error::Error;
 use common::http::{FastPath, Group, Problem, ResponseMap, health, readable, text_header};
 use common::repository::{CacheStatus, Found, Freshness};
-use common::users::{PathName, UserName, Users, entity_tag, matches_any, not_from_cache};
+use common::users::{Conditions, PathName, UserName, Users, entity_tag, not_from_cache};
 use utoipa::openapi::external_docs::ExternalDocsBuilder;
 use utoipa::openapi::{OpenApi, RefOr};
 use utoipa::{IntoResponses, OpenApi as _, ToSchema};
@@ -79,6 +78,8 @@ struct FoundUser {
     ("name" = inline(UserName), Path, description = "The name, percent-encoded"),
     ("If-None-Match" = Option<String>, Header, nullable = false,
         description = "Entity tags of the client's copies: 304 if one is current"),
+    ("If-Match" = Option<String>, Header, nullable = false,
+        description = "Entity tags, one of which the user must have, else 412; compared weakly"),
     ("Cache-Control" = Option<String>, Header, nullable = false,
         description = "`no-cache` reads PostgreSQL, and fills the cache anew"),
 ), responses(
@@ -118,12 +119,17 @@ fn near_hit(request: &HttpRequest) -> Option<HttpResponse> {
 
 fn respond(request: &HttpRequest, found: Found) -> HttpResponse {
     let status = cache_status(&found);
-    let Some(answer) = found.answer else {
-        let mut response = HttpResponse::from_error(Error::NotFound);
-        response.headers_mut().insert(CACHE_STATUS, status);
-        return response;
+    let refuse = |error| {
+        let mut response = HttpResponse::from_error(error);
+        response.headers_mut().insert(CACHE_STATUS, status.clone());
+        response
     };
-    let is_current = is_current(request, &answer.etag);
+    let Some(answer) = found.answer else { return refuse(Error::NotFound) };
+    let conditions = Conditions::of(request.headers());
+    if !conditions.allow_reading(&answer.etag) {
+        return refuse(Error::PreconditionFailed);
+    }
+    let is_current = conditions.client_has(&answer.etag);
     let mut response = if is_current { HttpResponse::NotModified() } else { HttpResponse::Ok() };
     response.insert_header((CACHE_STATUS, status));
     response.insert_header((CACHE_CONTROL, HeaderValue::from_static("private, no-cache")));
@@ -143,16 +149,6 @@ fn freshness(request: &HttpRequest) -> Freshness {
     let no_cache = request.headers().contains_key(CACHE_CONTROL)
         && CacheControl::parse(request).is_ok_and(|control| control.contains(&CacheDirective::NoCache));
     if no_cache { Freshness::Fresh } else { Freshness::Any }
-}
-
-/// Returns whether `If-None-Match` names `etag` (RFC 9110, section 13.1.2).
-fn is_current(request: &HttpRequest, etag: &[u8; 16]) -> bool {
-    request.headers().contains_key(IF_NONE_MATCH)
-        && match IfNoneMatch::parse(request) {
-            Ok(IfNoneMatch::Any) => true,
-            Ok(IfNoneMatch::Items(tags)) => matches_any(&tags, etag),
-            Err(_) => false,
-        }
 }
 
 /// `Cache-Status` (RFC 9211). Never with `key=`: a name is personal data, and headers are logged.

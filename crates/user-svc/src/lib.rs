@@ -9,8 +9,8 @@ use actix_web::web::{Data, ServiceConfig};
 use clap::{Arg, ArgAction, Command};
 use common::cache::{Cache, Near};
 use common::config::{
-    CACHE_GRANT, CacheSettings, DatabaseSettings, HttpSettings, Setting, SettingsReader, http_url, setting,
-    shared,
+    CACHE_GRANT, CacheSettings, DatabaseSettings, HttpSettings, Setting, SettingsReader, http_url,
+    path_prefix, shared,
 };
 use common::database::{Database, Schema};
 use common::error::CommandResult;
@@ -41,11 +41,6 @@ pub fn command() -> Command {
 pub fn settings() -> Vec<Setting> {
     let mut settings = shared("8080", "9080");
     settings.push(CACHE_GRANT);
-    settings.push(setting(
-        "PUBLIC_DATA_URL",
-        "http://127.0.0.1:8081",
-        "Where clients reach data-svc: the start of Location, and a link on the docs page",
-    ));
     settings
 }
 
@@ -58,6 +53,8 @@ pub struct Config {
     pub database: DatabaseSettings,
     /// Redis'.
     pub cache: CacheSettings,
+    /// Where clients reach `user-svc`.
+    pub public_user_url: String,
     /// Where clients reach `data-svc`.
     pub public_data_url: String,
 }
@@ -69,6 +66,7 @@ impl Config {
             http: reader.http(),
             database: reader.database(),
             cache: reader.cache(),
+            public_user_url: reader.get("PUBLIC_USER_URL", http_url),
             public_data_url: reader.get("PUBLIC_DATA_URL", http_url),
         }
     }
@@ -99,6 +97,7 @@ async fn serve_until_stopped(config: Config) -> CommandResult {
         metrics,
         readiness: Arc::new(move || database.is_writable()),
         api,
+        path_prefix: path_prefix(&config.public_user_url),
         fast_path: None,
     };
     let routes = move |config: &mut ServiceConfig| {

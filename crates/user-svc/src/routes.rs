@@ -5,7 +5,7 @@ use actix_web::http::header::{ETAG, LOCATION};
 use actix_web::web::{self, Data, ServiceConfig};
 use common::error::Error;
 use common::http::{Body, Group, Problem, ResponseMap, health, resource};
-use common::users::{self, IfMatch, NewInfo, NewUser, PathName, UserName, Users, entity_tag};
+use common::users::{self, Conditions, NewInfo, NewUser, NoIfMatch, PathName, UserName, Users, entity_tag};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use utoipa::openapi::external_docs::ExternalDocsBuilder;
 use utoipa::openapi::link::{Link, LinkBuilder};
@@ -129,6 +129,7 @@ fn registered(api: &mut OpenApi) -> Option<&mut Response> {
 async fn register(
     users: Data<Users>,
     links: Data<Links>,
+    _: NoIfMatch,
     body: Body<NewUser>,
 ) -> Result<HttpResponse, Error> {
     let Body(user) = body;
@@ -142,11 +143,14 @@ async fn register(
 /// Replace a user's info.
 ///
 /// The answer is sent after COMMIT, when no copy of the old info is left: no GET that starts after the 200 returns it.
-/// With `If-Match`, the info is replaced only if the user has one of its entity tags.
+/// With `If-Match`, the info is replaced only if the user has one of its entity tags; with `If-None-Match`, only if it
+/// has none of them. No condition creates a user.
 #[utoipa::path(put, path = "/user/{name}", tag = "users", request_body = NewInfo, params(
     ("name" = inline(UserName), Path, description = "The name, percent-encoded"),
     ("If-Match" = Option<String>, Header, nullable = false,
-        description = "Entity tags, one of which the user must have; compared weakly"),
+        description = "Entity tags, one of which the user must have, else 412; compared weakly"),
+    ("If-None-Match" = Option<String>, Header, nullable = false,
+        description = "Entity tags, none of which the user may have, else 412; `*` is any"),
 ), responses(
     (status = 200, body = NewUser, description = "Replaced", headers(
         ("ETag" = String, description = "The version of the user, as GET returns it"),
@@ -156,13 +160,13 @@ async fn register(
 async fn replace(
     users: Data<Users>,
     name: PathName,
-    condition: IfMatch,
+    conditions: Conditions,
     body: Body<NewInfo>,
 ) -> Result<HttpResponse, Error> {
     let PathName(name) = name;
     let Body(NewInfo { info }) = body;
     let user = NewUser { name, info };
-    users.replace(user.name.clone(), user.info.clone(), condition).await?;
+    users.replace(user.name.clone(), user.info.clone(), conditions).await?;
     let tag = entity_tag(&users::etag(user.name.as_str(), user.info.as_str()));
     Ok(HttpResponse::Ok().insert_header((ETAG, tag)).json(user))
 }
@@ -170,16 +174,19 @@ async fn replace(
 /// Delete a user.
 ///
 /// The answer is sent after COMMIT, when no copy is left: no GET that starts after the 204 finds the user.
-/// With `If-Match`, the user is deleted only if it has one of its entity tags.
+/// With `If-Match`, the user is deleted only if it has one of its entity tags; with `If-None-Match`, only if it has none
+/// of them.
 #[utoipa::path(delete, path = "/user/{name}", tag = "users", params(
     ("name" = inline(UserName), Path, description = "The name, percent-encoded"),
     ("If-Match" = Option<String>, Header, nullable = false,
-        description = "Entity tags, one of which the user must have; compared weakly"),
+        description = "Entity tags, one of which the user must have, else 412; compared weakly"),
+    ("If-None-Match" = Option<String>, Header, nullable = false,
+        description = "Entity tags, none of which the user may have, else 412; `*` is any"),
 ), responses(
     (status = 204, description = "Deleted"),
     DeleteProblems,
 ))]
-async fn delete(users: Data<Users>, name: PathName, condition: IfMatch) -> Result<HttpResponse, Error> {
-    users.delete(name.0, condition).await?;
+async fn delete(users: Data<Users>, name: PathName, conditions: Conditions) -> Result<HttpResponse, Error> {
+    users.delete(name.0, conditions).await?;
     Ok(HttpResponse::NoContent().finish())
 }

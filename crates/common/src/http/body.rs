@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use actix_web::dev::Payload;
-use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
 use actix_web::rt::time::timeout;
 use actix_web::web::BytesMut;
 use actix_web::{FromRequest, HttpRequest};
@@ -19,6 +19,7 @@ use crate::error::{Error, Invalid, MemberError};
 pub const BODY_MAX_BYTES: usize = 128 * 1024;
 /// How long a body may take to arrive: 128 KiB in 5 s is a slow mobile connection.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// A JSON object in the body, read whole and valid.
 #[derive(Debug)]
@@ -38,13 +39,15 @@ impl<T: FromBody + 'static> FromRequest for Body<T> {
     type Future = Pin<Box<dyn Future<Output = Result<Self, Error>>>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let accepted = check_headers(request.headers());
+        let length = check_headers(request.headers());
         let payload = payload.take();
         Box::pin(async move {
-            accepted?;
-            let bytes = timeout(BODY_TIMEOUT, collect(payload)).await.map_err(|_| Error::BodyTimeout)??;
+            let collecting = collect(payload, length?);
+            let bytes = timeout(BODY_TIMEOUT, collecting).await.map_err(|_| Error::BodyTimeout)??;
             let text = std::str::from_utf8(&bytes)
                 .map_err(|_| Error::MalformedBody("The body is not valid UTF-8.".into()))?;
+            // A reader may ignore a byte order mark (RFC 8259, section 8.1), and some clients cannot help sending one.
+            let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
             // serde reads an array as a struct whose members it holds in order; but an array is no object.
             if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
                 return Err(Error::MalformedBody("The body must be a JSON object.".into()));
@@ -54,7 +57,8 @@ impl<T: FromBody + 'static> FromRequest for Body<T> {
     }
 }
 
-fn check_headers(headers: &HeaderMap) -> Result<(), Error> {
+/// Returns the length of the body, if the headers say it (RFC 9112, section 6.3).
+fn check_headers(headers: &HeaderMap) -> Result<Option<usize>, Error> {
     let essence = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = essence.map(|value| value.split(';').next().unwrap_or_default().trim());
     if !essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
@@ -63,21 +67,33 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Error> {
     if headers.contains_key(CONTENT_ENCODING) {
         return Err(Error::UnsupportedMediaType("A Content-Encoding is not supported."));
     }
-    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > BODY_MAX_BYTES as u64) {
-        return Err(Error::BodyTooLarge);
+    if headers.contains_key(TRANSFER_ENCODING) {
+        return Ok(None);
     }
-    Ok(())
+    let length =
+        headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok());
+    match usize::try_from(length.unwrap_or(0)) {
+        Ok(length) if length <= BODY_MAX_BYTES => Ok(Some(length)),
+        _ => Err(Error::BodyTooLarge),
+    }
 }
 
-async fn collect(mut payload: Payload) -> Result<BytesMut, Error> {
+/// Reads a body of `length` bytes, or of as many as come. For a request that asks for an upgrade, actix-web's payload
+/// would go on with all that follows, and not end.
+async fn collect(mut payload: Payload, length: Option<usize>) -> Result<BytesMut, Error> {
+    let incomplete = || Error::MalformedBody("The body did not arrive whole.".into());
     let mut bytes = BytesMut::new();
-    while let Some(chunk) = payload.next().await {
-        let chunk = chunk.map_err(|_| Error::MalformedBody("The body did not arrive whole.".into()))?;
-        if bytes.len() + chunk.len() > BODY_MAX_BYTES {
+    while length.is_none_or(|length| bytes.len() < length) {
+        let Some(chunk) = payload.next().await else { break };
+        let chunk = chunk.map_err(|_| incomplete())?;
+        let rest = length.unwrap_or(BODY_MAX_BYTES + 1) - bytes.len();
+        bytes.extend_from_slice(&chunk[..chunk.len().min(rest)]);
+        if bytes.len() > BODY_MAX_BYTES {
             return Err(Error::BodyTooLarge);
         }
-        bytes.extend_from_slice(&chunk);
+    }
+    if length.is_some_and(|length| bytes.len() < length) {
+        return Err(incomplete());
     }
     Ok(bytes)
 }

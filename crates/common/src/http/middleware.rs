@@ -6,8 +6,6 @@
 use std::cell::RefCell;
 use std::future::{Ready, ready};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
@@ -15,22 +13,30 @@ use actix_web::http::header::{
     ALLOW, CACHE_CONTROL, CACHE_STATUS, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
     X_CONTENT_TYPE_OPTIONS,
 };
+use actix_web::http::uri::PathAndQuery;
 use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use futures_util::future::{Either, LocalBoxFuture};
-use log::Level;
 use prometheus::Histogram;
 
+use super::access_log::{AccessLine, Refusals};
+use super::cors::Sharing;
 use super::drain::{Draining, InFlight};
 use super::idle::ClientConnection;
 use super::problem::Kind;
 use super::route::Route;
+use crate::config::Origins;
 use crate::error::Error;
 use crate::metrics::Metrics;
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The route of what is not routed, in logs and metrics.
+const NO_ROUTE: &str = "(none)";
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest `X-Request-Id` of a client that is kept: longer ones would make log lines hard to read.
 const REQUEST_ID_MAX_BYTES: usize = 128;
+/// The longest target of a request, in bytes: what every server should accept (RFC 9110, section 4.1), and twenty times
+/// what any of ours needs.
+const TARGET_MAX_BYTES: usize = 8_000;
 /// Seconds after which a client may try again.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
@@ -50,6 +56,8 @@ pub struct Telemetry(Rc<WorkerState>);
 /// What a worker's requests share.
 struct WorkerState {
     fast_path: Option<FastPath>,
+    origins: Origins,
+    path_prefix: String,
     metrics: Metrics,
     /// The histograms used so far, which are few: a lookup by labels costs more than the observation.
     histograms: RefCell<Vec<(Labels, Histogram)>>,
@@ -62,18 +70,31 @@ struct WorkerState {
 type Labels = (&'static str, &'static str, StatusCode);
 
 impl Telemetry {
-    /// Tries `fast_path` first, counts requests in `metrics` and those refused for overload in `refusals`, and closes
-    /// connections once `draining` has begun.
+    /// Tries `fast_path` first, shares answers with the pages of `origins`, names paths as clients do, with
+    /// `path_prefix`, counts requests in `metrics` and those refused for overload in `refusals`, and closes connections
+    /// once `draining` has begun.
     #[must_use]
     pub fn new(
         fast_path: Option<FastPath>,
+        origins: Origins,
+        path_prefix: String,
         metrics: Metrics,
         draining: Draining,
         refusals: Refusals,
     ) -> Self {
         let in_flight = draining.worker();
         let histograms = RefCell::default();
-        Self(Rc::new(WorkerState { fast_path, metrics, histograms, draining, in_flight, refusals }))
+        let state = WorkerState {
+            fast_path,
+            origins,
+            path_prefix,
+            metrics,
+            histograms,
+            draining,
+            in_flight,
+            refusals,
+        };
+        Self(Rc::new(state))
     }
 }
 
@@ -114,10 +135,8 @@ where
     forward_ready!(routes);
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
-        let begun = InFlightRequest::begin(&request);
-        if let Some(FastPath { template, answer }) = self.state.fast_path
-            && let Some(response) = answer(request.request())
-        {
+        let begun = InFlightRequest::begin(&request, &self.state.origins);
+        if let Some((template, response)) = self.state.answer(&request, &begun) {
             // Not `request.into_response`, which drops the error that the response was made from.
             let response = ServiceResponse::new(request.into_parts().0, response);
             return Either::Left(ready(Ok(self.state.finish(begun, template, response))));
@@ -130,7 +149,7 @@ where
         Either::Right(Box::pin(async move {
             let _until_it_is_answered = state.in_flight.request();
             let response = response.await?;
-            let template = response.request().app_data().map_or("(none)", |&Route(template)| template);
+            let template = response.request().app_data().map_or(NO_ROUTE, |&Route(template)| template);
             Ok(state.finish(begun, template, response))
         }))
     }
@@ -141,15 +160,41 @@ struct InFlightRequest {
     start: Instant,
     method: Method,
     id: HeaderValue,
+    sharing: Option<Sharing>,
 }
 
 impl InFlightRequest {
-    fn begin(request: &ServiceRequest) -> Self {
-        Self { start: Instant::now(), method: request.method().clone(), id: request_id(request.headers()) }
+    fn begin(request: &ServiceRequest, origins: &Origins) -> Self {
+        let headers = request.headers();
+        Self {
+            start: Instant::now(),
+            method: request.method().clone(),
+            id: request_id(headers),
+            sharing: Sharing::of(headers, origins),
+        }
     }
 }
 
 impl WorkerState {
+    /// The answer to a request that is not routed, and its route in logs and metrics.
+    fn answer(
+        &self,
+        request: &ServiceRequest,
+        begun: &InFlightRequest,
+    ) -> Option<(&'static str, HttpResponse)> {
+        let sharing = begun.sharing.as_ref();
+        if let Some(response) = sharing.and_then(|it| it.preflight(&begun.method, request.headers())) {
+            return Some(("(preflight)", response));
+        }
+        if let Some(FastPath { template, answer }) = self.fast_path
+            && let Some(response) = answer(request.request())
+        {
+            return Some((template, response));
+        }
+        let target = request.uri().path_and_query().map_or("", PathAndQuery::as_str);
+        (target.len() > TARGET_MAX_BYTES).then(|| (NO_ROUTE, HttpResponse::UriTooLong().finish()))
+    }
+
     /// Completes the response to `request`, observes it and logs it.
     fn finish(
         &self,
@@ -157,7 +202,7 @@ impl WorkerState {
         route: &'static str,
         response: ServiceResponse,
     ) -> ServiceResponse {
-        let failure = Failure::of(&response);
+        let failure = Failure::of(&response, &self.path_prefix);
         let mut response = match failure.body {
             Some(body) => {
                 let (request, failed) = response.into_parts();
@@ -170,11 +215,13 @@ impl WorkerState {
         let headers = response.headers_mut();
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(X_REQUEST_ID, request.id);
+        if let Some(sharing) = request.sharing {
+            sharing.complete(headers);
+        }
         // The rest of a body that was refused or came too slowly may still arrive: no request may follow it.
         let abandoned = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
-        if abandoned || self.draining.has_begun() {
-            // actix-http writes the header from this, and drops one that is inserted by hand.
-            response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+        if abandoned || self.draining.has_begun() || asks_for_upgrade(response.request()) {
+            close_after(&mut response);
         }
 
         let now = Instant::now();
@@ -202,6 +249,18 @@ impl WorkerState {
         histogram.observe(seconds);
         histograms.push((labels, histogram));
     }
+}
+
+/// Whether the request asks to go on in another protocol. Ours does not: that changes nothing (RFC 9110, section 7.8),
+/// but actix-http closes the connection, and the answer must say so.
+pub fn asks_for_upgrade(request: &HttpRequest) -> bool {
+    request.head().upgrade()
+}
+
+/// Says that the connection ends with this answer. actix-http writes the header from this, and drops one that is
+/// inserted by hand.
+pub fn close_after<B>(response: &mut ServiceResponse<B>) {
+    response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
 }
 
 /// The client's `X-Request-Id` if it is fit for a log line, else 128 random bits.
@@ -232,7 +291,7 @@ struct Failure {
 }
 
 impl Failure {
-    fn of<B>(response: &ServiceResponse<B>) -> Self {
+    fn of<B>(response: &ServiceResponse<B>, path_prefix: &str) -> Self {
         let status = response.status();
         if !status.is_client_error() && !status.is_server_error() {
             return Self::default();
@@ -243,6 +302,7 @@ impl Failure {
         let problem = error.map(|error| error.problem(instance));
         let kind = error.map(Error::kind).or_else(|| Kind::of_status(status));
         let problem = problem.or_else(|| kind.map(|kind| kind.problem(instance)));
+        let problem = problem.map(|problem| problem.behind(path_prefix));
         let cause = match error {
             Some(error) => error.cause().map(str::to_owned),
             // An error of another type comes from actix-web or a library.
@@ -267,80 +327,6 @@ fn problem_response<B>(failed: &HttpResponse<B>, body: Vec<u8>) -> HttpResponse 
     response.body(body)
 }
 
-/// A request's line under the target `access`. It holds the route, never the path: a name is personal data.
-struct AccessLine<'a> {
-    method: &'a Method,
-    route: &'static str,
-    status: StatusCode,
-    took: Duration,
-    /// The headers of the response.
-    headers: &'a HeaderMap,
-}
-
-impl AccessLine<'_> {
-    fn log(&self, cause: Option<&str>) {
-        let (label, route, status) = (self.label(), self.route, self.status.as_u16());
-        if let Some(cause) = cause {
-            log::error!(request_id = self.header(X_REQUEST_ID); "{cause}");
-        }
-        // A read that finds a record, or finds none, is the hot path: a line for each would bury the others.
-        let read = matches!(*self.method, Method::GET | Method::HEAD);
-        let quiet =
-            read && (!self.status.is_client_error() && !self.status.is_server_error() || status == 404);
-        let level = if quiet { Level::Debug } else { Level::Info };
-        if !log::log_enabled!(target: "access", level) {
-            return;
-        }
-        let (id, cache) = (self.header(X_REQUEST_ID), self.header(CACHE_STATUS));
-        let ms = (self.took.as_secs_f64() * 1e6).round() / 1e3;
-        match cache {
-            Some(cache) => {
-                log::log!(target: "access", level, request_id = id, ms = ms, cache = cache; "{label} {route} {status}")
-            }
-            None => log::log!(target: "access", level, request_id = id, ms = ms; "{label} {route} {status}"),
-        }
-    }
-
-    fn header(&self, name: HeaderName) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
-    }
-
-    /// The method for metrics and logs. Clients may send any token as a method, so that labels would have no bound.
-    fn label(&self) -> &'static str {
-        match *self.method {
-            Method::GET => "GET",
-            Method::HEAD => "HEAD",
-            Method::POST => "POST",
-            Method::PUT => "PUT",
-            Method::DELETE => "DELETE",
-            Method::PATCH => "PATCH",
-            Method::OPTIONS => "OPTIONS",
-            _ => "other",
-        }
-    }
-}
-
-/// Refusals for overload. Their number is logged once a second, since an overload must not be made worse by its log.
-#[derive(Debug, Clone, Default)]
-pub struct Refusals(Arc<AtomicU64>);
-
-impl Refusals {
-    fn count(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Logs once a second how many requests were refused in it. Never returns.
-    pub async fn report(self) {
-        loop {
-            actix_web::rt::time::sleep(Duration::from_secs(1)).await;
-            let count = self.0.swap(0, Ordering::Relaxed);
-            if count > 0 {
-                log::warn!(target: "access", status = 503, count = count; "requests refused in the last second: too many were waiting");
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,7 +345,14 @@ mod tests {
     #[tokio::test]
     async fn a_fast_paths_answer_is_not_routed_and_is_completed_like_the_rest() {
         let (metrics, draining) = (Metrics::new("test").expect("metrics"), Draining::default());
-        let state = Telemetry::new(Some(FAST_PATH), metrics.clone(), draining, Refusals::default());
+        let state = Telemetry::new(
+            Some(FAST_PATH),
+            Origins::Own,
+            String::new(),
+            metrics.clone(),
+            draining,
+            Refusals::default(),
+        );
         let routes = fn_service(|request: ServiceRequest| async {
             assert_eq!(request.path(), "/thing/elsewhere", "it is routed");
             Ok(request.into_response(HttpResponse::NoContent().finish()))

@@ -3,7 +3,9 @@
 //! [`Service`] listens; `middleware.rs` gives each request an id, a log line and its place in the metrics; [`Body`]
 //! reads what was sent; [`Problem`] is what a client sees of an [`Error`](crate::error::Error).
 
+mod access_log;
 mod body;
+mod cors;
 mod description;
 mod docs;
 mod drain;

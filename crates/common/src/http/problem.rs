@@ -24,7 +24,7 @@ pub struct Problem<'a> {
     /// What is wrong with this request.
     pub detail: Cow<'a, str>,
     /// The path that was asked for.
-    pub instance: &'a str,
+    pub instance: Cow<'a, str>,
     /// The members that are wrong.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(nullable = false)]
@@ -84,7 +84,7 @@ kinds! {
         "The body must be one JSON object (RFC 8259) in UTF-8, each member given once.";
     INVALID_NAME = BAD_REQUEST [Read Replace Delete]
         "invalid-name" "No user can have this name":
-        "A name is 1 to 128 bytes of UTF-8 after NFC, without control, format, private-use or unassigned characters, without white space at its ends, and not `.` or `..`. In a path it is percent-encoded.";
+        "A name is 1 to 128 bytes of UTF-8 after NFC, without control, format, private-use or unassigned characters, without white space at its ends, and not `.` or `..`. U+200C and U+200D are allowed where a script needs them. In a path a name is percent-encoded.";
     BAD_REQUEST = BAD_REQUEST []
         "bad-request" "The request is malformed":
         "The service could not make sense of the request.";
@@ -97,15 +97,18 @@ kinds! {
     METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED []
         "method-not-allowed" "The path does not have this method":
         "The header Allow lists the methods that the path has.";
+    TARGET_TOO_LONG = URI_TOO_LONG []
+        "target-too-long" "The path is too long":
+        "A path and its query may have 8,000 bytes at most.";
     BODY_TIMEOUT = REQUEST_TIMEOUT [Create Replace]
         "body-timeout" "The body took too long to arrive":
         "A request's body must arrive within 5 seconds. Send it again.";
     NAME_TAKEN = CONFLICT [Create]
         "name-taken" "The name is taken":
         "A user with this name is registered already. The request changed nothing.";
-    PRECONDITION_FAILED = PRECONDITION_FAILED [Replace Delete]
-        "precondition-failed" "The user is not as If-Match wants it":
-        "Somebody has changed the user since its ETag was read. The request changed nothing. Read the user again, and decide anew.";
+    PRECONDITION_FAILED = PRECONDITION_FAILED [Read Create Replace Delete]
+        "precondition-failed" "The user is not as the request wants it":
+        "The request has `If-Match` or `If-None-Match`, and the user does not meet it: perhaps somebody has changed it since its ETag was read. The request changed nothing. Read the user again, and decide anew.";
     BODY_TOO_LARGE = PAYLOAD_TOO_LARGE [Create Replace]
         "body-too-large" "The body is too large":
         "A body may have 128 KiB at most.";
@@ -174,6 +177,7 @@ impl Kind {
             StatusCode::BAD_REQUEST => Some(&BAD_REQUEST),
             StatusCode::NOT_FOUND => Some(&NO_SUCH_PATH),
             StatusCode::METHOD_NOT_ALLOWED => Some(&METHOD_NOT_ALLOWED),
+            StatusCode::URI_TOO_LONG => Some(&TARGET_TOO_LONG),
             StatusCode::REQUEST_TIMEOUT => Some(&BODY_TIMEOUT),
             StatusCode::PAYLOAD_TOO_LARGE => Some(&BODY_TOO_LARGE),
             _ if status.is_server_error() => Some(&INTERNAL),
@@ -189,9 +193,21 @@ impl Kind {
             title: self.title,
             status: self.status.as_u16(),
             detail: self.explanation.into(),
-            instance,
+            instance: instance.into(),
             errors: &[],
         }
+    }
+}
+
+impl Problem<'_> {
+    /// The same for clients that reach the service under `prefix`.
+    #[must_use]
+    pub fn behind(mut self, prefix: &str) -> Self {
+        if !prefix.is_empty() {
+            self.type_.insert_str(0, prefix);
+            self.instance = [prefix, &self.instance].concat().into();
+        }
+        self
     }
 }
 

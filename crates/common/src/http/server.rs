@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use actix_web::dev::{Server, ServerHandle};
+use actix_web::body::MessageBody;
+use actix_web::dev::{Server, ServerHandle, ServiceRequest, ServiceResponse};
 use actix_web::http::KeepAlive;
+use actix_web::middleware::{Next, from_fn};
 use actix_web::rt::time::sleep;
 use actix_web::web::{self, Data, ServiceConfig};
 use actix_web::{App, HttpResponse, HttpServer, rt};
@@ -17,11 +19,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout_at;
 use utoipa::openapi::OpenApi;
 
+use super::access_log::Refusals;
 use super::docs::{self, Docs};
 use super::drain::{ANSWERED_INTERVAL, Draining};
 use super::health::{self, Health, Readiness};
 use super::idle;
-use super::middleware::{FastPath, Refusals, Telemetry};
+use super::middleware::{FastPath, Telemetry, asks_for_upgrade, close_after};
 use crate::config::HttpSettings;
 use crate::metrics::Metrics;
 
@@ -50,6 +53,8 @@ pub struct Service {
     pub readiness: Readiness,
     /// Its API description.
     pub api: OpenApi,
+    /// What a proxy removes from the beginning of paths; often nothing.
+    pub path_prefix: String,
     /// The requests that it answers before routing, if any.
     pub fast_path: Option<FastPath>,
 }
@@ -123,11 +128,20 @@ impl Service {
         let health = Data::new(Health::new(self.name, self.readiness.clone(), draining.clone()));
         let docs = Data::new(Docs::new(&self.api)?);
         let fast_path = self.fast_path;
+        let origins = self.http.origins.clone();
+        let path_prefix = self.path_prefix.clone();
         let metrics = self.metrics.clone();
         let draining = draining.clone();
         let server = HttpServer::new(move || {
             // Each worker's own: a count that all share would pass from core to core with each request.
-            let telemetry = Telemetry::new(fast_path, metrics.clone(), draining.clone(), refusals.clone());
+            let telemetry = Telemetry::new(
+                fast_path,
+                origins.clone(),
+                path_prefix.clone(),
+                metrics.clone(),
+                draining.clone(),
+                refusals.clone(),
+            );
             App::new()
                 .app_data(health.clone())
                 .app_data(docs.clone())
@@ -159,7 +173,8 @@ impl Service {
         let listener = bind(self.http.host, self.http.metrics_port)?;
         let metrics = Data::new(self.metrics.clone());
         let server = HttpServer::new(move || {
-            App::new().app_data(metrics.clone()).service(web::resource("/metrics").get(metrics_text))
+            let metrics = web::resource("/metrics").app_data(metrics.clone()).get(metrics_text);
+            App::new().wrap(from_fn(close_upgrades)).service(metrics)
         });
         let server = server
             .workers(1)
@@ -210,6 +225,18 @@ async fn refuse_connections(api: &ServerHandle, door: &TcpListener) {
     // Also shut the listener down: while it is only paused, the kernel accepts connections that are never served. (On
     // systems that cannot shut a listener down, they wait.)
     let _ = shutdown(door, Shutdown::Read);
+}
+
+/// Says that the connection ends with the answer to a request that asks for an upgrade.
+async fn close_upgrades(
+    request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
+    let mut response = next.call(request).await?;
+    if asks_for_upgrade(response.request()) {
+        close_after(&mut response);
+    }
+    Ok(response)
 }
 
 async fn metrics_text(metrics: Data<Metrics>) -> HttpResponse {

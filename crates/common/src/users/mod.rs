@@ -1,10 +1,13 @@
 //! The entity: all that knows what a user is.
 //!
-//! `model.rs` says what a user may be, `queries.rs` has what Diesel's query builder lacks, `etag.rs` how its versions
-//! differ, `request.rs` how one is read from a request. This file has what the repository must know.
+//! `model.rs` says what a user may be, `name.rs` and `emoji.rs` what its name, `etag.rs` how its versions differ,
+//! `request.rs` how one is read from a request, and `queries.rs` has what Diesel's query builder lacks. This file has
+//! what the repository must know.
 
+mod emoji;
 mod etag;
 mod model;
+mod name;
 mod queries;
 mod request;
 
@@ -12,10 +15,11 @@ use actix_web::web::Bytes;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Text};
 
-pub use self::etag::{IfMatch, entity_tag, etag, matches_any};
-pub use self::model::{Info, NewInfo, NewUser, User, UserName};
+pub use self::etag::{Conditions, entity_tag, etag};
+pub use self::model::{Info, NewInfo, NewUser, User};
+pub use self::name::UserName;
 use self::queries::{Replace, columns};
-pub use self::request::PathName;
+pub use self::request::{NoIfMatch, PathName};
 use crate::cache::{EDITION, Representation};
 use crate::database::schema::users;
 use crate::database::{InTransaction, LockWait, RowIsClear};
@@ -43,7 +47,7 @@ impl CacheAside for User {
     type Key = UserName;
     type Record = Self;
     type Value = Info;
-    type Condition = IfMatch;
+    type Condition = Conditions;
 
     fn cache_key(name: &UserName) -> String {
         [EDITION, "user:{", name.as_str(), "}"].concat()
@@ -60,8 +64,8 @@ impl CacheAside for User {
         Representation { etag: etag(user.name.as_str(), &user.info), body: body.into() }
     }
 
-    fn holds(condition: &IfMatch, name: &UserName, info: &Info) -> bool {
-        condition.holds(&etag(name.as_str(), info.as_str()))
+    fn holds(conditions: &Conditions, name: &UserName, info: &Info) -> bool {
+        conditions.hold(&etag(name.as_str(), info.as_str()))
     }
 
     fn load(connection: &mut PgConnection, names: &[&UserName]) -> QueryResult<Vec<(Self, bool)>> {

@@ -6,7 +6,8 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Array, Nullable, Text};
 
-use super::model::{Info, UserName};
+use super::model::Info;
+use super::name::UserName;
 use crate::database::InTransaction;
 
 /// The names and the infos of `users`, each as one array.

@@ -1,14 +1,14 @@
-//! Users as they are read from a request: bodies, the name in a path, and `If-Match`.
+//! Users as they are read from a request: bodies, the name in a path, and conditions.
 
 use actix_web::dev::Payload;
-use actix_web::http::header::{self, Header as _};
 use actix_web::{FromRequest, HttpRequest};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::etag::IfMatch;
-use super::model::{Info, NewInfo, NewUser, UserName};
+use super::etag::Conditions;
+use super::model::{Info, NewInfo, NewUser};
+use super::name::UserName;
 use crate::error::{Error, Invalid};
 use crate::http::{FromBody, member};
 
@@ -33,7 +33,7 @@ impl FromBody for NewUser {
     fn from_body(text: &str) -> Result<Self, Error> {
         let raw = RawUser::read(text)?;
         let mut errors = Vec::new();
-        let name = member(&mut errors, "#/name", raw.name, |text| UserName::parse(&text));
+        let name = member(&mut errors, "#/name", raw.name, |text| UserName::parse_new(&text));
         let info = member(&mut errors, "#/info", raw.info, Info::parse);
         match (name, info) {
             (Some(name), Some(info)) => Ok(Self { name, info }),
@@ -71,19 +71,27 @@ impl FromRequest for PathName {
     }
 }
 
-impl FromRequest for IfMatch {
+impl FromRequest for Conditions {
     type Error = Error;
     type Future = std::future::Ready<Result<Self, Error>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let condition = match header::IfMatch::parse(request) {
-            _ if !request.headers().contains_key(header::IF_MATCH) => Self::Any,
-            Ok(header::IfMatch::Any) => Self::Any,
-            Ok(header::IfMatch::Items(tags)) => Self::Tags(tags),
-            // A header that cannot be read matches no tag. If it were ignored, another client's change could be lost.
-            Err(_) => Self::Tags(Vec::new()),
-        };
-        std::future::ready(Ok(condition))
+        std::future::ready(Ok(Self::of(request.headers())))
+    }
+}
+
+/// A request without `If-Match`. At a path where nothing can be read no tag matches, and not even `*` (RFC 9110, section
+/// 13.1.1); `If-None-Match` is met there.
+#[derive(Debug)]
+pub struct NoIfMatch;
+
+impl FromRequest for NoIfMatch {
+    type Error = Error;
+    type Future = std::future::Ready<Result<Self, Error>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let refused = Conditions::of(request.headers()).if_match.is_some();
+        std::future::ready(if refused { Err(Error::PreconditionFailed) } else { Ok(Self) })
     }
 }
 

@@ -105,10 +105,10 @@ fn an_operation_lists_the_statuses_that_a_request_to_it_can_meet() {
         .map(|(id, _, operation)| (id, members(&operation["responses"]).map(|(s, _)| s.as_str()).collect()))
         .collect();
     let expected = BTreeMap::from([
-        ("register", vec!["201", "400", "408", "409", "413", "415", "500", "503"]),
+        ("register", vec!["201", "400", "408", "409", "412", "413", "415", "500", "503"]),
         ("replace", vec!["200", "400", "404", "408", "412", "413", "415", "500", "503"]),
         ("delete", vec!["204", "400", "404", "412", "500", "503"]),
-        ("get_user", vec!["200", "304", "400", "404", "500", "503"]),
+        ("get_user", vec!["200", "304", "400", "404", "412", "500", "503"]),
         ("livez", vec!["200"]),
         ("readyz", vec!["200", "503"]),
         ("version", vec!["200"]),

@@ -21,6 +21,20 @@ fn a_path_that_is_not_there_is_404_for_every_method() {
 }
 
 #[test]
+fn a_target_of_over_8000_bytes_is_414_and_a_longer_one_than_the_parser_takes_is_400() {
+    for service in services() {
+        let path = |length: usize| format!("/user/{}", "n".repeat(length - "/user/".len()));
+        for too_long in [path(8001), path(60_000), format!("/livez?{}", "q".repeat(8000))] {
+            is_problem(&http::get(&service.url_of(&too_long)), 414, "target-too-long");
+        }
+        assert_eq!(http::get(&service.url_of(&format!("/livez?{}", "q".repeat(7993)))).status, 200);
+        let head = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", path(70_000));
+        assert_eq!(http::raw(service.address(), head).status, 400);
+    }
+    is_problem(&get(&"n".repeat(7994), &[]), 400, "invalid-name");
+}
+
+#[test]
 fn a_wrong_method_is_405_and_allow_names_the_right_ones() {
     for service in services() {
         for path in

@@ -1,10 +1,13 @@
 //! The promises of `data-svc` over HTTP, and those of both services: docs/http.md, row by row.
 
 mod coherence;
+mod cors;
 mod description;
 mod every_service;
 mod get_user;
 mod names;
+mod prefix;
+mod upgrade;
 
 use std::sync::OnceLock;
 

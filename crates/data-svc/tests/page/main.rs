@@ -147,3 +147,24 @@ fn a_user_can_be_registered_from_the_page() {
     assert_eq!(browser.evaluate(&format!("{status}.trim()")), "201");
     has_called_nobody_else(&browser, &services.user_svc);
 }
+
+#[test]
+fn the_page_that_has_registered_a_user_can_follow_its_location_to_the_other_service() {
+    let Some(mut browser) = browser() else { return };
+    let services = Services::start();
+    open(&mut browser, &services.user_svc, WIDTHS[0], 6);
+    browser.evaluate(
+        "(async () => {
+            const headers = {'content-type': 'application/json'};
+            const body = JSON.stringify({name: 'followed', info: 'i'});
+            const registered = await fetch('../register', {method: 'POST', headers, body});
+            const location = registered.headers.get('location');
+            const found = await fetch(location, {headers: {'cache-control': 'no-cache'}});
+            const tag = found.headers.get('etag') == registered.headers.get('etag');
+            window.followed = [found.status, (await found.json()).name, tag];
+        })()",
+    );
+    browser.wait_until("window.followed");
+    assert_eq!(browser.evaluate("window.followed"), json!([200, "followed", true]));
+    assert_eq!(browser.failures(), [""; 0]);
+}

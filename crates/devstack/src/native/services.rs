@@ -32,14 +32,19 @@ pub(super) fn is_ready(port: u16) -> bool {
 
 /// Starts each service, or keeps it if it is up to date. Returns the URLs of user-svc and data-svc when both are ready.
 pub(super) fn up(paths: &Paths, database_url: &str, redis_url: &str) -> Result<[String; 2]> {
-    // Ports come first, since each service sends the other's address to clients.
+    // Ports come first, since both services send addresses to clients.
     let user_ports = ports(paths, USER_SVC)?;
     let data_ports = ports(paths, DATA_SVC)?;
     let user_url = url(user_ports.0);
     let data_url = url(data_ports.0);
-    let settings = |public| [("DATABASE_URL", database_url), ("REDIS_URL", redis_url), public];
-    let user = plan(paths, USER_SVC, user_ports, &settings(("PUBLIC_DATA_URL", &data_url)))?;
-    let data = plan(paths, DATA_SVC, data_ports, &settings(("PUBLIC_USER_URL", &user_url)))?;
+    let settings = [
+        ("DATABASE_URL", database_url),
+        ("REDIS_URL", redis_url),
+        ("PUBLIC_USER_URL", user_url.as_str()),
+        ("PUBLIC_DATA_URL", data_url.as_str()),
+    ];
+    let user = plan(paths, USER_SVC, user_ports, &settings)?;
+    let data = plan(paths, DATA_SVC, data_ports, &settings)?;
     // user-svc runs first, since it migrates.
     let ports = [(USER_SVC, user.port), (DATA_SVC, data.port)];
     run(paths, USER_SVC, user)?;

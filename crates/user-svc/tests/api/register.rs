@@ -81,11 +81,77 @@ fn a_body_that_is_no_json_object_is_400() {
         b"{\"name\":\"a\",\"info\":\"\xff\"}",
         b"{\"name\":\"a\",\"name\":\"b\",\"info\":\"i\"}",
         b"{\"name\":\"a\",\"info\":\"i\"} x",
-        b"\xef\xbb\xbf{}",
+        b"\xef\xbb\xbf[]",
     ];
     for body in bodies {
         refused(&post(body), 400, "malformed-body");
     }
+}
+
+#[test]
+fn a_byte_order_mark_before_a_body_is_ignored_and_only_there() {
+    assert_eq!(post("\u{feff}{\"name\":\"marked\",\"info\":\"i\"}").status, 201);
+    assert_eq!(wrong_members(&post("\u{feff}{}")), ["#/name", "#/info"]);
+    for other in ["\u{feff}\u{feff}{}", " \u{feff}{}", "{\u{feff}}", "{}\u{feff}"] {
+        refused(&post(other), 400, "malformed-body");
+    }
+    // UTF-16 is no JSON text, whatever its mark.
+    refused(&post(b"\xff\xfe{\0}\0"), 400, "malformed-body");
+}
+
+#[test]
+fn a_new_name_that_deceives_is_400_and_the_answer_says_why() {
+    for (name, reason) in [
+        ("\u{3164}", "invisible"),
+        ("a\u{ffa0}", "invisible"),
+        ("a\u{34f}b", "invisible"),
+        ("a\u{e0101}", "invisible"),
+        ("a\u{2028}b", "blanks"),
+        ("a\u{a0}b", "blanks"),
+        ("\u{2800}", "blanks"),
+        ("a\u{fe0f}", "U+FE0F"),
+        ("a\u{200d}b", "U+200D"),
+        ("\u{1f468}\u{200d}\u{1f469}", "U+200D"),
+        ("a\u{200c}b", "U+200C"),
+        ("x/../y", "segment"),
+        ("x/./y", "segment"),
+        ("/y", "segment"),
+        ("x//y", "segment"),
+    ] {
+        let response = post(json!({"name": name, "info": "i"}).to_string());
+        assert_eq!(wrong_members(&response), ["#/name"], "{name:?}");
+        assert!(
+            response.json()["errors"][0]["detail"].to_string().contains(reason),
+            "{name:?}: {}",
+            response.text()
+        );
+    }
+}
+
+#[test]
+fn names_that_need_a_joiner_or_an_emoji_style_are_registered() {
+    for name in [
+        "\u{645}\u{6cc}\u{200c}\u{62e}\u{648}\u{627}\u{647}\u{645}",
+        "\u{dc1}\u{dca}\u{200d}\u{dbb}\u{dd3}",
+        "\u{915}\u{94d}\u{200d}\u{937}",
+        "\u{2764}\u{fe0f}",
+        "1\u{fe0f}\u{20e3}",
+        "a/b",
+        "x/...",
+    ] {
+        assert_eq!(post(json!({"name": name, "info": "i"}).to_string()).status, 201, "{name:?}");
+    }
+}
+
+#[test]
+fn a_condition_on_a_registration_is_that_of_its_path_where_nothing_can_be_read() {
+    let register = |name: &str, condition: (&str, &str)| {
+        let body = json!({"name": name, "info": "i"}).to_string();
+        http::send("POST", &service().url_of("/register"), &[JSON, condition], body)
+    };
+    refused(&register("conditional", ("If-Match", "*")), 412, "precondition-failed");
+    refused(&register("conditional", ("If-Match", "\"x\"")), 412, "precondition-failed");
+    assert_eq!(register("conditional", ("If-None-Match", "*")).status, 201);
 }
 
 #[test]
@@ -117,6 +183,21 @@ fn a_body_over_128_kib_is_413_with_a_length_and_chunked() {
                 Transfer-Encoding: chunked\r\n\r\n";
     let chunked = format!("{head}{:x}\r\n{huge}\r\n0\r\n\r\n", huge.len());
     refused(&http::raw(service().address(), chunked), 413, "body-too-large");
+}
+
+#[test]
+fn a_body_that_is_certain_to_be_refused_is_not_waited_for() {
+    for (headers, status) in [
+        ("Content-Type: application/json\r\nContent-Length: 200000", 413),
+        ("Content-Type: text/plain\r\nContent-Length: 10", 415),
+    ] {
+        let mut connection = http::Connection::open(service().address());
+        let head = format!("POST /register HTTP/1.1\r\nHost: x\r\n{headers}\r\nExpect: 100-continue\r\n\r\n");
+        connection.send(head);
+        assert_eq!(connection.receive().expect("to go on").status, 100);
+        let refusal = connection.receive().expect("a refusal, though no body has come");
+        assert_eq!((refusal.status, refusal.header("connection")), (status, Some("close")));
+    }
 }
 
 #[test]

@@ -68,6 +68,44 @@ fn if_match_admits_only_writes_that_are_based_on_the_newest_state() {
 }
 
 #[test]
+fn if_none_match_admits_only_writes_of_users_that_have_none_of_its_tags() {
+    let tag = register("none-match");
+    let strong = tag.trim_start_matches("W/").to_owned();
+    let list = format!("\"x\", {tag}");
+    // What cannot be read is not met: to ignore it would replace what the client wants to keep.
+    for condition in ["*", &tag, &strong, &list, "nonsense", "\"x\", *"] {
+        let condition = [("If-None-Match", condition)];
+        refused(&put("none-match", &condition, r#"{"info":"lost"}"#), 412, "precondition-failed");
+        refused(&delete("none-match", &condition), 412, "precondition-failed");
+    }
+    assert_eq!(put("none-match", &[("If-None-Match", "\"x\", W/\"y\"")], r#"{"info":"second"}"#).status, 200);
+    assert_eq!(
+        delete("none-match", &[("If-None-Match", &tag)]).status,
+        204,
+        "the user has another tag by now"
+    );
+}
+
+#[test]
+fn both_conditions_must_be_met_and_those_on_dates_are_ignored() {
+    let tag = register("both");
+    let write = |headers: &[(&str, &str)]| put("both", headers, r#"{"info":"first"}"#).status;
+    assert_eq!(write(&[("If-Match", &tag), ("If-None-Match", &tag)]), 412);
+    assert_eq!(write(&[("If-Match", "\"x\""), ("If-None-Match", "\"x\"")]), 412);
+    assert_eq!(write(&[("If-Match", &tag), ("If-None-Match", "\"x\"")]), 200);
+    // No client sees a date of a user (RFC 9110, section 13.1.4).
+    assert_eq!(write(&[("If-Unmodified-Since", "Thu, 01 Jan 1970 00:00:00 GMT")]), 200);
+}
+
+#[test]
+fn a_condition_creates_nobody_and_an_unknown_user_is_404_whatever_it_says() {
+    for condition in [("If-None-Match", "*"), ("If-None-Match", "\"x\"")] {
+        refused(&put("nobody", &[condition], r#"{"info":"i"}"#), 404, "unknown-user");
+        refused(&delete("nobody", &[condition]), 404, "unknown-user");
+    }
+}
+
+#[test]
 fn a_refused_write_changes_nothing() {
     let etag = register("match-2");
     put("match-2", &[("If-Match", "\"x\"")], r#"{"info":"lost"}"#);

@@ -3,10 +3,12 @@
 //! A value comes from the flag, else the environment, else `.env`, else the default. A secret may also come from the
 //! file that `NAME_FILE` names. Every mistake is reported, not only the first.
 
+mod origins;
+mod value;
+
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::net::{IpAddr, Ipv4Addr};
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
@@ -14,8 +16,9 @@ use clap::{Arg, ArgMatches, Command};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
-/// The longest time-out that PostgreSQL accepts: its milliseconds are an `int`.
-const DURATION_MAX: Duration = Duration::from_secs(24 * 24 * 60 * 60);
+pub use self::origins::Origins;
+pub use self::value::{duration, http_url, number, one_of, path_prefix, positive_duration};
+use self::value::{escapes_are_whole, grant_life};
 
 /// One setting, as `--help` shows it.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +56,11 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
         setting("METRICS_PORT", metrics_port, "Port of /metrics, not to be published; 0 takes any free one"),
         setting("WORKERS", "0", "HTTP worker threads; 0 is one a core"),
         setting("MAX_CONNECTIONS", "10000", "Client connections open at once"),
+        setting(
+            "CORS_ORIGINS",
+            "auto",
+            "Whose pages may call: auto (loopback origins while HOST is loopback, else none), origins, or *",
+        ),
         setting("DRAIN_DELAY", "0s", "How long to go on accepting after SIGTERM, with /readyz already 503"),
         setting("GRACE_PERIOD", "10s", "How long requests may take to finish after that"),
         setting("LOG_FORMAT", "human", "human, or json: one object a line"),
@@ -85,6 +93,16 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
         setting("CACHE_TIMEOUT", "50ms", "How long one step with Redis may take"),
         setting("CACHE_TTL", "300s", "How long a user stays cached at most"),
         setting("CACHE_ABSENT_TTL", "10s", "How long it stays cached that a user does not exist"),
+        setting(
+            "PUBLIC_USER_URL",
+            "http://127.0.0.1:8080",
+            "Where clients reach user-svc, with the path prefix of a proxy if there is one",
+        ),
+        setting(
+            "PUBLIC_DATA_URL",
+            "http://127.0.0.1:8081",
+            "Where clients reach data-svc, likewise: the start of Location",
+        ),
     ]
 }
 
@@ -125,6 +143,8 @@ pub struct HttpSettings {
     pub workers: usize,
     /// Client connections open at once.
     pub max_connections: usize,
+    /// The origins whose pages may call the service.
+    pub origins: Origins,
     /// How long the service goes on accepting after SIGTERM.
     pub drain_delay: Duration,
     /// How long requests may take to finish after that.
@@ -290,12 +310,14 @@ impl SettingsReader {
     /// The part of [`shared`] for the HTTP server.
     pub fn http(&mut self) -> HttpSettings {
         let host = self.get("HOST", |v| v.parse().map(Some).map_err(|_| "must be an IP address".to_owned()));
+        let host = host.unwrap_or(Ipv4Addr::LOCALHOST.into());
         HttpSettings {
-            host: host.unwrap_or(Ipv4Addr::LOCALHOST.into()),
+            host,
             port: self.get("PORT", number(0..=65535)),
             metrics_port: self.get("METRICS_PORT", number(0..=65535)),
             workers: self.get("WORKERS", number(0..=512)),
             max_connections: self.get("MAX_CONNECTIONS", number(1..=1_000_000)),
+            origins: self.get("CORS_ORIGINS", |value| Origins::parse(value, host)),
             drain_delay: self.get("DRAIN_DELAY", duration),
             grace_period: self.get("GRACE_PERIOD", positive_duration),
         }
@@ -365,60 +387,6 @@ impl SettingsReader {
 
 fn flag(env: &str) -> String {
     env.to_lowercase().replace('_', "-")
-}
-
-/// A whole number within `range`.
-pub fn number<T: FromStr + PartialOrd + Display>(
-    range: std::ops::RangeInclusive<T>,
-) -> impl Fn(&str) -> Result<T, String> {
-    move |value| {
-        let number = value.parse().ok().filter(|n| range.contains(n));
-        number.ok_or_else(|| format!("must be a whole number from {} to {}", range.start(), range.end()))
-    }
-}
-
-/// Whether each `%` is followed by two hexadecimal digits, and none is an escaped NUL.
-fn escapes_are_whole(url: &str) -> bool {
-    url.split('%').skip(1).all(|rest| {
-        let digits = rest.as_bytes().get(..2);
-        digits.is_some_and(|digits| digits != b"00" && digits.iter().all(u8::is_ascii_hexdigit))
-    })
-}
-
-/// A duration such as `50ms`, `2s` or `5m`, zero included.
-pub fn duration(value: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(value)
-        .map_err(|_| "must be a duration with its unit, such as 50ms, 2s or 5m".to_owned())?;
-    if duration > DURATION_MAX { Err("must be at most 24days".to_owned()) } else { Ok(duration) }
-}
-
-/// A duration of at least a millisecond.
-pub fn positive_duration(value: &str) -> Result<Duration, String> {
-    duration(value)
-        .and_then(|d| if d.as_millis() == 0 { Err("must be at least 1ms".to_owned()) } else { Ok(d) })
-}
-
-/// How long a look at the grant is valid: several looks long, so that one that is late does not end it, and no longer
-/// than writes could ever wait.
-fn grant_life(value: &str) -> Result<Duration, String> {
-    let life = duration(value)?;
-    let allowed = Duration::from_secs(1)..=Duration::from_secs(60);
-    if allowed.contains(&life) { Ok(life) } else { Err("must be from 1s to 60s".to_owned()) }
-}
-
-/// One of `choices`.
-pub fn one_of(choices: &'static [&'static str]) -> impl Fn(&str) -> Result<&'static str, String> {
-    move |value| {
-        let choice = choices.iter().find(|choice| **choice == value);
-        choice.copied().ok_or_else(|| format!("must be one of: {}", choices.join(", ")))
-    }
-}
-
-/// An `http://` or `https://` URL without its trailing slash.
-pub fn http_url(value: &str) -> Result<String, String> {
-    let url = Url::parse(value).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-    url.map(|url| url.as_str().trim_end_matches('/').to_owned())
-        .ok_or_else(|| "must be an http:// or https:// URL".to_owned())
 }
 
 #[cfg(test)]

@@ -29,6 +29,9 @@ const ETAG_BYTES: usize = 16;
 const VALUE_HEAD_BYTES: usize = HEAD_BYTES + LENGTH_BYTES + ETAG_BYTES;
 /// The load time that [`Entry::is_due`] assumes at least.
 const LOAD_TIME_FLOOR: Duration = Duration::from_millis(500);
+/// How many load times an early refresh can come before the end at most: the logarithm of 2^53, the inverse of the least
+/// number that is drawn.
+const LONGEST_LEAD: f64 = 53.0 * std::f64::consts::LN_2;
 
 /// 128 random bits that tell one fill, lease or barrier from every other.
 pub type Token = [u8; TOKEN_BYTES];
@@ -165,9 +168,13 @@ impl Entry {
     #[must_use]
     pub fn is_due(&self, ttl: Duration) -> bool {
         let load_time = (number(&self.0, LOAD_TIME_AT) as f64 / 1e6).max(LOAD_TIME_FLOOR.as_secs_f64());
+        let ttl = ttl.as_secs_f64();
+        // For most hits, which are spared the random number.
+        if self.is_absence() || ttl > load_time * LONGEST_LEAD {
+            return false;
+        }
         // 1 - x is in (0, 1], where the logarithm is finite.
-        let early = -load_time * (1.0 - rand::random::<f64>()).ln();
-        !self.is_absence() && early >= ttl.as_secs_f64()
+        -load_time * (1.0 - rand::random::<f64>()).ln() >= ttl
     }
 }
 

@@ -13,7 +13,6 @@ use actix_web::http::header::{
     ALLOW, CACHE_CONTROL, CACHE_STATUS, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
     X_CONTENT_TYPE_OPTIONS,
 };
-use actix_web::http::uri::PathAndQuery;
 use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use futures_util::future::{Either, LocalBoxFuture};
@@ -136,10 +135,17 @@ where
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
         let begun = InFlightRequest::begin(&request, &self.state.origins);
-        if let Some((template, response)) = self.state.answer(&request, &begun) {
-            // Not `request.into_response`, which drops the error that the response was made from.
-            let response = ServiceResponse::new(request.into_parts().0, response);
-            return Either::Left(ready(Ok(self.state.finish(begun, template, response))));
+        let sharing = begun.sharing.as_ref();
+        if let Some(response) = sharing.and_then(|it| it.preflight(&begun.method, request.headers())) {
+            return self.answer(request, begun, "(preflight)", response);
+        }
+        if let Some(FastPath { template, answer }) = self.state.fast_path
+            && let Some(response) = answer(request.request())
+        {
+            return self.answer(request, begun, template, response);
+        }
+        if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > TARGET_MAX_BYTES) {
+            return self.answer(request, begun, NO_ROUTE, HttpResponse::UriTooLong().finish());
         }
         if let Some(connection) = request.request().conn_data::<Rc<ClientConnection>>() {
             connection.request_begins();
@@ -152,6 +158,25 @@ where
             let template = response.request().app_data().map_or(NO_ROUTE, |&Route(template)| template);
             Ok(state.finish(begun, template, response))
         }))
+    }
+}
+
+impl<S> TelemetryService<S>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse, Error = actix_web::Error>,
+    S::Future: 'static,
+{
+    /// Answers a request that is not routed, as one of `route` in logs and metrics.
+    fn answer(
+        &self,
+        request: ServiceRequest,
+        begun: InFlightRequest,
+        route: &'static str,
+        response: HttpResponse,
+    ) -> <Self as Service<ServiceRequest>>::Future {
+        // Not `request.into_response`, which drops the error that the response was made from.
+        let response = ServiceResponse::new(request.into_parts().0, response);
+        Either::Left(ready(Ok(self.state.finish(begun, route, response))))
     }
 }
 
@@ -176,25 +201,6 @@ impl InFlightRequest {
 }
 
 impl WorkerState {
-    /// The answer to a request that is not routed, and its route in logs and metrics.
-    fn answer(
-        &self,
-        request: &ServiceRequest,
-        begun: &InFlightRequest,
-    ) -> Option<(&'static str, HttpResponse)> {
-        let sharing = begun.sharing.as_ref();
-        if let Some(response) = sharing.and_then(|it| it.preflight(&begun.method, request.headers())) {
-            return Some(("(preflight)", response));
-        }
-        if let Some(FastPath { template, answer }) = self.fast_path
-            && let Some(response) = answer(request.request())
-        {
-            return Some((template, response));
-        }
-        let target = request.uri().path_and_query().map_or("", PathAndQuery::as_str);
-        (target.len() > TARGET_MAX_BYTES).then(|| (NO_ROUTE, HttpResponse::UriTooLong().finish()))
-    }
-
     /// Completes the response to `request`, observes it and logs it.
     fn finish(
         &self,

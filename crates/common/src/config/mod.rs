@@ -3,6 +3,7 @@
 //! A value comes from the flag, else the environment, else `.env`, else the default. A secret may also come from the
 //! file that `NAME_FILE` names. Every mistake is reported, not only the first.
 
+mod conninfo;
 mod origins;
 mod value;
 
@@ -14,11 +15,11 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use url::Url;
 
+pub use self::conninfo::Conninfo;
 pub use self::origins::Origins;
 pub use self::value::{duration, http_url, number, one_of, path_prefix, positive_duration};
-use self::value::{escapes_are_whole, grant_life};
+use self::value::{grant_life, redis_url};
 
 /// One setting, as `--help` shows it.
 #[derive(Debug, Clone, Copy)]
@@ -72,9 +73,9 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
         secret(
             "DATABASE_URL",
             Some("postgres://postgres@127.0.0.1:5432/users"),
-            "PostgreSQL (the primary), with any libpq parameter, e.g. ?sslmode=verify-full&sslrootcert=/ca.pem",
+            "PostgreSQL (the primary): any connection string that libpq takes",
         ),
-        secret("DATABASE_PASSWORD", None, "Its password, if not in the URL"),
+        secret("DATABASE_PASSWORD", None, "Its password"),
         setting("DATABASE_CONNECTIONS", "10", "Connections to PostgreSQL, beside one that watches it"),
         setting(
             "DATABASE_QUEUE",
@@ -87,9 +88,9 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
         secret(
             "REDIS_URL",
             Some("redis://127.0.0.1:6379/0"),
-            "Redis 7.0 or newer; rediss:// for TLS, its CA in SSL_CERT_FILE",
+            "Redis 7.0 or newer; rediss:// for TLS, its CA in SSL_CERT_FILE; unix:// for a socket",
         ),
-        secret("REDIS_PASSWORD", None, "Its password, if not in the URL"),
+        secret("REDIS_PASSWORD", None, "Its password"),
         setting("CACHE_TIMEOUT", "50ms", "How long one step with Redis may take"),
         setting("CACHE_TTL", "300s", "How long a user stays cached at most"),
         setting("CACHE_ABSENT_TTL", "10s", "How long it stays cached that a user does not exist"),
@@ -154,8 +155,8 @@ pub struct HttpSettings {
 /// How PostgreSQL is used.
 #[derive(Debug, Clone)]
 pub struct DatabaseSettings {
-    /// Its URL, password included.
-    pub url: Secret,
+    /// How to connect to it, password included.
+    pub url: Conninfo,
     /// Connections, and database threads.
     pub connections: usize,
     /// How many queries may wait for a connection.
@@ -326,7 +327,7 @@ impl SettingsReader {
     /// The part of [`shared`] for PostgreSQL.
     pub fn database(&mut self) -> DatabaseSettings {
         DatabaseSettings {
-            url: self.store_url("DATABASE_URL", "DATABASE_PASSWORD", &["postgres", "postgresql"]),
+            url: self.database_url(),
             connections: self.get("DATABASE_CONNECTIONS", number(1..=1_000)),
             queue: self.get("DATABASE_QUEUE", number(1..=1_000_000)),
             timeout: self.get("DATABASE_DEADLINE", positive_duration),
@@ -343,7 +344,7 @@ impl SettingsReader {
     /// The part of [`shared`] for Redis, with the cache's own settings.
     pub fn cache(&mut self) -> CacheSettings {
         CacheSettings {
-            url: self.store_url("REDIS_URL", "REDIS_PASSWORD", &["redis", "rediss"]),
+            url: self.redis_url(),
             timeout: self.get("CACHE_TIMEOUT", positive_duration),
             ttl: self.get("CACHE_TTL", positive_duration),
             absent_ttl: self.get("CACHE_ABSENT_TTL", positive_duration),
@@ -351,25 +352,29 @@ impl SettingsReader {
         }
     }
 
-    fn store_url(&mut self, env: &'static str, password: &'static str, schemes: &[&str]) -> Secret {
-        let password = self.values.get(password).cloned();
-        let url = self.get(env, |value| {
-            // The parser's error may quote the value, which may hold a password.
-            let mut url = Url::parse(value).map_err(|_| "is not a URL".to_owned())?;
-            if !schemes.contains(&url.scheme()) {
-                return Err(format!(
-                    "must start with {}",
-                    schemes.iter().map(|s| format!("{s}://")).collect::<Vec<_>>().join(" or ")
-                ));
-            }
-            // libpq's error quotes what it cannot decode, and is logged.
-            if !escapes_are_whole(url.as_str()) {
-                return Err("holds a % that begins no escape; write %25 for the character itself".to_owned());
-            }
+    fn database_url(&mut self) -> Conninfo {
+        let password = self.values.get("DATABASE_PASSWORD").cloned();
+        self.get("DATABASE_URL", |value| {
+            let mut conninfo = Conninfo::parse(value)?;
             if let Some(password) = &password {
-                // `set_password` does not escape a %.
-                let escaped = utf8_percent_encode(password, NON_ALPHANUMERIC).to_string();
-                url.set_password(Some(&escaped)).map_err(|()| "cannot take a password".to_owned())?;
+                conninfo.set("password", password);
+            }
+            Ok(conninfo)
+        })
+    }
+
+    fn redis_url(&mut self) -> Secret {
+        let password = self.values.get("REDIS_PASSWORD").cloned();
+        let url = self.get("REDIS_URL", |value| {
+            let mut url = redis_url(value)?;
+            if let Some(password) = &password {
+                if url.scheme().ends_with("unix") {
+                    url.query_pairs_mut().append_pair("pass", password);
+                } else {
+                    // `set_password` does not escape a %.
+                    let escaped = utf8_percent_encode(password, NON_ALPHANUMERIC).to_string();
+                    url.set_password(Some(&escaped)).map_err(|()| "cannot take a password".to_owned())?;
+                }
             }
             Ok(url.to_string())
         });
@@ -416,7 +421,7 @@ mod tests {
     fn a_password_of_its_own_is_put_into_the_url() {
         let (_, database, cache) =
             read(&["--database-password=a/b@c%41", "--redis-password=x y"]).expect("valid");
-        assert_eq!(database.url.expose(), "postgres://postgres:a%2Fb%40c%2541@127.0.0.1:5432/users");
+        assert_eq!(database.url.get("password"), Some("a/b@c%41"));
         assert_eq!(cache.url.expose(), "redis://:x%20y@127.0.0.1:6379/0");
         assert!(!format!("{database:?}").contains("a%2Fb"));
     }

@@ -56,6 +56,19 @@ pub fn one_of(choices: &'static [&'static str]) -> impl Fn(&str) -> Result<&'sta
     }
 }
 
+/// The URL of a Redis server, reached by TCP, TLS or a Unix socket. No error quotes it.
+pub fn redis_url(value: &str) -> Result<Url, String> {
+    const SCHEMES: [&str; 4] = ["redis", "rediss", "unix", "redis+unix"];
+    let url = Url::parse(value).map_err(|_| "is not a URL".to_owned())?;
+    if !SCHEMES.contains(&url.scheme()) {
+        return Err("must start with redis://, rediss:// or unix://".to_owned());
+    }
+    if !escapes_are_whole(value) {
+        return Err("holds a % that begins no escape; write %25 for the character itself".to_owned());
+    }
+    Ok(url)
+}
+
 /// An `http://` or `https://` URL to which a path can be added, without its trailing slash.
 pub fn http_url(value: &str) -> Result<String, String> {
     let url = Url::parse(value).ok().filter(|url| matches!(url.scheme(), "http" | "https"));

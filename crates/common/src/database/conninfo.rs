@@ -1,13 +1,12 @@
-//! The URL by which the services connect to PostgreSQL.
-
-use ::url::Url;
+//! How the services connect to PostgreSQL.
 
 use crate::config::DatabaseSettings;
 
-/// The URL of `settings`, with bounds for a connection to a server that has vanished, unless it has its own.
+/// The connection string of `settings`, with bounds for a connection to a server that has vanished, unless it has its
+/// own. Of several hosts the primary is used.
 #[must_use]
-pub fn connection_url(settings: &DatabaseSettings) -> String {
-    let Ok(mut url) = Url::parse(settings.url.expose()) else { return settings.url.expose().to_owned() };
+pub fn connection_string(settings: &DatabaseSettings) -> String {
+    let mut conninfo = settings.url.clone();
     let bounds = [
         ("connect_timeout", "2"), // seconds, the least that libpq takes
         // Seconds: an idle connection to a dead host is found after 5 + 3 * 2.
@@ -18,9 +17,11 @@ pub fn connection_url(settings: &DatabaseSettings) -> String {
         ("fallback_application_name", "users"),
     ];
     for (name, value) in bounds {
-        if !url.query_pairs().any(|(given, _)| given == name) {
-            url.query_pairs_mut().append_pair(name, value);
-        }
+        conninfo.set_default(name, value);
     }
-    url.into()
+    if ["host", "hostaddr"].into_iter().filter_map(|name| conninfo.get(name)).any(|hosts| hosts.contains(','))
+    {
+        conninfo.set_default("target_session_attrs", "primary");
+    }
+    conninfo.to_string()
 }

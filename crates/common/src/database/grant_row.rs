@@ -7,9 +7,9 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 
+use super::conninfo::connection_string;
 use super::grant::wait;
 use super::schema::cache_grant;
-use super::url::connection_url;
 use crate::config::DatabaseSettings;
 use crate::error::CommandResult;
 
@@ -129,7 +129,7 @@ pub fn grant(connection: &mut PgConnection, epoch: i64, redis: &str, life: Durat
 /// # Errors
 /// The database's.
 pub fn purge_all(settings: &DatabaseSettings) -> CommandResult {
-    let mut connection = PgConnection::establish(&connection_url(settings))?;
+    let mut connection = PgConnection::establish(&connection_string(settings))?;
     let life: Option<i32> =
         cache_grant::table.select(cache_grant::life_ms).first(&mut connection).optional()?;
     suspend(&mut connection, None)?;

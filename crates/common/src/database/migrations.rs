@@ -8,7 +8,7 @@ use diesel::sql_types::Text;
 use diesel::{Connection, PgConnection, QueryableByName, RunQueryDsl, sql_query};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-use super::url::connection_url;
+use super::conninfo::connection_string;
 use crate::config::DatabaseSettings;
 use crate::error::CommandResult;
 
@@ -90,6 +90,6 @@ fn is_complete(connection: &mut PgConnection) -> Result<bool, Box<dyn std::error
 /// # Errors
 /// The database's.
 pub fn run_once(settings: &DatabaseSettings) -> CommandResult {
-    let mut connection = PgConnection::establish(&connection_url(settings))?;
+    let mut connection = PgConnection::establish(&connection_string(settings))?;
     Schema::Migrate.prepare(&mut connection)
 }

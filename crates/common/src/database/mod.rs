@@ -8,6 +8,7 @@
 //! time-outs are set; but no request waits with it, and no more threads than the connections get stuck.
 
 mod batch;
+mod conninfo;
 mod expression;
 mod grant;
 mod grant_row;
@@ -20,7 +21,6 @@ mod pending;
 mod queue;
 pub(crate) mod schema;
 mod session;
-mod url;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +34,7 @@ use prometheus::IntGauge;
 use tokio::sync::{Semaphore, oneshot};
 
 pub use self::batch::{Batch, Batcher, Repeats, UnderWay, Waiter};
+use self::conninfo::connection_string;
 pub use self::expression::{InTransaction, RowIsClear};
 pub use self::grant::{Grants, Waited};
 pub use self::grant_row::{Reason, Transaction, purge_all};
@@ -47,7 +48,6 @@ pub use self::pending::{Late, Pending};
 use self::queue::{Job, WorkQueue};
 pub use self::session::{End, LockWait, Seen};
 use self::session::{Session, Setup};
-use self::url::connection_url;
 use crate::config::DatabaseSettings;
 use crate::error::Error;
 use crate::metrics::DatabaseMetrics;
@@ -70,7 +70,7 @@ impl Database {
     /// # Errors
     /// A thread that cannot be started.
     pub fn start(settings: &DatabaseSettings, schema: Schema, metrics: DatabaseMetrics) -> io::Result<Self> {
-        let url = connection_url(settings);
+        let url = connection_string(settings);
         let pool = r2d2::Pool::builder()
             .max_size(u32::try_from(settings.connections).unwrap_or(u32::MAX))
             .connection_timeout(settings.timeout)

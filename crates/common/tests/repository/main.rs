@@ -9,7 +9,7 @@ mod shared_loads;
 use std::time::Duration;
 
 use common::cache::{Cache, Near};
-use common::config::{CacheSettings, DatabaseSettings, WithoutPostgres};
+use common::config::{CacheSettings, Conninfo, DatabaseSettings, WithoutPostgres};
 use common::database::{Database, Schema, Status};
 use common::metrics::Metrics;
 use common::repository::{CacheAside, Repository};
@@ -33,7 +33,7 @@ fn repository<T: CacheAside>(stack: &Stack) -> (Repository<T>, Database) {
 
 fn database_settings(stack: &Stack) -> DatabaseSettings {
     DatabaseSettings {
-        url: stack.database_url().into(),
+        url: Conninfo::parse(&stack.database_url()).expect("a URL"),
         connections: 8,
         queue: 100,
         timeout: Duration::from_secs(9),

@@ -13,6 +13,7 @@ mod slow;
 mod start;
 mod stop;
 mod tls;
+mod urls;
 
 use std::io::Result;
 use std::thread::{JoinHandle, spawn};

@@ -172,6 +172,40 @@ fn a_copied_checkout_gets_its_own_servers_and_leaves_the_original_alone() {
 }
 
 #[test]
+fn what_up_starts_takes_nothing_from_the_shell_that_it_did_not_ask_for() {
+    let checkout = Checkout::new();
+    let strange = [
+        ("HOST", "x86_64-conda-linux-gnu"),
+        ("PORT", "1"),
+        ("METRICS_PORT", "tcp://10.0.0.1:80"),
+        ("DATABASE_URL", "postgres://elsewhere/users"),
+        ("DATABASE_PASSWORD", "elsewhere"),
+        ("REDIS_URL", "redis://elsewhere"),
+        ("CACHE_TTL", "forever"),
+        ("PGDATA", "/elsewhere"),
+        ("PGPORT", "1"),
+        ("LC_ALL", "xx_XX"),
+    ];
+    let mut up = Command::new(checkout.binary("devstack"));
+    up.arg("up").current_dir(checkout.parent.path().join("main")).stdin(Stdio::null()).envs(strange);
+    let ports = checkout.ports.map(|port| port.to_string());
+    text(
+        &up.env("USER_SVC_PORT", &ports[0]).env("DATA_SVC_PORT", &ports[1]).output().expect("devstack runs"),
+    );
+    for pid in checkout.pids() {
+        // Only Linux shows a process' variables.
+        let Ok(variables) = fs::read(format!("/proc/{pid}/environ")) else { continue };
+        let variables = String::from_utf8_lossy(&variables);
+        for (name, value) in strange {
+            assert!(
+                !variables.split('\0').any(|it| it == format!("{name}={value}")),
+                "{name} in {variables:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_port_that_another_program_has_is_refused_by_name() {
     let mut checkout = Checkout::new();
     let other = TcpListener::bind("127.0.0.1:0").expect("some port is free");

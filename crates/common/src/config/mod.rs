@@ -127,6 +127,10 @@ const REMOVED: [(&str, &str); 1] = [(
     "is no longer a setting: every write waits until no reader can return what was before it. See CACHE_GRANT",
 )];
 
+/// What a mistake also says about a value such as `tcp://10.0.0.1:80`.
+const FROM_KUBERNETES: &str = "; Kubernetes has set it, for a service of that name: set enableServiceLinks: false in the \
+     pod's spec, or the variable itself";
+
 /// The setting of data-svc: how much memory the near cache takes.
 pub const NEAR_CACHE_MIB: Setting =
     setting("NEAR_CACHE_MIB", "64", "Memory for the near cache, in MiB; 0 is none");
@@ -302,8 +306,9 @@ impl SettingsReader {
     /// The value of `env`, read by `parse`. A mistake is collected, and the type's default returned.
     pub fn get<T: Default>(&mut self, env: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         let Some(value) = self.values.get(env) else { return T::default() };
+        let hint = if value.starts_with("tcp://") { FROM_KUBERNETES } else { "" };
         parse(value).unwrap_or_else(|expected| {
-            self.wrong(env, expected);
+            self.wrong(env, format!("{expected}{hint}"));
             T::default()
         })
     }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::paths::{Paths, write_atomically};
 use super::terminal::{Result, say};
 use crate::process::{birth, children, signal_if_born, until};
-use crate::programs::Account;
+use crate::programs::{Account, clean};
 
 pub(super) const POSTGRES: &str = "postgres";
 pub(super) const REDIS: &str = "redis";
@@ -113,7 +113,8 @@ impl Part<'_> {
         let account =
             start.account.map_or("-".to_owned(), |account| format!("{}:{}", account.uid, account.gid));
         let own = std::env::current_exe().map_err(|error| error.to_string())?;
-        let mut command = Command::new(own);
+        // The shell's variables are not for the parts: many shells export a HOST, and conda's is no address.
+        let mut command = clean(own);
         command.arg("background").arg(self.paths.record(self.name)).args([record.to_string(), account]);
         command.arg(start.program).args(start.arguments).envs(start.settings);
         command.current_dir(&self.paths.checkout).stdin(Stdio::null()).stdout(log).stderr(errors);

@@ -99,6 +99,17 @@ fn a_setting_that_no_longer_exists_is_an_error_that_says_so() {
 }
 
 #[test]
+fn a_value_that_kubernetes_has_injected_is_named_and_so_is_its_source() {
+    for name in ["METRICS_PORT", "PORT", "WORKERS", "HOST"] {
+        let output = bare().env(name, "tcp://10.0.0.1:80").run(&[]);
+        refused(&output, &[name]);
+        assert!(text(&output).contains("Kubernetes has set it"), "{}", text(&output));
+    }
+    let output = bare().env("METRICS_PORT", "80000").run(&[]);
+    assert!(!text(&output).contains("Kubernetes"), "{}", text(&output));
+}
+
+#[test]
 fn numbers_beyond_any_type_are_mistakes_and_no_panics() {
     let huge = "99999999999999999999999999";
     let builder = bare().env("DATABASE_CONNECTIONS", huge).env("CACHE_TTL", format!("{huge}y"));

@@ -169,8 +169,9 @@ impl Entry {
     pub fn is_due(&self, ttl: Duration) -> bool {
         let load_time = (number(&self.0, LOAD_TIME_AT) as f64 / 1e6).max(LOAD_TIME_FLOOR.as_secs_f64());
         let ttl = ttl.as_secs_f64();
-        // For most hits, which are spared the random number.
-        if self.is_absence() || ttl > load_time * LONGEST_LEAD {
+        // Redis holds the entry. If it has ended by this clock, the clocks differ, and say nothing. Most hits are far from
+        // the end, and are spared the random number.
+        if self.is_absence() || ttl == 0.0 || ttl > load_time * LONGEST_LEAD {
             return false;
         }
         // 1 - x is in (0, 1], where the logarithm is finite.

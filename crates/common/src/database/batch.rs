@@ -205,7 +205,8 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
         Instant::now() + self.0.database.timeout / 2
     }
 
-    /// Takes the waiters that can be served by `deadline`, in the order in which they came.
+    /// Takes the waiters that can be served by `deadline`, in the order in which they came. Those whose clients have hung
+    /// up are dropped.
     fn take(&self, deadline: Instant) -> Vec<Waiter<K, V, O>> {
         let mut taken: Vec<Waiter<K, V, O>> = Vec::new();
         // The place of the last waiter for each key.
@@ -216,6 +217,10 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
         while taken.len() < BATCH_MAX
             && let Some(waiter) = waiting.waiters.pop_front()
         {
+            if waiter.is_abandoned() {
+                self.0.database.metrics.waiting.dec();
+                continue;
+            }
             let is_free = match (&self.0.repeats, last.get(&waiter.key)) {
                 (Repeats::Independent, _) => true,
                 (Repeats::Rivals(may_follow), Some(first)) => may_follow(&taken[*first].value, &waiter.value),
@@ -246,10 +251,15 @@ impl<K: Clone + Eq + Hash, V, O> Batcher<K, V, O> {
 }
 
 impl<K, V, O> Waiter<K, V, O> {
+    /// Whether the request ended before it had a result: its client has hung up.
+    fn is_abandoned(&self) -> bool {
+        self.result.lock().as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+
     /// Sends the request its result. Only the first call has an effect.
     pub fn resolve(&self, result: Result<O, Error>) {
         if let Some(sender) = self.result.lock().take() {
-            // The client may have hung up.
+            // The client may have hung up meanwhile.
             let _ = sender.send(result);
         }
     }

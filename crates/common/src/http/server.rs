@@ -9,6 +9,7 @@ use actix_web::body::MessageBody;
 use actix_web::dev::{Server, ServerHandle, ServiceRequest, ServiceResponse};
 use actix_web::http::KeepAlive;
 use actix_web::middleware::{Next, from_fn};
+use actix_web::rt::task::JoinHandle;
 use actix_web::rt::time::sleep;
 use actix_web::web::{self, Data, ServiceConfig};
 use actix_web::{App, HttpResponse, HttpServer, rt};
@@ -63,7 +64,7 @@ impl Service {
     /// Listens, and serves `routes` and what every service has beside them until SIGTERM or SIGINT.
     ///
     /// Then `/readyz` is 503 and answers say `Connection: close`. After the drain delay no connection is accepted. This
-    /// returns when the last request is answered, at the end of the grace period at the latest.
+    /// returns when the last request is answered, at the end of the grace period at the latest, and at a second SIGINT.
     ///
     /// # Errors
     /// A port that cannot be bound.
@@ -82,16 +83,32 @@ impl Service {
         let (metrics, metrics_address) = self.metrics_server()?;
         let mut stop_signal = StopSignal::new()?;
         log::info!("{} listening on http://{api_address}, metrics on http://{metrics_address}", self.name);
-        let api_handle = api.handle();
-        let metrics_handle = metrics.handle();
+        let handles = Handles { api: api.handle(), metrics: metrics.handle(), door };
         let servers = [rt::spawn(metrics), rt::spawn(api)];
 
         stop_signal.received().await;
         log::info!("{} stopping", self.name);
         draining.begin();
+        tokio::select! {
+            result = self.drain(&draining, handles, servers) => result,
+            () = stop_signal.interrupted() => {
+                log::warn!("{} stopped at once, by a second signal, before all was answered", self.name);
+                Ok(())
+            }
+        }
+    }
+
+    /// Answers what was accepted, and stops accepting after the drain delay. Returns at the end of the grace period at
+    /// the latest.
+    async fn drain(
+        &self,
+        draining: &Draining,
+        handles: Handles,
+        servers: [JoinHandle<io::Result<()>>; 2],
+    ) -> io::Result<()> {
         sleep(self.http.drain_delay).await;
         let deadline = Instant::now() + self.http.grace_period;
-        refuse_connections(&api_handle, &door).await;
+        refuse_connections(&handles.api, &handles.door).await;
         // A worker that stops ends as soon as it has no connection, and with it the batches and loads that it runs for
         // requests of other workers. So all requests are answered first.
         draining.answered(deadline).await;
@@ -99,8 +116,8 @@ impl Service {
         while self.metrics.cache.unfinished.get() > 0 && Instant::now() < deadline {
             sleep(ANSWERED_INTERVAL).await;
         }
-        metrics_handle.stop(false).await;
-        if timeout_at(deadline.into(), api_handle.stop(true)).await.is_err() {
+        handles.metrics.stop(false).await;
+        if timeout_at(deadline.into(), handles.api.stop(true)).await.is_err() {
             // A worker checks only once a second whether its connections have ended.
             if draining.all_is_answered() {
                 log::info!("{} stopped", self.name);
@@ -187,6 +204,14 @@ impl Service {
     }
 }
 
+/// What the servers are stopped by.
+struct Handles {
+    api: ServerHandle,
+    metrics: ServerHandle,
+    /// The API's listener.
+    door: TcpListener,
+}
+
 /// SIGTERM and SIGINT.
 struct StopSignal {
     terminate: Signal,
@@ -203,6 +228,11 @@ impl StopSignal {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+
+    /// Waits for SIGINT: a person at the terminal who has no time.
+    async fn interrupted(&mut self) {
+        self.interrupt.recv().await;
     }
 }
 

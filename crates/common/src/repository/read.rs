@@ -89,7 +89,7 @@ impl<T: CacheAside> Repository<T> {
     fn near_copy(&self, key: &T::Key, cache_key: &str) -> Option<Found> {
         let tag = self.0.database.grants().tag()?;
         let entry = self.0.near.get(cache_key, tag)?;
-        let ttl = entry.ttl();
+        let ttl = self.ttl(&entry);
         self.0.near_hits.inc();
         self.refresh_if_due(key, cache_key, &entry, ttl);
         Some(Found { status: CacheStatus::NearHit(ttl), answer: entry.into_representation() })
@@ -169,7 +169,7 @@ impl<T: CacheAside> Repository<T> {
             }
             let place = match held {
                 Ok(Held::Entry(entry)) if freshness == Freshness::Any => {
-                    let ttl = entry.ttl();
+                    let ttl = self.ttl(&entry);
                     self.0.near.put(&cache_key, stamp, &entry);
                     self.refresh_if_due(&key, &cache_key, &entry, ttl);
                     let found = Found { status: CacheStatus::Hit(ttl), answer: entry.into_representation() };
@@ -214,6 +214,12 @@ impl<T: CacheAside> Repository<T> {
             return Err(Error::Overloaded);
         };
         Ok(self.0.cache.get_or_lease(process, cache_key, lease).await)
+    }
+
+    /// How long `entry` will live, as far as this clock can say: not longer than any does.
+    fn ttl(&self, entry: &Entry) -> Duration {
+        let longest = if entry.is_absence() { self.0.settings.absent_ttl } else { self.0.settings.ttl };
+        entry.ttl().min(longest)
     }
 
     /// Early refresh: near its end, an entry is loaded anew by one of the requests that read it. It stays visible

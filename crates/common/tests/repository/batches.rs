@@ -96,3 +96,22 @@ async fn a_request_that_no_batch_can_take_is_refused_at_its_deadline() {
     assert_eq!(end(batches.recv().await.expect("a batch")), ["third"]);
     assert_eq!(last.await.expect("no panic"), Ok(()));
 }
+
+#[tokio::test]
+async fn no_batch_takes_a_request_whose_client_has_hung_up() {
+    let writes = batcher(Duration::from_secs(9));
+    let (begun, mut batches) = mpsc::unbounded_channel();
+    let request = |key| tokio::spawn(join(writes.clone(), key, begun.clone()));
+
+    let stays = request("stays");
+    let batch = batches.recv().await.expect("a batch");
+    let gone = request("gone");
+    let last = request("last");
+    tokio::task::yield_now().await;
+    gone.abort();
+    assert!(gone.await.is_err_and(|error| error.is_cancelled()));
+    assert_eq!(end(batch), ["stays", "last"]);
+    for request in [stays, last] {
+        assert_eq!(request.await.expect("no panic"), Ok(()));
+    }
+}

@@ -220,3 +220,38 @@ fn a_near_hit_of_the_fast_path_is_answered_like_a_routed_one() {
     let fresh = get(plain, &[("Cache-Control", "no-cache")]);
     assert_eq!(cache_status(&fresh), "data-svc; fwd=request; stored");
 }
+
+/// Moves the end of the entry of `name` by so many ms, as a service with another clock would have written it.
+fn move_end(name: &str, ms: i64) {
+    let script = "local entry = redis.call('GET', KEYS[1]); \
+        local ends = struct.unpack('>I8', string.sub(entry, 35, 42)) + tonumber(ARGV[1]); \
+        entry = string.sub(entry, 1, 34) .. struct.pack('>I8', ends) .. string.sub(entry, 43); \
+        return redis.call('SET', KEYS[1], entry, 'KEEPTTL')";
+    let key = format!("2:user:{{{name}}}");
+    assert_eq!(running().stack.redis_cli(&["EVAL", script, "1", &key, &ms.to_string()]).trim(), "OK");
+}
+
+#[test]
+fn a_clock_that_differs_by_an_hour_shows_no_longer_ttl_and_refreshes_nothing_early() {
+    let service = running().stack.data_svc().env("NEAR_CACHE_MIB", "0").start();
+    let read = || devstack::testing::get(&service, "other-clock");
+    register("other-clock", "i");
+    assert_eq!(cache_status(&read()), "data-svc; fwd=uri-miss; stored");
+    move_end("other-clock", 3_600_000);
+    assert_eq!(cache_status(&read()), "data-svc; hit; ttl=300");
+    move_end("other-clock", -2 * 3_600_000);
+    let entry = || running().stack.redis_cli(&["GET", "2:user:{other-clock}"]);
+    let before = entry();
+    for _ in 0..20 {
+        assert_eq!(cache_status(&read()), "data-svc; hit; ttl=0");
+    }
+    // A fresh read is answered after those refreshes that began before it.
+    let fresh = devstack::testing::get_with(&service, "nobody-else", &[("Cache-Control", "no-cache")]);
+    assert_eq!(fresh.status, 404);
+    assert_eq!(entry(), before);
+
+    assert_eq!(devstack::testing::get(&service, "other-absence").status, 404);
+    move_end("other-absence", 3_600_000);
+    let absence = devstack::testing::get(&service, "other-absence");
+    assert_eq!(cache_status(&absence), "data-svc; hit; ttl=10; detail=negative");
+}

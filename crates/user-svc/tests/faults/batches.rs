@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::thread::scope;
 
+use devstack::http::{self, Connection};
 use devstack::testing::{metric, register, wait_until};
-use devstack::{Service, ServiceBuilder, Stack, http};
+use devstack::{Service, ServiceBuilder, Stack};
 
-use crate::{JSON, Session, unavailable, wait_for_locked};
+use crate::{JSON, Session, body, is_registered, unavailable, wait_for_locked};
 
 /// Keeps every write from beginning: the lock that keeps the grant from being changed meanwhile.
 const NO_WRITES: &str = "SELECT pg_advisory_xact_lock(x'6772616e74'::bigint)";
@@ -257,4 +258,29 @@ fn a_full_queue_refuses_replaces_as_well() {
         drop(lock);
         assert_eq!(first.join().expect("answered").status, 200);
     });
+}
+
+#[test]
+fn a_write_whose_client_has_hung_up_while_it_waited_is_not_done() {
+    let stack = Stack::shared();
+    // With one worker a later answer shows that it has seen what came before.
+    let builder = with_lock_timeout(&stack, "9s").env("DATABASE_CONNECTIONS", "4").env("WORKERS", "1");
+    let service = &builder.start();
+    let no_writes = Session::holding(&stack, NO_WRITES);
+    let send = |name: &str| {
+        let body = body(name);
+        let mut connection = Connection::open(service.address());
+        let head = "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json";
+        connection.send(format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+        connection
+    };
+    let (mut first, gone, mut last) = (send("first"), send("gone"), send("last"));
+    wait_until("all wait", || metric(service, "database_queries_waiting") == 3);
+    gone.reset();
+    assert_eq!(http::get(&service.url_of("/livez")).status, 200);
+    drop(no_writes);
+    for connection in [&mut first, &mut last] {
+        assert_eq!(connection.receive().expect("an answer").status, 201);
+    }
+    assert!(!is_registered(&stack, "gone"));
 }

@@ -245,3 +245,25 @@ fn a_client_that_leaves_at_readiness_503_sees_no_failure_when_a_replica_goes() {
         assert_eq!(status.code(), Some(0));
     });
 }
+
+#[test]
+fn a_second_interrupt_ends_a_drain_and_a_second_sigterm_does_not() {
+    let stack = Stack::shared();
+    let start = || stack.user_svc().env("DRAIN_DELAY", "1h").start();
+
+    let service = start();
+    service.signal(Signal::INT);
+    service.wait_for_log("stopping");
+    assert_eq!(http::get(&service.url_of("/livez")).status, 200, "it drains");
+    service.signal(Signal::INT);
+    assert_eq!(service.wait().code(), Some(0));
+    assert!(service.log().contains("stopped at once, by a second signal"), "{}", service.log());
+
+    let service = start();
+    service.terminate();
+    service.wait_for_log("stopping");
+    service.terminate();
+    assert_eq!(http::get(&service.url_of("/livez")).status, 200, "it drains");
+    service.signal(Signal::INT);
+    assert_eq!(service.wait().code(), Some(0));
+}

@@ -292,7 +292,7 @@ fn request_id(headers: &HeaderMap, ids: &RefCell<SmallRng>) -> HeaderValue {
 /// 128 random bits as hexadecimal digits, without the formatting machinery.
 fn random_id(ids: &mut SmallRng) -> [u8; 32] {
     let mut digits = [b'0'; 32];
-    const_hex::encode_to_slice(ids.random::<[u8; 16]>(), &mut digits).unwrap_or_default();
+    const_hex::encode_to_slice(ids.random::<u128>().to_be_bytes(), &mut digits).unwrap_or_default();
     digits
 }
 

@@ -15,8 +15,8 @@ use common::metrics::Metrics;
 use common::repository::{CacheAside, Repository};
 use devstack::Stack;
 
-/// A repository as data-svc makes it, and its database. Must be called within a runtime.
-fn repository<T: CacheAside>(stack: &Stack) -> (Repository<T>, Database) {
+/// A repository as data-svc makes it, and its database, once both stores can be used.
+async fn repository<T: CacheAside>(stack: &Stack) -> (Repository<T>, Database) {
     stack.grant();
     let database_settings = database_settings(stack);
     let cache_settings = cache_settings(stack);
@@ -27,6 +27,9 @@ fn repository<T: CacheAside>(stack: &Stack) -> (Repository<T>, Database) {
         std::thread::yield_now();
     }
     let cache = Cache::start(&cache_settings, metrics.cache.clone()).expect("a valid URL");
+    while cache.process().is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let near = Near::start(&cache_settings, &cache, cache_settings.near_bytes).expect("a valid URL");
     (Repository::new(database.clone(), cache, near, &cache_settings, metrics.cache), database)
 }

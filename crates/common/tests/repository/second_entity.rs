@@ -117,7 +117,7 @@ async fn another_entity_is_found_cached_and_replaced_by_the_same_flows() {
     let stack = Stack::shared();
     stack.sql("CREATE TABLE countries (number int PRIMARY KEY, capital text NOT NULL)");
     stack.sql("INSERT INTO countries VALUES (1, 'Bonn')");
-    let (countries, _): (Repository<Country>, _) = repository(&stack);
+    let (countries, _): (Repository<Country>, _) = repository(&stack).await;
 
     // Loads are not stored until the cache is connected.
     let mut found = countries.find(&1, Freshness::Any).await.expect("found");

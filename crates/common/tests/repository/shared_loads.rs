@@ -19,7 +19,7 @@ async fn text(notes: Repository<Note>) -> (String, CacheStatus) {
 async fn a_load_is_shared_only_with_requests_that_arrived_before_it_was_sent() {
     let stack = Stack::shared();
     let mut loads = note::create(&stack, 1, "old");
-    let (notes, _): (Repository<Note>, _) = repository(&stack);
+    let (notes, _): (Repository<Note>, _) = repository(&stack).await;
 
     let first = tokio::spawn(text(notes.clone()));
     let old_load = loads.recv().await.expect("the first request's load has read");
@@ -45,7 +45,7 @@ async fn a_load_is_shared_only_with_requests_that_arrived_before_it_was_sent() {
 async fn fresh_reads_share_a_load_by_the_same_rule() {
     let stack = Stack::shared();
     let mut loads = note::create(&stack, 3, "old");
-    let (notes, _): (Repository<Note>, _) = repository(&stack);
+    let (notes, _): (Repository<Note>, _) = repository(&stack).await;
     let read = || {
         let notes = notes.clone();
         tokio::spawn(async move { notes.find(&3, Freshness::Fresh).await.expect("found") })

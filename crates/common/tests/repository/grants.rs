@@ -110,8 +110,11 @@ async fn a_load_that_outlives_its_epoch_leaves_nothing_that_a_later_one_uses() {
     let first = first.await.expect("no panic").expect("found");
     assert_eq!(first.status, CacheStatus::Miss { stored: true }, "it is stored, for its own epoch");
 
-    let second = tokio::spawn(async move { notes.find(&2, Freshness::Any).await });
-    drop(loads.recv().await.expect("the old copy is not used, and the row is read"));
+    let mut second = tokio::spawn(async move { notes.find(&2, Freshness::Any).await });
+    tokio::select! {
+        new_load = loads.recv() => drop(new_load.expect("the row is read")),
+        found = &mut second => panic!("the old copy is used: {:?}", found.expect("no panic").map(|it| it.answer)),
+    }
     let found = second.await.expect("no panic").expect("found");
     assert_eq!(found.answer.expect("there").body, "new");
     assert_eq!(found.status, CacheStatus::Miss { stored: true });

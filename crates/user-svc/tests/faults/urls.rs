@@ -79,7 +79,7 @@ fn a_password_in_the_connection_string_is_read_as_libpq_reads_it_and_never_quote
         assert!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&output.stderr));
     }
     for url in [
-        format!("postgres://app:hunter2@127.0.0.1:{port}/{database}?connect_timeot=3"),
+        format!("postgres://app:hunter2@127.0.0.1:{port}/{database}?connection_timeout=3"),
         format!("postgres://app:hunter2@127.0.0.1:{port}/{database}?sslmode=hunter"),
         format!("postgres://app:hunter2@127.0.0.1:{port},127.0.0.1/{database}?port=1,2,3"),
         format!("host=127.0.0.1 port={port} user=app dbname={database} password=hunter2"),

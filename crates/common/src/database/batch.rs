@@ -2,9 +2,9 @@
 //! connection takes all of them, or as many as a statement should hold.
 //!
 //! No request waits for others to arrive. An idle service serves one at a time and adds no latency. A busy one gets
-//! cheaper per request, since more requests wait while a batch is under way. For that one connection is best. Only
-//! while a batch takes long, as when a connection hangs, does the next one begin beside it: on a quarter of the
-//! connections at most.
+//! cheaper per request, since more requests wait while a batch is under way. For that one connection is best. When
+//! a batch takes long, as when a connection hangs, the next one begins beside it: on a quarter of the connections at
+//! most.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;

@@ -230,7 +230,7 @@ impl StopSignal {
         }
     }
 
-    /// Waits for SIGINT: a person at the terminal who has no time.
+    /// Waits for SIGINT, which Ctrl-C at a terminal sends.
     async fn interrupted(&mut self) {
         self.interrupt.recv().await;
     }

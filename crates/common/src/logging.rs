@@ -1,23 +1,33 @@
 //! Logs through `env_logger`: for people by default, one JSON object a line with `LOG_FORMAT=json`.
 //!
 //! A thread writes the lines: the first at once, those of the next 10 ms in one piece. So a busy service pays for few
-//! writes, and no request waits for a slow terminal, unless too many lines wait.
+//! writes, and no request waits for a slow terminal. When too many lines wait, perhaps since nobody reads them, new ones
+//! are dropped and counted.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 use std::{mem, thread};
 
 use env_logger::Target;
 use log::Record;
 use log::kv::{Key, Value, VisitSource};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
+use prometheus::IntCounter;
 
-/// How many bytes of lines may wait before a thread that logs has to wait: a second of a very busy log.
+/// How many bytes of lines may wait: a second of a very busy log. Lines beyond that are dropped.
 const WAITING_MAX: usize = 1 << 20;
+/// How long the end of the process waits for the writer, whose reader may not read.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// How long the writer rests after a write, so that under load it is not woken for each line.
 const REST: Duration = Duration::from_millis(10);
+
+/// How many lines were dropped.
+pub static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
+    let counter = IntCounter::new("log_lines_dropped_total", "Lines of the log that were dropped.");
+    counter.expect("the name is valid")
+});
 
 /// How a line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,13 +57,15 @@ pub fn start(filter: &str, format: Format) -> io::Result<Logging> {
     Ok(Logging(lines))
 }
 
-/// The logger. When this is dropped, everything that was logged has been written.
+/// The logger. When this is dropped, everything that was logged has been written, if its reader reads within a second.
 #[must_use = "dropping it waits until all is written"]
 pub struct Logging(Arc<Lines>);
 
 impl Drop for Logging {
     fn drop(&mut self) {
-        let _all_is_written = self.0.wait_while(|state| state.writing || !state.waiting.is_empty());
+        let mut state = self.0.state.lock();
+        let unwritten = |state: &mut State| state.writing || !state.waiting.is_empty();
+        self.0.changed.wait_while_for(&mut state, unwritten, LAST_LINES);
     }
 }
 
@@ -68,16 +80,23 @@ struct Lines {
 struct State {
     waiting: Vec<u8>,
     writing: bool,
+    /// How many lines were dropped since the writer last looked.
+    dropped: u64,
 }
 
 impl Lines {
     fn keep_writing(&self, mut out: impl Write) {
         let mut lines = Vec::new();
         loop {
-            let mut state = self.wait_while(|state| state.waiting.is_empty());
+            let mut state = self.state.lock();
+            self.changed.wait_while(&mut state, |state| state.waiting.is_empty());
             state.writing = true;
             mem::swap(&mut state.waiting, &mut lines);
+            let dropped = mem::take(&mut state.dropped);
             drop(state);
+            if dropped > 0 {
+                log::warn!("{dropped} lines of the log were dropped: nobody read them in time");
+            }
             // The log's reader may be gone, and there is no other place to report that.
             let _ = out.write_all(&lines);
             lines.clear();
@@ -86,12 +105,6 @@ impl Lines {
             thread::sleep(REST);
         }
     }
-
-    fn wait_while(&self, unsettled: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock();
-        self.changed.wait_while(&mut state, |state| unsettled(state));
-        state
-    }
 }
 
 /// The end of the lines' queue that `env_logger` writes to.
@@ -99,7 +112,12 @@ struct Queue(Arc<Lines>);
 
 impl Write for Queue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut state = self.0.wait_while(|state| state.waiting.len() >= WAITING_MAX);
+        let mut state = self.0.state.lock();
+        if state.waiting.len() + line.len() > WAITING_MAX {
+            state.dropped += 1;
+            DROPPED.inc();
+            return Ok(line.len());
+        }
         let idle = state.waiting.is_empty() && !state.writing;
         state.waiting.extend_from_slice(line);
         drop(state);
@@ -180,21 +198,48 @@ mod tests {
         }
     }
 
+    fn lines_of(number: usize) -> Vec<String> {
+        (0..number).map(|number| format!("line {number}\n")).collect()
+    }
+
+    /// A logger that writes to `paper`, and the queue to it.
+    fn logger(paper: &Paper) -> (Logging, Queue) {
+        let lines = Arc::new(Lines::default());
+        let (writer, out) = (lines.clone(), paper.clone());
+        thread::spawn(move || writer.keep_writing(out));
+        (Logging(lines.clone()), Queue(lines))
+    }
+
     #[test]
     fn all_lines_are_written_in_their_order_when_the_logger_is_dropped() {
-        let lines = Arc::new(Lines::default());
         let paper = Paper::default();
-        let writer = lines.clone();
-        let out = paper.clone();
-        thread::spawn(move || writer.keep_writing(out));
-        let logging = Logging(lines.clone());
-        let mut queue = Queue(lines);
-        // More than may wait at once.
-        let expected: Vec<String> = (0..200_000).map(|number| format!("line {number}\n")).collect();
+        let (logging, mut queue) = logger(&paper);
+        let expected = lines_of(50_000);
         for line in &expected {
             queue.write_all(line.as_bytes()).expect("it is taken");
         }
         drop(logging);
         assert!(*paper.0.lock() == expected.concat().into_bytes());
+    }
+
+    #[test]
+    fn lines_that_nobody_reads_are_bounded_and_neither_a_thread_that_logs_nor_the_end_waits_for_them() {
+        let paper = Paper::default();
+        let (logging, mut queue) = logger(&paper);
+        let unread = paper.0.lock();
+        let before = DROPPED.get();
+        // Twice as much as may wait and be written, so that the rest is dropped.
+        let lines = lines_of(400_000);
+        for line in &lines {
+            queue.write_all(line.as_bytes()).expect("it is taken or dropped");
+        }
+        assert!(DROPPED.get() > before);
+        drop(logging);
+        drop(unread);
+        let written = |paper: &Paper| paper.0.lock().len();
+        while written(&paper) < WAITING_MAX / 2 {
+            thread::yield_now();
+        }
+        assert!(written(&paper) <= 2 * WAITING_MAX);
     }
 }

@@ -6,6 +6,8 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+use crate::logging;
+
 /// The metrics of one service.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -179,6 +181,7 @@ impl Metrics {
             IntGaugeVec::new(Opts::new("build_info", "Always 1."), &["service", "version", "revision"])?;
         build.with_label_values(&[name, env!("CARGO_PKG_VERSION"), REVISION]).set(1);
         registry.register(Box::new(build))?;
+        registry.register(Box::new(logging::DROPPED.clone()))?;
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
 

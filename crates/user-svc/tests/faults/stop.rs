@@ -1,13 +1,14 @@
 //! SIGTERM: every accepted request is answered, answers say `Connection: close`, and the process ends in time with 0.
 
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use devstack::http::{self, Connection};
 use devstack::testing::{StopAtEnd, metric, register, wait_until};
-use devstack::{Signal, Stack};
+use devstack::{Signal, Stack, free_port};
 
 use crate::{Session, body, problem, wait_for_locked};
 
@@ -266,4 +267,33 @@ fn a_second_interrupt_ends_a_drain_and_a_second_sigterm_does_not() {
     assert_eq!(http::get(&service.url_of("/livez")).status, 200, "it drains");
     service.signal(Signal::INT);
     assert_eq!(service.wait().code(), Some(0));
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_neither_requests_nor_the_end() {
+    let stack = Stack::shared();
+    let [port, metrics_port] = [free_port(), free_port()].map(|port| port.to_string());
+    let url = |port: &str, path: &str| format!("http://127.0.0.1:{port}{path}");
+    let service =
+        stack.user_svc().env("PORT", &port).env("METRICS_PORT", &metrics_port).env("RUST_LOG", "trace");
+    let mut service = service.command(&[] as &[&str]).stderr(Stdio::piped()).spawn().expect("it starts");
+    let status = |path| http::try_send("GET", &url(&port, path), &[], "").map_or(0, |answer| answer.status);
+    wait_until("it is ready", || status("/readyz") == 200);
+    wait_until("lines are dropped", || {
+        // Each request logs several lines at this level.
+        assert!((0..100).all(|_| status("/livez") == 200));
+        let metrics = http::get(&url(&metrics_port, "/metrics")).text();
+        !metrics.contains("log_lines_dropped_total 0")
+    });
+    let json = [("Content-Type", "application/json")];
+    assert_eq!(http::send("POST", &url(&port, "/register"), &json, body("unread")).status, 201);
+
+    let kill = Command::new("kill").args(["-TERM", &service.id().to_string()]).status();
+    assert!(kill.expect("kill runs").success());
+    let mut code = None;
+    wait_until("it ends", || {
+        code = service.try_wait().expect("it is our child").map(|status| status.code());
+        code.is_some()
+    });
+    assert_eq!(code, Some(Some(0)));
 }

@@ -9,7 +9,7 @@ use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
 
 use super::grant::Grant;
 use super::migrations::Schema;
-use super::session::ALWAYS_DURABLE;
+use super::session::{ALWAYS_DURABLE, Pool, Pooled, discard};
 
 /// Why a look has failed.
 pub type Failure = Box<dyn std::error::Error>;
@@ -20,6 +20,8 @@ pub struct Look {
     /// Whether the server is in recovery: it may lack what the primary has acknowledged.
     #[diesel(sql_type = Bool)]
     pub standby: bool,
+    #[diesel(sql_type = Text)]
+    encoding: String,
     /// Whether it takes no writes.
     #[diesel(sql_type = Bool)]
     pub read_only: bool,
@@ -36,6 +38,17 @@ pub struct Look {
 }
 
 impl Look {
+    /// Why the database is not used, though it answers: for an operator.
+    pub fn obstacle(&self) -> Option<&'static str> {
+        if self.standby {
+            Some("DATABASE_URL leads to a standby, which may lack what the primary has acknowledged.")
+        } else if self.encoding != "UTF8" {
+            Some("The encoding of the database is not UTF8, so it cannot hold every name.")
+        } else {
+            None
+        }
+    }
+
     /// The grant, if there is one.
     pub fn into_grant(self) -> Option<Grant> {
         let life = Duration::from_millis(u64::try_from(self.life_ms?).unwrap_or(0));
@@ -45,7 +58,8 @@ impl Look {
 
 /// The query of a look, but for the table.
 const LOOK: &str = "\
-SELECT pg_is_in_recovery() AS standby, current_setting('transaction_read_only')::boolean AS read_only,
+SELECT pg_is_in_recovery() AS standby, current_setting('server_encoding') AS encoding,
+  current_setting('transaction_read_only')::boolean AS read_only,
   (SELECT oid::text FROM pg_database WHERE datname = current_database()) AS database,
   extract(epoch FROM pg_postmaster_start_time())::text AS server_start, epoch, redis, life_ms
 FROM (VALUES (1)) AS one LEFT JOIN ";
@@ -56,9 +70,13 @@ const NO_GRANT: &str =
 
 /// A connection, and the query by which it looks.
 pub struct Watched {
-    /// The connection.
-    pub connection: PgConnection,
+    connection: Held,
     query: String,
+}
+
+enum Held {
+    Own(PgConnection),
+    Borrowed(Pooled),
 }
 
 impl Watched {
@@ -68,18 +86,37 @@ impl Watched {
     /// The database's, and that the schema is not there.
     pub fn connect(url: &str, schema: Option<Schema>, timeout: Duration) -> Result<Self, Failure> {
         let mut connection = PgConnection::establish(url)?;
-        let standby = ask(&mut connection, "pg_is_in_recovery()")?;
-        if let Some(schema) = schema.filter(|_| !standby) {
-            schema.prepare(&mut connection)?;
-        }
         let timeout = timeout.as_millis();
         connection.batch_execute(&format!("SET statement_timeout = {timeout}; {ALWAYS_DURABLE}"))?;
-        let may_look = standby || ask(&mut connection, "has_table_privilege('cache_grant', 'SELECT')")?;
-        if !may_look {
-            log::error!("the role has no right to SELECT from the table cache_grant: the cache is not used");
+        let is_usable = "NOT pg_is_in_recovery() AND current_setting('server_encoding') = 'UTF8'";
+        let usable = ask(&mut connection, is_usable)?;
+        if let Some(schema) = schema.filter(|_| usable) {
+            schema.prepare(&mut connection)?;
         }
-        let table = if may_look { "cache_grant ON true" } else { NO_GRANT };
-        Ok(Self { connection, query: format!("{LOOK}{table}") })
+        let table = if usable { grant_table(&mut connection)? } else { NO_GRANT };
+        Ok(Self::on(Held::Own(connection), table))
+    }
+
+    /// Borrows a connection of the workers, of which one must become free within `timeout`.
+    ///
+    /// # Errors
+    /// None has become free, and the database's.
+    pub fn borrow(pool: &Pool, timeout: Duration) -> Result<Self, Failure> {
+        let mut connection = pool.get_timeout(timeout)?;
+        let table = grant_table(&mut connection)?;
+        Ok(Self::on(Held::Borrowed(connection), table))
+    }
+
+    fn on(connection: Held, table: &str) -> Self {
+        Self { connection, query: format!("{LOOK}{table}") }
+    }
+
+    /// The connection.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        match &mut self.connection {
+            Held::Own(connection) => connection,
+            Held::Borrowed(connection) => connection,
+        }
     }
 
     /// Looks.
@@ -87,8 +124,30 @@ impl Watched {
     /// # Errors
     /// The database's.
     pub fn look(&mut self) -> QueryResult<Look> {
-        sql_query(self.query.as_str()).get_result(&mut self.connection)
+        let query = sql_query(self.query.clone());
+        query.get_result(self.connection())
     }
+
+    /// This, for the next look. A connection that was borrowed is closed instead: then there is room for an own one, if
+    /// the role may have no more.
+    pub fn keep(self) -> Option<Self> {
+        match self.connection {
+            Held::Own(_) => Some(self),
+            Held::Borrowed(connection) => {
+                discard(connection);
+                None
+            }
+        }
+    }
+}
+
+/// What a look reads the grant from.
+fn grant_table(connection: &mut PgConnection) -> QueryResult<&'static str> {
+    if ask(connection, "has_table_privilege('cache_grant', 'SELECT')")? {
+        return Ok("cache_grant ON true");
+    }
+    log::error!("the role has no right to SELECT from the table cache_grant: the cache is not used");
+    Ok(NO_GRANT)
 }
 
 /// The answer to a question of yes or no.
@@ -131,7 +190,7 @@ mod tests {
             "FATAL:  sorry, too many clients already",
             "FATAL:  password authentication failed for user \"users\"",
             "FATAL:  the database system is in recovery mode",
-            "the server is a standby, which may lack what the primary has acknowledged",
+            "DATABASE_URL leads to a standby, which may lack what the primary has acknowledged.",
         ] {
             assert!(!is_refusal(other), "{other}");
         }

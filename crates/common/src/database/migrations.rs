@@ -1,7 +1,10 @@
 //! The schema: its migrations are embedded in the binary, and run under a lock.
 
 use std::collections::HashSet;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use diesel::connection::SimpleConnection;
 use diesel::migration::{Migration, MigrationSource};
 use diesel::pg::Pg;
 use diesel::sql_types::Text;
@@ -15,6 +18,12 @@ use crate::error::CommandResult;
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
 /// Any number that no other program locks in the same database: "users" in ASCII.
 const ADVISORY_LOCK: i64 = 0x75_73_65_72_73;
+/// How long a migration waits for a lock. The requests that want the same table wait behind it, for 2 s by default.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// How long it then leaves the table to those requests.
+const PAUSE: Duration = Duration::from_secs(3);
+/// For how long it tries.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What to do about the schema before serving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,30 +45,49 @@ impl Schema {
             return Ok(());
         }
         match self {
-            Self::Migrate => migrate(connection),
+            Self::Migrate => migrate(connection).map_err(|error| error as _),
             Self::Await => Err("the schema is not there yet: user-svc brings it".into()),
         }
     }
 }
 
-/// Runs the pending migrations. Processes that start together wait for each other: diesel_migrations has no lock.
-fn migrate(connection: &mut PgConnection) -> CommandResult {
-    sql_query("SET lock_timeout = '60s'").execute(connection)?;
-    sql_query("SELECT pg_advisory_lock($1)")
-        .bind::<diesel::sql_types::BigInt, _>(ADVISORY_LOCK)
-        .execute(connection)?;
-    let done = connection.run_pending_migrations(MIGRATIONS).map(|versions| versions.len());
-    // The lock also ends with the connection, which the caller drops after an error.
-    sql_query("SELECT pg_advisory_unlock($1)")
-        .bind::<diesel::sql_types::BigInt, _>(ADVISORY_LOCK)
-        .execute(connection)?;
-    sql_query("RESET lock_timeout").execute(connection)?;
-    let count = done.map_err(|error| error.to_string())?;
-    if count > 0 {
-        log::info!("ran {count} migration(s)");
+/// Runs the pending migrations, for a minute again and again if it must wait for locks.
+fn migrate(connection: &mut PgConnection) -> Result<(), Failure> {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        let start = Instant::now();
+        let error = match run_pending(connection) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                log::info!("ran {count} migration(s)");
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        // Diesel hides the SQLSTATE, and messages come in the server's language. Other errors come at once.
+        if start.elapsed() < LOCK_WAIT || Instant::now() > patience {
+            return Err(error);
+        }
+        log::warn!("migrations wait for a lock that another session holds, trying again: {error}");
+        thread::sleep(PAUSE);
     }
-    Ok(())
 }
+
+/// Runs the pending migrations in one transaction, and returns how many. Processes that start together wait for each
+/// other: diesel_migrations has no lock. It ends with the transaction, so that no pooler keeps it.
+fn run_pending(connection: &mut PgConnection) -> Result<usize, Failure> {
+    connection.transaction(|connection| {
+        let lock_wait = LOCK_WAIT.as_millis();
+        connection.batch_execute(&format!(
+            "SET LOCAL lock_timeout = {lock_wait}; SET LOCAL statement_timeout = 0; \
+             SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"
+        ))?;
+        connection.run_pending_migrations(MIGRATIONS).map(|versions| versions.len())
+    })
+}
+
+/// What a migration fails with.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(QueryableByName)]
 struct Version {

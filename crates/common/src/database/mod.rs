@@ -1,8 +1,8 @@
 //! PostgreSQL: the r2d2 pool, and the only bridge from async code to Diesel.
 //!
-//! Worker threads, one a connection, take jobs from one bounded queue. A thread checks its connection out once and
-//! keeps it until it fails, so that the pool's validation query is paid after an error, not at each query. Work that
-//! can be done for many requests at once waits in a [`Batcher`] instead.
+//! Worker threads, one a connection, take jobs from one bounded queue. A job has a connection of the pool until it ends.
+//! The pool opens connections when they are needed and validates none: a job finds out, and takes another. Work that can
+//! be done for many requests at once waits in a [`Batcher`] instead.
 //!
 //! Every caller has a deadline of its own. When PostgreSQL is frozen a thread can be stuck in it for long, whatever
 //! time-outs are set; but no request waits with it, and no more threads than the connections get stuck.
@@ -47,7 +47,7 @@ pub use self::outcome::Outcome;
 pub use self::pending::{Late, Pending};
 use self::queue::{Job, WorkQueue};
 pub use self::session::{End, LockWait, Seen};
-use self::session::{Session, Setup};
+use self::session::{Session, Setup, Shortage};
 use crate::config::DatabaseSettings;
 use crate::error::Error;
 use crate::metrics::DatabaseMetrics;
@@ -73,9 +73,13 @@ impl Database {
         let url = connection_string(settings);
         let pool = r2d2::Pool::builder()
             .max_size(u32::try_from(settings.connections).unwrap_or(u32::MAX))
+            .min_idle(Some(0)) // the monitor's connection comes first, if the role may not have many
+            .test_on_check_out(false)
+            .idle_timeout(None)
+            .max_lifetime(None)
             .connection_timeout(settings.timeout)
             .connection_customizer(Box::new(Setup::of(settings)))
-            .error_handler(Box::new(r2d2::NopErrorHandler)) // the monitor logs it, once
+            .error_handler(Box::new(Shortage::default()))
             .build_unchecked(ConnectionManager::new(&url));
         let queue = Arc::new(WorkQueue::new(settings.queue));
         for number in 0..settings.connections {
@@ -86,7 +90,7 @@ impl Database {
             thread.spawn(move || work(session, &queue, &metrics))?;
         }
         let grants = Grants::new(settings.without_postgres);
-        let monitor = Arc::new(Monitor::new(schema, grants, metrics.grant.clone()));
+        let monitor = Arc::new(Monitor::new(schema, pool, grants, metrics.grant.clone()));
         let granter = Granter::new(settings.grant_life, metrics.grant.clone());
         let watching = monitor.clone();
         let thread = thread::Builder::new().name("database-monitor".into());
@@ -115,10 +119,9 @@ impl Database {
     pub fn is_readable(&self) -> Result<(), &'static str> {
         match self.status() {
             Status::Ready | Status::Away => Ok(()),
-            Status::Starting if self.monitor.is_standby() => {
-                Err("DATABASE_URL leads to a standby, which may lack what the primary has acknowledged.")
+            Status::Starting => {
+                Err(self.monitor.obstacle().unwrap_or("The service waits for PostgreSQL and its schema."))
             }
-            Status::Starting => Err("The service waits for PostgreSQL and its schema."),
         }
     }
 
@@ -312,9 +315,10 @@ fn work(mut session: Session, queue: &Weak<WorkQueue>, metrics: &DatabaseMetrics
     while let Some(job) = WorkQueue::next(queue) {
         metrics.waiting.dec();
         metrics.in_use.inc();
-        if catch_unwind(AssertUnwindSafe(|| job(&mut session))).is_err() {
+        match catch_unwind(AssertUnwindSafe(|| job(&mut session))) {
+            Ok(()) => session.release(),
             // The job's reply is dropped with it, which its caller sees. Its connection may be in any state.
-            session.discard();
+            Err(_) => session.discard(),
         }
         metrics.in_use.dec();
     }

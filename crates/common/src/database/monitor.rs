@@ -18,12 +18,15 @@ use super::granter::{Granter, Offer};
 use super::look::{Failure, Watched, is_refusal};
 use super::migrations::Schema;
 use super::outcome::{Outcome, Question};
+use super::session::Pool;
 use crate::metrics::GrantMetrics;
 
 /// How often the monitor queries PostgreSQL: a failure is noticed before most requests have waited for long.
 const MONITOR_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a query of the monitor may take before PostgreSQL counts as away: as long as a request waits by default.
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long it waits for a connection of a worker: those are free after a statement.
+const BORROW_TIMEOUT: Duration = Duration::from_millis(500);
 /// How many reasons are logged during one outage at most: a server that comes up has a few, a loop has no end.
 const REASONS: usize = 8;
 /// Whether PostgreSQL can be used.
@@ -41,6 +44,8 @@ pub enum Status {
 pub struct Monitor {
     start: Instant,
     schema: Schema,
+    /// The workers' connections.
+    pool: Pool,
     /// What is known of the grant.
     pub grants: Grants,
     metrics: GrantMetrics,
@@ -49,7 +54,7 @@ pub struct Monitor {
     /// Milliseconds from `start` to the end of the newest query that succeeded, plus one; 0 after one that failed.
     seen: AtomicU64,
     read_only: AtomicBool,
-    standby: AtomicBool,
+    obstacle: Mutex<Option<&'static str>>,
     /// The number of the monitor's connection; a new one is another session of the server.
     session: AtomicU64,
     orders: Mutex<Orders>,
@@ -66,16 +71,17 @@ struct Orders {
 
 impl Monitor {
     /// A monitor that has seen nothing yet.
-    pub fn new(schema: Schema, grants: Grants, metrics: GrantMetrics) -> Self {
+    pub fn new(schema: Schema, pool: Pool, grants: Grants, metrics: GrantMetrics) -> Self {
         Self {
             start: Instant::now(),
             schema,
+            pool,
             grants,
             metrics,
             was_ready: AtomicBool::new(false),
             seen: AtomicU64::new(0),
             read_only: AtomicBool::new(false),
-            standby: AtomicBool::new(false),
+            obstacle: Mutex::new(None),
             session: AtomicU64::new(0),
             orders: Mutex::default(),
             thread: Mutex::new(None),
@@ -102,9 +108,9 @@ impl Monitor {
         self.read_only.load(Ordering::Acquire)
     }
 
-    /// Whether the newest look met a standby, which is not used.
-    pub fn is_standby(&self) -> bool {
-        self.standby.load(Ordering::Acquire)
+    /// Why the newest look met a database that is not used, for an operator; none if it did not.
+    pub fn obstacle(&self) -> Option<&'static str> {
+        *self.obstacle.lock()
     }
 
     /// The number of the monitor's session.
@@ -203,10 +209,12 @@ impl Monitor {
             None => self.connect(url)?,
         };
         let look = current.look()?;
-        self.standby.store(look.standby, Ordering::Release);
+        *self.obstacle.lock() = look.obstacle();
         if look.standby {
             self.metrics.standbys.inc();
-            return Err("the server is a standby, which may lack what the primary has acknowledged".into());
+        }
+        if let Some(obstacle) = look.obstacle() {
+            return Err(obstacle.into());
         }
         let is_read_only = look.read_only;
         self.read_only.store(is_read_only, Ordering::Release);
@@ -216,21 +224,32 @@ impl Monitor {
         }
         self.seen.store(self.now(), Ordering::Release);
         self.was_ready.store(true, Ordering::Release);
-        self.answer(&mut current.connection)?;
+        self.answer(current.connection())?;
         let looked = match self.schema {
             // The connection would stay so when the database no longer is: the next look needs a new one.
             Schema::Migrate if is_read_only => return Ok(Looked::Unchanged),
-            Schema::Migrate => self.change(&mut current.connection, granter)?,
+            Schema::Migrate => self.change(current.connection(), granter)?,
             Schema::Await => Looked::Unchanged,
         };
-        *watched = Some(current);
+        *watched = current.keep();
         Ok(looked)
     }
 
-    /// Connects, and prepares the schema the first time.
+    /// Connects, and prepares the schema the first time. If that is refused at once though PostgreSQL is up, as when the
+    /// role has no connection left, a worker's connection is borrowed for a look. (A server that is silent would keep
+    /// the look for longer.)
     fn connect(&self, url: &str) -> Result<Watched, Failure> {
-        let schema = if self.was_ready.load(Ordering::Acquire) { None } else { Some(self.schema) };
-        let watched = Watched::connect(url, schema, MONITOR_TIMEOUT)?;
+        let was_ready = self.was_ready.load(Ordering::Acquire);
+        let schema = if was_ready { None } else { Some(self.schema) };
+        let start = Instant::now();
+        let watched = match Watched::connect(url, schema, MONITOR_TIMEOUT) {
+            Err(error)
+                if was_ready && !is_refusal(&error.to_string()) && start.elapsed() < BORROW_TIMEOUT =>
+            {
+                Watched::borrow(&self.pool, BORROW_TIMEOUT).map_err(|_| error)?
+            }
+            connected => connected?,
+        };
         self.session.fetch_add(1, Ordering::AcqRel);
         Ok(watched)
     }

@@ -1,5 +1,6 @@
-//! A worker thread's connection, checked out once and kept until it fails, and the transactions on it.
+//! The connection that a job has, and the transactions on it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
@@ -44,9 +45,10 @@ pub enum End {
 }
 
 /// Refuses a server in recovery: it may lack what the primary has acknowledged. It cannot become one later, since a
-/// server enters recovery only as it starts.
-const NOT_A_STANDBY: &str =
-    "DO $$ BEGIN IF pg_is_in_recovery() THEN RAISE EXCEPTION 'the server is a standby'; END IF; END $$";
+/// server enters recovery only as it starts. Refuses a database that cannot hold every name.
+const ONLY_A_USABLE_ONE: &str = "DO $$ BEGIN \
+     IF pg_is_in_recovery() THEN RAISE EXCEPTION 'the server is a standby'; END IF; \
+     IF current_setting('server_encoding') <> 'UTF8' THEN RAISE EXCEPTION 'the encoding is not UTF8'; END IF; END $$";
 
 /// An acknowledged write must survive a crash of the server, whatever the role's defaults are.
 pub const ALWAYS_DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', false) \
@@ -64,11 +66,14 @@ pub struct Seen<T> {
     pub as_of: Instant,
 }
 
-/// A worker thread's connection.
+/// The connection of a job, from when it needs one.
 pub struct Session {
     pool: Pool,
-    connection: Option<PooledConnection<ConnectionManager<PgConnection>>>,
+    connection: Option<Pooled>,
 }
+
+/// A connection that goes back to the pool when it is dropped.
+pub type Pooled = PooledConnection<ConnectionManager<PgConnection>>;
 
 impl Session {
     /// A session that takes its connections from `pool`.
@@ -126,6 +131,10 @@ impl Session {
         let mut result = work(self.connection(deadline)?);
         if result.as_ref().is_err_and(is_lost) {
             self.discard();
+            // What has ended one connection may have ended all. Those in use find out.
+            while let Some(idle) = self.pool.try_get() {
+                discard(idle);
+            }
             result = work(self.connection(deadline)?);
         }
         self.discard_if_lost(&result);
@@ -157,10 +166,33 @@ impl Session {
         }
     }
 
-    /// Gives the connection back as broken, so that the pool drops it and opens another.
+    /// Gives the connection back, for other jobs.
+    pub fn release(&mut self) {
+        self.connection = None;
+    }
+
+    /// Closes the connection.
     pub fn discard(&mut self) {
-        if let Some(mut connection) = self.connection.take() {
-            AnsiTransactionManager::transaction_manager_status_mut(&mut *connection).set_in_error();
+        if let Some(connection) = self.connection.take() {
+            discard(connection);
+        }
+    }
+}
+
+/// Closes `connection`: it goes back as broken.
+pub fn discard(mut connection: Pooled) {
+    AnsiTransactionManager::transaction_manager_status_mut(&mut *connection).set_in_error();
+}
+
+/// Logs, once, that PostgreSQL gives the pool fewer connections than it would use. The monitor logs other failures.
+#[derive(Debug, Default)]
+pub struct Shortage(AtomicBool);
+
+impl r2d2::HandleError<diesel::r2d2::Error> for Shortage {
+    fn handle_error(&self, error: diesel::r2d2::Error) {
+        let reason = error.to_string();
+        if reason.contains("too many") && !self.0.swap(true, Ordering::Relaxed) {
+            log::warn!("PostgreSQL gives fewer connections than DATABASE_CONNECTIONS: {reason}");
         }
     }
 }
@@ -224,7 +256,7 @@ impl Setup {
     /// No statement is worth being compiled. The beginning of a transaction is prepared, since it is sent as text.
     pub fn of(settings: &DatabaseSettings) -> Self {
         Self(format!(
-            "{NOT_A_STANDBY}; {ALWAYS_DURABLE}; SET statement_timeout = {}; SET lock_timeout = {}; \
+            "{ONLY_A_USABLE_ONE}; {ALWAYS_DURABLE}; SET statement_timeout = {}; SET lock_timeout = {}; \
              SET idle_in_transaction_session_timeout = {}; \
              SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off; \
              PREPARE take_grant_lock AS SELECT pg_advisory_xact_lock_shared({GRANT_LOCK}); \

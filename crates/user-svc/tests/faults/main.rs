@@ -8,6 +8,7 @@ mod grant;
 mod overload;
 mod postgres;
 mod race;
+mod server;
 mod settings;
 mod slow;
 mod start;

@@ -1,0 +1,168 @@
+//! PostgreSQL as operators have set it up: its encoding, few connections, sessions that hold locks for long.
+
+use std::sync::mpsc;
+use std::thread::scope;
+
+use devstack::testing::{metric, register, wait_until};
+use devstack::{ServiceBuilder, Stack, Stores, http};
+
+use crate::{Session, unavailable};
+
+/// The sessions of the role `role`; and those of them that look, as the monitor does.
+fn sessions(stack: &Stack, role: &str) -> (usize, usize) {
+    let counts = stack.sql(&format!(
+        "SELECT count(*), count(*) FILTER (WHERE query LIKE 'SELECT pg_is_in_recovery%') \
+         FROM pg_stat_activity WHERE usename = '{role}'"
+    ));
+    let (all, looking) = counts.split_once('|').expect("two counts");
+    (all.parse().expect("a count"), looking.parse().expect("a count"))
+}
+
+/// Makes INSERT take so long that batches begin beside each other, and many threads want a connection.
+fn slow_inserts(stack: &Stack) {
+    stack.sql(
+        "CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN PERFORM pg_sleep(0.15); RETURN NULL; END'; \
+         CREATE TRIGGER pause BEFORE INSERT ON users FOR EACH STATEMENT EXECUTE FUNCTION pause()",
+    );
+}
+
+/// A user-svc whose role may have `limit` connections.
+fn limited(stack: &Stack, role: &str, limit: usize) -> ServiceBuilder {
+    stack.sql(&format!(
+        "CREATE ROLE {role} LOGIN CONNECTION LIMIT {limit}; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON users TO {role}; \
+         GRANT SELECT, INSERT, UPDATE ON cache_grant TO {role}; \
+         GRANT SELECT ON __diesel_schema_migrations TO {role}"
+    ));
+    let service = stack.user_svc().env("DATABASE_CONNECTIONS", "40");
+    service.env("DATABASE_URL", stack.database_url().replace("//postgres@", &format!("//{role}@")))
+}
+
+#[test]
+fn a_database_whose_encoding_is_not_utf8_is_not_ready_and_says_so() {
+    let stack = Stack::shared();
+    for encoding in ["LATIN1", "SQL_ASCII"] {
+        let database = format!("{}_{}", stack.database(), encoding.to_lowercase());
+        stack.sql(&format!(
+            "CREATE DATABASE {database} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+        ));
+        for name in ["user-svc", "data-svc"] {
+            let url = stack.postgres().url(&database);
+            let service =
+                ServiceBuilder::new(name).env("DATABASE_URL", url).env("REDIS_URL", stack.redis_url());
+            let service = service.spawn();
+            service.wait_for_log("The encoding of the database is not UTF8");
+            let answer = http::get(&service.url_of("/readyz"));
+            assert_eq!(unavailable(&answer), "not-ready");
+            assert!(answer.text().contains("encoding"), "{}", answer.text());
+        }
+        let tables =
+            stack.postgres().sql(&database, "SELECT count(*) FROM pg_tables WHERE tablename = 'users'");
+        assert_eq!(tables, "0");
+        stack.sql(&format!("DROP DATABASE {database} WITH (FORCE)"));
+    }
+}
+
+#[test]
+fn a_role_that_may_have_fewer_connections_than_the_pool_is_served_with_those() {
+    let stack = Stack::private();
+    slow_inserts(&stack);
+    let service = limited(&stack, "few", 2).start();
+    scope(|scope| {
+        for client in 0..40 {
+            let service = &service;
+            scope.spawn(move || {
+                for number in 0..4 {
+                    let answer = register(service, &format!("{client}-{number}"));
+                    assert_eq!(answer.status, 201, "{}\n{}", answer.text(), service.log());
+                }
+            });
+        }
+    });
+    service.wait_for_log("PostgreSQL gives fewer connections than DATABASE_CONNECTIONS");
+    assert_eq!(sessions(&stack, "few"), (2, 1));
+}
+
+#[test]
+fn the_monitors_connection_lost_beside_those_of_the_workers_is_no_outage() {
+    let stack = Stack::private();
+    slow_inserts(&stack);
+    let service = limited(&stack, "monitored", 4).start();
+    // Until the pool has all connections that the monitor leaves.
+    wait_until("the role has all its connections", || {
+        scope(|scope| {
+            for client in 0..16 {
+                let service = &service;
+                scope.spawn(move || register(service, &format!("{:?}-{client}", std::time::Instant::now())));
+            }
+        });
+        sessions(&stack, "monitored").0 == 4
+    });
+    for round in 0..5 {
+        // One less from now on, so that the monitor cannot have its connection back beside those.
+        stack.sql("ALTER ROLE monitored CONNECTION LIMIT 3");
+        let ended = stack.sql(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+             WHERE usename = 'monitored' AND query LIKE 'SELECT pg_is_in_recovery%'",
+        );
+        assert_eq!(ended, "1");
+        let (stop, stopped) = mpsc::channel::<()>();
+        scope(|scope| {
+            let service = &service;
+            scope.spawn(move || {
+                let mut number = 0;
+                while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                    number += 1;
+                    let answer = register(service, &format!("{round}-{number}"));
+                    assert_eq!(answer.status, 201, "{}\n{}", answer.text(), service.log());
+                    assert!(service.is_ready());
+                }
+            });
+            wait_until("the monitor looks on a connection of its own", || {
+                sessions(&stack, "monitored") == (3, 1) || sessions(&stack, "monitored") == (2, 1)
+            });
+            drop(stop);
+        });
+        stack.sql("ALTER ROLE monitored CONNECTION LIMIT 4");
+    }
+    assert_eq!(metric(&service, "cache_suspended"), 0);
+}
+
+/// What a session of the database waits for.
+fn waiting_locks(stack: &Stack) -> String {
+    stack.sql(
+        "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database \
+         WHERE NOT granted AND datname = current_database()",
+    )
+}
+
+#[test]
+fn a_migration_waits_shortly_for_locks_and_lets_others_go_on_before_it_tries_again() {
+    let stack = Stack::unmigrated(Stores::shared());
+    stack.sql(
+        "CREATE TABLE __diesel_schema_migrations (version VARCHAR(50) PRIMARY KEY, \
+         run_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)",
+    );
+    let holder = Session::holding(&stack, "LOCK TABLE __diesel_schema_migrations IN SHARE MODE");
+    let service = stack.user_svc().spawn();
+    service.wait_for_log("migrations wait for a lock");
+    assert_eq!(waiting_locks(&stack), "0");
+    drop(holder);
+    service.wait_for_log("ran 2 migration(s)");
+    service.wait_for_readiness(200);
+}
+
+#[test]
+fn the_lock_of_migrations_is_waited_for_shortly_too_and_ends_with_their_transaction() {
+    let stack = Stack::unmigrated(Stores::shared());
+    let holder = Session::holding(&stack, "SELECT pg_advisory_xact_lock(504447201907)");
+    let service = stack.user_svc().spawn();
+    service.wait_for_log("migrations wait for a lock");
+    assert_eq!(waiting_locks(&stack), "0");
+    drop(holder);
+    service.wait_for_readiness(200);
+    let advisory = "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database \
+         WHERE locktype = 'advisory' AND datname = current_database()";
+    assert_eq!(stack.sql(advisory), "0");
+}

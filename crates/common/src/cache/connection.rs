@@ -11,21 +11,22 @@
 //! to any other. The task asks again four times a second, since a server may become another one's replica, and primary
 //! once more, under connections that stay open.
 
-use std::cell::OnceCell;
 use std::fmt::Display;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use actix_web::rt::System;
 use deadpool_redis::{Connection, Manager, Pool, Runtime, Timeouts};
+use futures_util::future::join_all;
 use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
-use redis::{ErrorKind, InfoDict, RedisError, ServerErrorKind, cmd};
+use redis::{ConnectionInfo, ErrorKind, InfoDict, IntoConnectionInfo, RedisError, ServerErrorKind, cmd};
 use thread_local::ThreadLocal;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use super::permissions;
 use crate::config::CacheSettings;
 
 /// How often an open breaker tries to connect: within a second of Redis' return, and not in a loop.
@@ -63,6 +64,8 @@ pub enum CacheError {
 /// The connections to Redis, kept by [`Redis::keep_connected`].
 pub struct Redis {
     pool: Pool,
+    /// What must be allowed.
+    commands: Vec<String>,
     timeout: Duration,
     /// A writer's time-outs: for its first attempt, and for both.
     attempts: (Duration, Duration),
@@ -78,7 +81,7 @@ struct Connections {
     /// data: a server that was demoted, resynchronised and promoted again keeps it.
     process: Arc<str>,
     shared: Tracked,
-    per_worker: ThreadLocal<OnceCell<Tracked>>,
+    per_worker: ThreadLocal<OnceLock<Tracked>>,
 }
 
 /// A connection, and when it last replied, in microseconds since the start.
@@ -88,11 +91,11 @@ struct Tracked {
 }
 
 impl Redis {
-    /// Prepares to connect.
+    /// Prepares to connect. A Redis where not all of `commands` are allowed is not used.
     ///
     /// # Errors
     /// A URL that Redis' client cannot use.
-    pub fn new(settings: &CacheSettings) -> Result<Self, Box<dyn std::error::Error>> {
+    pub fn new(settings: &CacheSettings, commands: Vec<String>) -> Result<Self, Box<dyn std::error::Error>> {
         if settings.url.expose().starts_with("rediss:") {
             #[cfg(not(feature = "tls"))]
             return Err("REDIS_URL asks for TLS, which this build does not have".into());
@@ -100,8 +103,7 @@ impl Redis {
             #[cfg(feature = "tls")]
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
-        // The client's error may quote a bad URL, password included.
-        let manager = Manager::new(settings.url.expose()).map_err(|_| "REDIS_URL cannot be used")?;
+        let manager = Manager::new(connection_info(settings)?)?;
         let timeout = Some(CONNECT_TIMEOUT);
         let pool = Pool::builder(manager)
             .max_size(CONNECTIONS)
@@ -110,6 +112,7 @@ impl Redis {
             .build()?;
         Ok(Self {
             pool,
+            commands,
             timeout: settings.timeout,
             attempts: (FIRST_ATTEMPT.max(settings.timeout), BOTH_ATTEMPTS.max(settings.timeout * 3)),
             connections: RwLock::new(None),
@@ -251,6 +254,22 @@ impl Redis {
             {
                 self.open_breaker(connections, &"it has become another");
             }
+            self.keep_alive(connections, limit).await;
+        }
+    }
+
+    /// Uses each worker's connection, so that neither Redis (`timeout`) nor anything between closes one as idle. A busy
+    /// worker may take long for that, which says nothing about Redis.
+    async fn keep_alive(&self, connections: &Arc<Connections>, limit: Duration) {
+        let workers = connections.per_worker.iter().filter_map(OnceLock::get);
+        let pings = workers.map(|tracked| {
+            let mut connection = tracked.connection.clone();
+            timeout(limit, async move { cmd("PING").exec_async(&mut connection).await })
+        });
+        if let Some(Ok(Err(error))) =
+            join_all(pings).await.into_iter().find(|ping| matches!(ping, Ok(Err(_))))
+        {
+            self.open_breaker(connections, &error);
         }
     }
 
@@ -258,8 +277,14 @@ impl Redis {
     /// Returns which process it leads to, if it says so within `limit`.
     async fn connect(&self, limit: Duration) -> Result<(MultiplexedConnection, Arc<str>), Failure> {
         let mut connection = self.pool.get().await?;
-        let info = timeout(limit, cmd("INFO").query_async(&mut connection)).await??;
-        let process = process(&info)?;
+        let identify = async {
+            let refused = permissions::refused(&mut connection, &self.commands).await?;
+            if !refused.is_empty() {
+                return Err(format!("the user of REDIS_URL may not: {}", refused.join(", ")).into());
+            }
+            process(&cmd("INFO").query_async(&mut connection).await?)
+        };
+        let process = timeout(limit, identify).await??;
         let mut connection = Connection::take(connection);
         // The client has a time-out of its own (500 ms), which looks like a broken connection: ours must come first.
         connection.set_response_timeout(self.attempts.1 * 2);
@@ -273,7 +298,7 @@ impl Redis {
             if System::try_current().is_some() {
                 tokio::spawn(self.clone().connect_worker(connections.clone()));
             }
-            OnceCell::new()
+            OnceLock::new()
         });
         own.get().unwrap_or(&connections.shared)
     }
@@ -312,6 +337,18 @@ impl Redis {
     }
 }
 
+/// Where Redis is, and as whom to connect.
+///
+/// # Errors
+/// A URL that Redis' client cannot use.
+pub fn connection_info(settings: &CacheSettings) -> Result<ConnectionInfo, &'static str> {
+    // The client's error may quote a bad URL, password included.
+    let info = settings.url.expose().into_connection_info().map_err(|_| "REDIS_URL cannot be used")?;
+    // The library's name, by CLIENT SETINFO, would need a right that older servers do not know.
+    let redis = info.redis_settings().clone().set_skip_set_lib_name();
+    Ok(info.set_redis_settings(redis))
+}
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Which Redis process has sent `info`, if it can be used.
@@ -340,10 +377,10 @@ pub fn process(info: &InfoDict) -> Result<String, Failure> {
 
 /// Whether `error` is a reply of Redis after which the connection can still be used.
 fn is_reply(error: &RedisError) -> bool {
-    use ServerErrorKind::{BusyLoading, MasterDown, ReadOnly};
+    use ServerErrorKind::{BusyLoading, MasterDown, NoPerm, ReadOnly};
     match error.kind() {
-        // This server is no longer the one to ask.
-        ErrorKind::Server(BusyLoading | MasterDown | ReadOnly) => false,
+        // This server is no longer the one to ask, or its administrator has taken a right away.
+        ErrorKind::Server(BusyLoading | MasterDown | NoPerm | ReadOnly) => false,
         ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType => true,
         _ => false,
     }

@@ -9,6 +9,7 @@ mod connection;
 pub(crate) mod entry;
 mod listener;
 mod near;
+mod permissions;
 mod subscription;
 
 use std::sync::Arc;
@@ -151,11 +152,14 @@ impl Cache {
         settings: &CacheSettings,
         metrics: CacheMetrics,
     ) -> Result<Self, Box<dyn std::error::Error>> {
+        let invalidation_channel = Channel::invalidations(settings)?;
+        let ack_channel = Channel::acks(settings)?;
+        let commands = permissions::needed(&invalidation_channel.name, &ack_channel.name);
         let cache = Self(Arc::new(Inner {
-            redis: Arc::new(Redis::new(settings)?),
+            redis: Arc::new(Redis::new(settings, commands)?),
             timeout: settings.timeout,
-            invalidation_channel: Channel::invalidations(settings)?,
-            ack_channel: Channel::acks(settings)?,
+            invalidation_channel,
+            ack_channel,
             acks: Acks::default(),
             replace: Script::new(include_str!("replace.lua")),
             remove: Script::new(include_str!("remove.lua")),

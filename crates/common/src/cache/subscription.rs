@@ -3,12 +3,10 @@
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError,
-};
+use redis::{AsyncConnectionConfig, Client, ProtocolVersion, PushInfo, PushKind, RedisError};
 
 use super::EDITION;
-use super::connection::CONNECT_TIMEOUT;
+use super::connection::{CONNECT_TIMEOUT, connection_info};
 use crate::config::CacheSettings;
 
 /// How long a reply may take before the connection is given up.
@@ -42,7 +40,7 @@ impl Channel {
     }
 
     fn new(settings: &CacheSettings, name: &str) -> Result<Self, Box<dyn std::error::Error>> {
-        let info = settings.url.expose().into_connection_info().map_err(|_| "REDIS_URL cannot be used")?;
+        let info = connection_info(settings)?;
         let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         // Pub/sub has no database numbers, so the name holds it.
         let name = format!("{EDITION}{name}:{}", redis.db());

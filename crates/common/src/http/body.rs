@@ -9,9 +9,10 @@ use actix_web::dev::Payload;
 use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
 use actix_web::rt::time::timeout;
 use actix_web::web::BytesMut;
-use actix_web::{FromRequest, HttpRequest};
+use actix_web::{FromRequest, HttpMessage, HttpRequest};
 use futures_util::StreamExt;
 use serde_json::value::RawValue;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::error::{Error, Invalid, MemberError};
 
@@ -19,7 +20,12 @@ use crate::error::{Error, Invalid, MemberError};
 pub const BODY_MAX_BYTES: usize = 128 * 1024;
 /// How long a body may take to arrive: 128 KiB in 5 s is a slow mobile connection.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much memory the bodies of all requests may take at once, from when they arrive until they are answered.
+pub const BODIES_MAX_BYTES: usize = 32 << 20;
 const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// A permit for each byte.
+static MEMORY: Semaphore = Semaphore::const_new(BODIES_MAX_BYTES);
 
 /// A JSON object in the body, read whole and valid.
 #[derive(Debug)]
@@ -41,9 +47,13 @@ impl<T: FromBody + 'static> FromRequest for Body<T> {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let length = check_headers(request.headers());
         let payload = payload.take();
+        let request = request.clone();
         Box::pin(async move {
             let collecting = collect(payload, length?);
-            let bytes = timeout(BODY_TIMEOUT, collecting).await.map_err(|_| Error::BodyTimeout)??;
+            let (bytes, memory) =
+                timeout(BODY_TIMEOUT, collecting).await.map_err(|_| Error::BodyTimeout)??;
+            // Until the answer: what was read of the body lives as long.
+            request.extensions_mut().insert(memory);
             let text = std::str::from_utf8(&bytes)
                 .map_err(|_| Error::MalformedBody("The body is not valid UTF-8.".into()))?;
             // A reader may ignore a byte order mark (RFC 8259, section 8.1), and some clients cannot help sending one.
@@ -78,16 +88,23 @@ fn check_headers(headers: &HeaderMap) -> Result<Option<usize>, Error> {
     }
 }
 
-/// Reads a body of `length` bytes, or of as many as come. For a request that asks for an upgrade, actix-web's payload
-/// would go on with all that follows, and not end.
-async fn collect(mut payload: Payload, length: Option<usize>) -> Result<BytesMut, Error> {
+/// Reads a body of `length` bytes, or of as many as come, and takes memory for each as it arrives. For a request that
+/// asks for an upgrade, actix-web's payload would go on with all that follows, and not end.
+async fn collect(
+    mut payload: Payload,
+    length: Option<usize>,
+) -> Result<(BytesMut, SemaphorePermit<'static>), Error> {
     let incomplete = || Error::MalformedBody("The body did not arrive whole.".into());
     let mut bytes = BytesMut::new();
+    let mut memory = MEMORY.try_acquire_many(0).map_err(|_| Error::Overloaded)?;
     while length.is_none_or(|length| bytes.len() < length) {
         let Some(chunk) = payload.next().await else { break };
         let chunk = chunk.map_err(|_| incomplete())?;
         let rest = length.unwrap_or(BODY_MAX_BYTES + 1) - bytes.len();
-        bytes.extend_from_slice(&chunk[..chunk.len().min(rest)]);
+        let chunk = &chunk[..chunk.len().min(rest)];
+        let more = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+        memory.merge(MEMORY.try_acquire_many(more).map_err(|_| Error::Overloaded)?);
+        bytes.extend_from_slice(chunk);
         if bytes.len() > BODY_MAX_BYTES {
             return Err(Error::BodyTooLarge);
         }
@@ -95,7 +112,7 @@ async fn collect(mut payload: Payload, length: Option<usize>) -> Result<BytesMut
     if length.is_some_and(|length| bytes.len() < length) {
         return Err(incomplete());
     }
-    Ok(bytes)
+    Ok((bytes, memory))
 }
 
 /// Reads the member `raw` of the body through `parse`. If it is wrong, adds why to `errors`, under `pointer`.

@@ -4,6 +4,7 @@ mod acks;
 mod fake_redis;
 mod held;
 mod leases;
+mod permissions;
 mod postgres;
 mod postgres_away;
 mod redis;

@@ -20,11 +20,14 @@ use crate::error::{Error, Invalid, MemberError};
 pub const BODY_MAX_BYTES: usize = 128 * 1024;
 /// How long a body may take to arrive: 128 KiB in 5 s is a slow mobile connection.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How much memory the bodies of all requests may take at once, from when they arrive until they are answered.
+/// How many bytes the bodies of all requests may have at once, from when they arrive until they are answered. The first
+/// [`SMALL_BODY`] of each are not counted, so that a usual request is served while others fill this.
 pub const BODIES_MAX_BYTES: usize = 32 << 20;
+/// Most bodies are smaller.
+const SMALL_BODY: usize = 4 * 1024;
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// A permit for each byte.
+/// A permit for each byte that is counted.
 static MEMORY: Semaphore = Semaphore::const_new(BODIES_MAX_BYTES);
 
 /// A JSON object in the body, read whole and valid.
@@ -101,10 +104,10 @@ async fn collect(
         let Some(chunk) = payload.next().await else { break };
         let chunk = chunk.map_err(|_| incomplete())?;
         let rest = length.unwrap_or(BODY_MAX_BYTES + 1) - bytes.len();
-        let chunk = &chunk[..chunk.len().min(rest)];
-        let more = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+        let counted = bytes.len().max(SMALL_BODY);
+        bytes.extend_from_slice(&chunk[..chunk.len().min(rest)]);
+        let more = u32::try_from(bytes.len().saturating_sub(counted)).unwrap_or(u32::MAX);
         memory.merge(MEMORY.try_acquire_many(more).map_err(|_| Error::Overloaded)?);
-        bytes.extend_from_slice(chunk);
         if bytes.len() > BODY_MAX_BYTES {
             return Err(Error::BodyTooLarge);
         }

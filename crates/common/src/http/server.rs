@@ -14,6 +14,7 @@ use actix_web::rt::time::sleep;
 use actix_web::web::{self, Data, ServiceConfig};
 use actix_web::{App, HttpResponse, HttpServer, rt};
 use futures_util::future::LocalBoxFuture;
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::net::{Shutdown, listen, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -35,6 +36,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How many connections the kernel may hold until they are accepted: a burst, for the few ms that accepting takes.
 const BACKLOG: i32 = 1024;
+/// How many bytes the kernel holds of what a client has sent: a few times a usual request. actix-http takes all that is
+/// there at once, so this also bounds what it holds of a body before the body's memory is counted.
+const RECEIVE_BUFFER: usize = 16 * 1024;
 
 /// How many clients may scrape `/metrics` at once: a few monitoring systems, each with a spare connection.
 const METRICS_CONNECTIONS: usize = 64;
@@ -238,6 +242,7 @@ impl StopSignal {
 
 fn bind(host: IpAddr, port: u16) -> io::Result<TcpListener> {
     let listener = TcpListener::bind((host, port)).and_then(|listener| {
+        set_socket_recv_buffer_size(&listener, RECEIVE_BUFFER)?; // its connections inherit that
         listen(&listener, BACKLOG)?;
         Ok(listener)
     });

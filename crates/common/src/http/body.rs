@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use actix_web::dev::Payload;
@@ -14,6 +15,7 @@ use futures_util::StreamExt;
 use serde_json::value::RawValue;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::connection::ClientConnection;
 use crate::error::{Error, Invalid, MemberError};
 
 /// The largest body: every valid name and info fit, however they are escaped.
@@ -52,9 +54,12 @@ impl<T: FromBody + 'static> FromRequest for Body<T> {
         let payload = payload.take();
         let request = request.clone();
         Box::pin(async move {
-            let collecting = collect(payload, length?);
-            let (bytes, memory) =
-                timeout(BODY_TIMEOUT, collecting).await.map_err(|_| Error::BodyTimeout)??;
+            let length = length?;
+            let connection = request.conn_data::<Rc<ClientConnection>>();
+            connection.inspect(|connection| connection.awaits_body.set(true));
+            let collecting = timeout(BODY_TIMEOUT, collect(payload, length));
+            let (bytes, memory) = collecting.await.map_err(|_| Error::BodyTimeout)??;
+            connection.inspect(|connection| connection.awaits_body.set(false));
             // Until the answer: what was read of the body lives as long.
             request.extensions_mut().insert(memory);
             let text = std::str::from_utf8(&bytes)

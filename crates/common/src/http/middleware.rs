@@ -21,9 +21,9 @@ use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
 use super::access_log::{AccessLine, Refusals};
+use super::connection::ClientConnection;
 use super::cors::Sharing;
 use super::drain::{Draining, InFlight};
-use super::idle::ClientConnection;
 use super::problem::Kind;
 use super::route::Route;
 use crate::config::Origins;
@@ -231,14 +231,16 @@ impl WorkerState {
         if let Some(sharing) = request.sharing {
             sharing.complete(headers);
         }
+        let connection = response.request().conn_data::<Rc<ClientConnection>>().cloned();
         // The rest of a body that was refused or came too slowly may still arrive: no request may follow it.
-        let abandoned = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
+        let abandoned = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE)
+            || connection.as_ref().is_some_and(|connection| connection.awaits_body.get());
         if abandoned || self.draining.has_begun() || asks_for_upgrade(response.request()) {
             close_after(&mut response);
         }
 
         let now = Instant::now();
-        if let Some(connection) = response.request().conn_data::<Rc<ClientConnection>>() {
+        if let Some(connection) = connection {
             connection.request_ends(now);
         }
         let took = now.duration_since(request.start);

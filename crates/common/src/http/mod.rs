@@ -5,6 +5,7 @@
 
 mod access_log;
 mod body;
+mod connection;
 mod cors;
 mod description;
 mod docs;

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
+use actix_http::{HttpService, Protocol};
+use actix_service::{ServiceFactoryExt as _, fn_service, map_config};
 use actix_web::body::MessageBody;
-use actix_web::dev::{Server, ServerHandle, ServiceRequest, ServiceResponse};
+use actix_web::dev::{AppConfig, Server, ServerHandle, ServiceRequest, ServiceResponse};
 use actix_web::http::KeepAlive;
 use actix_web::middleware::{Next, from_fn};
+use actix_web::rt::net::TcpStream;
 use actix_web::rt::task::JoinHandle;
 use actix_web::rt::time::sleep;
 use actix_web::web::{self, Data, ServiceConfig};
 use actix_web::{App, HttpResponse, HttpServer, rt};
 use futures_util::future::LocalBoxFuture;
-use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::net::{Shutdown, listen, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -22,6 +24,7 @@ use tokio::time::timeout_at;
 use utoipa::openapi::OpenApi;
 
 use super::access_log::Refusals;
+use super::connection::ClientStream;
 use super::docs::{self, Docs};
 use super::drain::{ANSWERED_INTERVAL, Draining};
 use super::health::{self, Health, Readiness};
@@ -36,10 +39,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How many connections the kernel may hold until they are accepted: a burst, for the few ms that accepting takes.
 const BACKLOG: i32 = 1024;
-/// How many bytes the kernel holds of what a client has sent: a few times a usual request. actix-http takes all that is
-/// there at once, so this also bounds what it holds of a body before the body's memory is counted.
-const RECEIVE_BUFFER: usize = 16 * 1024;
-
 /// How many clients may scrape `/metrics` at once: a few monitoring systems, each with a spare connection.
 const METRICS_CONNECTIONS: usize = 64;
 
@@ -153,7 +152,7 @@ impl Service {
         let path_prefix = self.path_prefix.clone();
         let metrics = self.metrics.clone();
         let draining = draining.clone();
-        let server = HttpServer::new(move || {
+        let app = move || {
             // Each worker's own: a count that all share would pass from core to core with each request.
             let telemetry = Telemetry::new(
                 fast_path,
@@ -171,21 +170,40 @@ impl Service {
                 .configure(health::routes)
                 .configure(docs::routes)
                 .default_service(web::to(HttpResponse::NotFound))
-        });
+        };
         let workers = match self.http.workers {
             0 => thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
         };
-        let server = server
+        let server = Server::build()
             .workers(workers)
-            .max_connections(self.http.max_connections.div_ceil(workers))
-            .client_request_timeout(HEAD_TIMEOUT)
-            .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
-            .on_connect(|stream, data| idle::watch(stream, KEEP_ALIVE + HEAD_TIMEOUT, data))
+            .max_concurrent_connections(self.http.max_connections.div_ceil(workers))
             .shutdown_timeout(self.http.grace_period.as_secs_f64().ceil() as u64)
-            .disable_signals()
-            .listen(listener)?;
-        let address = server.addrs()[0];
+            .disable_signals();
+        let address = listener.local_addr()?;
+        let stop = server.graceful_shutdown_signal();
+        // As actix-web's own `HttpServer` does it, but for the stream.
+        let server = server.listen(self.name, listener, move || {
+            let stop = stop.clone();
+            let http = HttpService::build()
+                .client_request_timeout(HEAD_TIMEOUT)
+                .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
+                .graceful_shutdown_signal(move || {
+                    let stop = stop.clone();
+                    async move { stop.notified().await }
+                })
+                .local_addr(address)
+                .on_connect_ext(|stream: &ClientStream, data| {
+                    idle::watch(&stream.connection, KEEP_ALIVE + HEAD_TIMEOUT);
+                    data.insert(stream.connection.clone());
+                })
+                .finish(map_config(app(), |()| AppConfig::default()));
+            let accept = |stream: TcpStream| async move {
+                let client = stream.peer_addr().ok();
+                Ok((ClientStream::from(stream), Protocol::Http1, client))
+            };
+            fn_service(accept).and_then(http)
+        })?;
         Ok((server.run(), address))
     }
 
@@ -242,7 +260,6 @@ impl StopSignal {
 
 fn bind(host: IpAddr, port: u16) -> io::Result<TcpListener> {
     let listener = TcpListener::bind((host, port)).and_then(|listener| {
-        set_socket_recv_buffer_size(&listener, RECEIVE_BUFFER)?; // its connections inherit that
         listen(&listener, BACKLOG)?;
         Ok(listener)
     });

@@ -5,6 +5,7 @@ mod cache;
 mod clear;
 mod commit;
 mod grant;
+mod memory;
 mod overload;
 mod postgres;
 mod race;

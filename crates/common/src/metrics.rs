@@ -17,6 +17,8 @@ pub struct Metrics {
     pub database: DatabaseMetrics,
     /// What became of reads and writes in the cache.
     pub cache: CacheMetrics,
+    /// Who was let in.
+    pub access: AccessMetrics,
 }
 
 /// How busy the database pool is.
@@ -45,6 +47,23 @@ pub struct GrantMetrics {
     pub changes: IntCounterVec,
     /// Looks that met a standby.
     pub standbys: IntCounter,
+}
+
+/// Requests by what asking for a token came to, and the state of the token list.
+#[derive(Clone, Debug)]
+pub struct AccessMetrics {
+    /// Let in by what their connection remembers.
+    pub memo: IntCounter,
+    /// Let in by the token list.
+    pub verified: IntCounter,
+    /// Refused: nothing presented.
+    pub none: IntCounter,
+    /// Refused: no token that is valid.
+    pub invalid: IntCounter,
+    /// Refused: a token that does not allow it.
+    pub scope: IntCounter,
+    /// 1 while the token list is wrong, and the last good one is in use.
+    pub stale: IntGauge,
 }
 
 /// How the cache is used, and whether it keeps its promise.
@@ -177,6 +196,24 @@ impl Metrics {
             standbys: counter("database_standbys_refused_total", "Looks at PostgreSQL that met a standby.")?,
         };
 
+        let checked = counters(
+            "auth_requests_total",
+            "Requests that needed a token, by what asking for it came to.",
+            "result",
+        )?;
+        let checked = |result| checked.with_label_values(&[result]);
+        let access = AccessMetrics {
+            memo: checked("memo"),
+            verified: checked("verified"),
+            none: checked("none"),
+            invalid: checked("invalid"),
+            scope: checked("scope"),
+            stale: gauge(
+                "auth_token_list_stale",
+                "1 while the token list is wrong, and the last good one is in use.",
+            )?,
+        };
+
         let build =
             IntGaugeVec::new(Opts::new("build_info", "Always 1."), &["service", "version", "revision"])?;
         build.with_label_values(&[name, env!("CARGO_PKG_VERSION"), REVISION]).set(1);
@@ -198,7 +235,7 @@ impl Metrics {
             refused: counter("database_refused_total", "Queries refused because as many waited as may.")?,
             grant,
         };
-        Ok(Self { registry, requests, database, cache })
+        Ok(Self { registry, requests, database, cache, access })
     }
 
     /// The histogram of requests with these labels. `route` is the template, never the path, so that labels stay few.

@@ -11,8 +11,8 @@ use actix_web::web::{Data, ServiceConfig};
 use clap::{Arg, ArgMatches, Command};
 use common::cache::{Cache, Near};
 use common::config::{
-    CACHE_WITHOUT_POSTGRES, CacheSettings, DatabaseSettings, HttpSettings, NEAR_CACHE_MIB, Setting,
-    SettingsReader, http_url, path_prefix, shared,
+    AccessSettings, CACHE_WITHOUT_POSTGRES, CacheSettings, DatabaseSettings, HttpSettings, NEAR_CACHE_MIB,
+    Setting, SettingsReader, http_url, path_prefix, shared,
 };
 use common::database::{Database, Schema};
 use common::error::{CommandResult, Invalid};
@@ -53,6 +53,8 @@ pub fn settings() -> Vec<Setting> {
 pub struct Config {
     /// The HTTP server's.
     pub http: HttpSettings,
+    /// Who may use the service.
+    pub access: AccessSettings,
     /// PostgreSQL's.
     pub database: DatabaseSettings,
     /// Redis'.
@@ -66,8 +68,10 @@ pub struct Config {
 impl Config {
     /// Reads the settings through `reader`.
     pub fn read(reader: &mut SettingsReader) -> Self {
+        let http = reader.http();
         Self {
-            http: reader.http(),
+            access: reader.access(http.host),
+            http,
             database: reader.database(),
             cache: reader.cache(),
             public_user_url: reader.get("PUBLIC_USER_URL", http_url),

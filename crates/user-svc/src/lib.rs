@@ -1,6 +1,7 @@
 //! `user-svc` registers, replaces and deletes users in PostgreSQL, and keeps the cache coherent with them.
 
 pub mod routes;
+pub mod token;
 
 use std::sync::Arc;
 
@@ -9,8 +10,8 @@ use actix_web::web::{Data, ServiceConfig};
 use clap::{Arg, ArgAction, Command};
 use common::cache::{Cache, Near};
 use common::config::{
-    CACHE_GRANT, CacheSettings, DatabaseSettings, HttpSettings, Setting, SettingsReader, http_url,
-    path_prefix, shared,
+    AccessSettings, CACHE_GRANT, CacheSettings, DatabaseSettings, HttpSettings, Setting, SettingsReader,
+    http_url, path_prefix, shared,
 };
 use common::database::{Database, Schema};
 use common::error::CommandResult;
@@ -34,6 +35,7 @@ pub fn command() -> Command {
                 .about("Empty the cache: after a restore or a copy of the database, or many changes by SQL")
                 .arg(Arg::new("all").long("all").required(true).action(ArgAction::SetTrue).help("All users")),
         )
+        .subcommand(token::command())
 }
 
 /// The settings.
@@ -49,6 +51,8 @@ pub fn settings() -> Vec<Setting> {
 pub struct Config {
     /// The HTTP server's.
     pub http: HttpSettings,
+    /// Who may use the service.
+    pub access: AccessSettings,
     /// PostgreSQL's.
     pub database: DatabaseSettings,
     /// Redis'.
@@ -62,8 +66,10 @@ pub struct Config {
 impl Config {
     /// Reads the settings through `reader`.
     pub fn read(reader: &mut SettingsReader) -> Self {
+        let http = reader.http();
         Self {
-            http: reader.http(),
+            access: reader.access(http.host),
+            http,
             database: reader.database(),
             cache: reader.cache(),
             public_user_url: reader.get("PUBLIC_USER_URL", http_url),

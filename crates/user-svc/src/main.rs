@@ -12,6 +12,7 @@ fn main() {
         Some(("health", _)) => health::check(&config.http),
         Some(("migrate", _)) => database::run_once(&config.database),
         Some(("purge", _)) => database::purge_all(&config.database),
+        Some(("token", arguments)) => user_svc::token::run(arguments, &config.access),
         _ => user_svc::serve(config),
     })
 }

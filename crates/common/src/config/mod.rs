@@ -3,6 +3,7 @@
 //! A value comes from the flag, else the environment, else `.env`, else the default. A secret may also come from the
 //! file that `NAME_FILE` names. Every mistake is reported, not only the first.
 
+mod access;
 mod conninfo;
 mod origins;
 mod value;
@@ -10,12 +11,15 @@ mod value;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
+use self::access::{API_TOKENS, AUTH, lets_in};
+pub use self::access::{AccessSettings, TokenSource};
 pub use self::conninfo::Conninfo;
 pub use self::origins::Origins;
 pub use self::value::{duration, http_url, number, one_of, path_prefix, positive_duration};
@@ -48,11 +52,7 @@ const fn secret(env: &'static str, default: Option<&'static str>, help: &'static
 #[must_use]
 pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
     vec![
-        setting(
-            "HOST",
-            "127.0.0.1",
-            "Address to listen on; there is no authentication, so think before you open it",
-        ),
+        setting("HOST", "127.0.0.1", "Address to listen on; another than loopback needs API_TOKENS or AUTH"),
         setting("PORT", port, "Port of the API; 0 takes any free one"),
         setting("METRICS_PORT", metrics_port, "Port of /metrics, not to be published; 0 takes any free one"),
         setting("WORKERS", "0", "HTTP worker threads; 0 is one a core"),
@@ -62,6 +62,8 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
             "auto",
             "Whose pages may call: auto (loopback origins while HOST is loopback, else none), origins, or *",
         ),
+        AUTH,
+        API_TOKENS,
         setting("DRAIN_DELAY", "0s", "How long to go on accepting after SIGTERM, with /readyz already 503"),
         setting("GRACE_PERIOD", "10s", "How long requests may take to finish after that"),
         setting("LOG_FORMAT", "human", "human, or json: one object a line"),
@@ -241,6 +243,10 @@ impl Display for SettingsError {
 #[derive(Debug)]
 pub struct SettingsReader {
     values: BTreeMap<&'static str, String>,
+    /// The file of [`API_TOKENS`], which is watched and not only read here.
+    token_file: Option<PathBuf>,
+    /// Whether the command lets clients in.
+    lets_in: bool,
     mistakes: Vec<String>,
 }
 
@@ -258,7 +264,12 @@ impl SettingsReader {
     /// Takes the values of `settings` from `matches`, and from the files that `*_FILE` variables name.
     #[must_use]
     pub fn new(matches: &ArgMatches, settings: &[Setting]) -> Self {
-        let mut reader = Self { values: BTreeMap::new(), mistakes: Vec::new() };
+        let mut reader = Self {
+            values: BTreeMap::new(),
+            token_file: None,
+            lets_in: lets_in(matches),
+            mistakes: Vec::new(),
+        };
         for (env, what) in REMOVED {
             if std::env::var_os(env).is_some_and(|value| !value.is_empty()) {
                 reader.wrong(env, what);
@@ -277,6 +288,10 @@ impl SettingsReader {
             let value = match file {
                 Some(_) if given => {
                     reader.wrong(s.env, "is set, and so is its _FILE: keep one");
+                    None
+                }
+                Some(path) if s.env == API_TOKENS.env => {
+                    reader.token_file = Some(path.into());
                     None
                 }
                 Some(path) => reader.file(s.env, &path),

@@ -3,6 +3,7 @@
 mod register;
 mod schema;
 mod settings;
+mod token;
 mod write;
 
 use std::sync::OnceLock;

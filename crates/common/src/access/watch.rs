@@ -89,6 +89,9 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
     use std::path::Path;
+    use std::time::Instant;
+
+    use rustix::process::{Signal, getpid, kill_process};
 
     use super::super::tests::{access, list_of, token};
     use super::*;
@@ -175,5 +178,22 @@ mod tests {
         folder.put("tokens", &list_of(&[&token(2)]));
         watcher.look();
         assert_eq!((stale(), epoch()), (0, 1));
+    }
+    #[test]
+    fn a_hangup_makes_the_watcher_look_at_once() {
+        let folder = Folder::new("hangup");
+        let file = folder.put("tokens", &list_of(&[&token(1)]));
+        let access = Arc::new(access(&list_of(&[&token(1)])));
+        let epoch = || access.epoch.load(std::sync::atomic::Ordering::Relaxed);
+        rt::System::new().block_on(async {
+            access.watch(file).expect("watched");
+            folder.put("tokens", &list_of(&[&token(2)]));
+            kill_process(getpid(), Signal::HUP).expect("sent");
+            let begin = Instant::now();
+            while epoch() == 0 && begin.elapsed() < LOOK_INTERVAL / 2 {
+                rt::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert_eq!(epoch(), 1);
     }
 }

@@ -9,7 +9,7 @@ use devstack::http::{self, Connection};
 use devstack::testing::{register, wait_until};
 use devstack::{Service, Stack};
 
-use crate::{Session, body, unavailable, wait_for_locked};
+use crate::{Session, body, wait_for_locked};
 
 /// How many clients are slow: 3,000, or what `SLOW_CLIENTS` says. Each is an open file for the test and for the service.
 fn slow_client_count() -> usize {
@@ -41,10 +41,10 @@ fn slow_clients(service: &Service, start: &[u8]) -> Vec<TcpStream> {
     (0..slow_client_count()).map(|_| open()).collect()
 }
 
-/// What the clients have been answered, by status; empty for those that were closed.
+/// What the clients have been answered since the last call; empty for those that were closed.
 fn answers(clients: &mut [TcpStream]) -> Vec<String> {
     let answer = |client: &mut TcpStream| {
-        let mut start = [0; 12];
+        let mut start = [0; 2048];
         match client.read(&mut start) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => None,
             Ok(count) => Some(String::from_utf8_lossy(&start[..count]).into_owned()),
@@ -52,6 +52,17 @@ fn answers(clients: &mut [TcpStream]) -> Vec<String> {
         }
     };
     clients.iter_mut().filter_map(answer).collect()
+}
+
+/// Whether it is the 503 of a body that found no room. Panics if it is another answer.
+fn is_refusal(answer: &str) -> bool {
+    // Closed, or too late on a machine that is busy.
+    if answer.is_empty() || answer.starts_with("HTTP/1.1 408") {
+        return false;
+    }
+    let expected = ["HTTP/1.1 503", "connection: close", "retry-after: 1", "/problems/overloaded"];
+    assert!(expected.iter().all(|part| answer.contains(part)), "{answer}");
+    true
 }
 
 fn half_a_body(length: usize) -> Vec<u8> {
@@ -70,7 +81,7 @@ fn slow_bodies_share_a_budget_and_others_are_served() {
             let mut refused = Vec::new();
             wait_until("those beyond the budget are refused", || {
                 refused.extend(answers(&mut clients));
-                refused.iter().filter(|answer| *answer == "HTTP/1.1 503").count() > slow_client_count() / 10
+                refused.iter().filter(|answer| is_refusal(answer)).count() > slow_client_count() / 10
             });
         }
         let (peak, limit) = (peak_kib(&service), limit_kib(slow_client_count()));
@@ -132,28 +143,4 @@ fn what_is_not_read_ahead_of_a_request_that_waits_is_answered_after_it() {
     for _ in 0..2_000 {
         assert_eq!(connection.receive().expect("an answer").status, 200);
     }
-}
-
-#[test]
-fn a_body_beyond_the_budget_is_503_with_the_problem_and_the_connection_closes() {
-    let stack = Stack::shared();
-    let service = stack.user_svc().start();
-    let clients: Vec<_> = (0..300)
-        .map(|_| {
-            let mut client = Connection::open(service.address());
-            client.send(half_a_body(130_000));
-            client
-        })
-        .collect();
-    let mut refused = None;
-    wait_until("one is refused", || {
-        let mut connection = Connection::open(service.address());
-        connection.send(half_a_body(130_000));
-        refused = connection.receive().ok().filter(|answer| answer.status == 503);
-        refused.is_some()
-    });
-    let refused = refused.expect("waited for");
-    assert_eq!(unavailable(&refused), "overloaded");
-    assert_eq!(refused.header("connection"), Some("close"));
-    drop(clients);
 }

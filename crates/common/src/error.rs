@@ -13,6 +13,16 @@ use utoipa::ToSchema;
 /// Why a request was not served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
+    /// The request does not say who sends it, and must.
+    CredentialsNeeded,
+    /// What the request presents is no valid token.
+    InvalidToken,
+    /// The request's token does not allow what it asks for: the scope that would.
+    InsufficientScope(&'static str),
+    /// The request has two `Authorization` headers.
+    TwoCredentials,
+    /// The request is for a host that is none of the service's names, which is open.
+    ForeignHost,
     /// Members of the body are missing or wrong: all of them.
     InvalidMembers(Vec<MemberError>),
     /// The body is no JSON object; why not.
@@ -64,6 +74,11 @@ impl Error {
 
     fn what(&self) -> &'static str {
         match self {
+            Self::CredentialsNeeded => "credentials are needed",
+            Self::InvalidToken => "the token is not valid",
+            Self::InsufficientScope(_) => "the token does not allow this",
+            Self::TwoCredentials => "there are two Authorization headers",
+            Self::ForeignHost => "the host is none of the service's names",
             Self::InvalidMembers(_) => "members of the body are missing or wrong",
             Self::MalformedBody(_) => "the body is not a JSON object",
             Self::InvalidName(_) => "the path holds no valid name",

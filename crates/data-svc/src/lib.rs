@@ -16,7 +16,7 @@ use common::config::{
 };
 use common::database::{Database, Schema};
 use common::error::{CommandResult, Invalid};
-use common::http::Service;
+use common::http::{Guard, Service};
 use common::metrics::Metrics;
 use common::repository::CacheAside as _;
 use common::users::{User, UserName, Users};
@@ -126,6 +126,7 @@ async fn serve_until_stopped(config: Config) -> CommandResult {
     let service = Service {
         name: NAME,
         http: config.http,
+        guard: Guard::start(config.access, &metrics.access, routes::needs)?,
         metrics,
         // Once ready it stays ready. Without PostgreSQL it still serves hits, and else all replicas would become
         // unready at the same time.

@@ -6,6 +6,7 @@ use actix_web::http::header::{
 };
 use actix_web::web::{Data, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
+use common::access::{Needs, Scope};
 use common::error::Error;
 use common::http::{FastPath, Group, Problem, ResponseMap, health, readable, text_header};
 use common::repository::{CacheStatus, Found, Freshness};
@@ -20,6 +21,15 @@ const USER_PREFIX: &str = "/user/";
 /// Adds the routes.
 pub fn routes(config: &mut ServiceConfig) {
     config.service(readable(USER, get_user));
+}
+
+/// What a request needs. A path that is not listed here needs a valid token, unless every service has it.
+#[must_use]
+pub fn needs(method: &Method, path: &str) -> Needs {
+    match *method {
+        Method::GET | Method::HEAD if path.starts_with(USER_PREFIX) => Needs::Scope(Scope::Read),
+        _ => Needs::ValidToken,
+    }
 }
 
 #[derive(utoipa::OpenApi)]

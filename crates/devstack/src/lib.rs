@@ -64,4 +64,5 @@ pub use {
     redis::Redis,
     service::{Service, ServiceBuilder},
     stack::{Stack, Stores},
+    tempdir::TempDir,
 };

@@ -21,12 +21,17 @@ done
 
 /// A new, empty folder. It is removed when dropped, and also when this process ends without dropping it.
 #[derive(Debug)]
-pub(crate) struct TempDir {
+pub struct TempDir {
     path: PathBuf,
     remover: Child,
 }
 
 impl TempDir {
+    /// A folder of the test's own.
+    pub fn for_test() -> TempDir {
+        TempDir::new(None)
+    }
+
     /// Makes the folder, for `owner` if that is another user than ours.
     pub(crate) fn new(owner: Option<&Account>) -> TempDir {
         let base = base(owner);
@@ -40,7 +45,8 @@ impl TempDir {
         TempDir { path, remover }
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 }

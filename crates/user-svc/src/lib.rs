@@ -15,7 +15,7 @@ use common::config::{
 };
 use common::database::{Database, Schema};
 use common::error::CommandResult;
-use common::http::Service;
+use common::http::{Guard, Service};
 use common::metrics::Metrics;
 use common::repository::keep_offering;
 use common::users::Users;
@@ -100,6 +100,7 @@ async fn serve_until_stopped(config: Config) -> CommandResult {
     let service = Service {
         name: NAME,
         http: config.http,
+        guard: Guard::start(config.access, &metrics.access, routes::needs)?,
         metrics,
         readiness: Arc::new(move || database.is_writable()),
         api,

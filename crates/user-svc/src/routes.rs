@@ -1,8 +1,10 @@
 //! The routes of `user-svc`.
 
 use actix_web::HttpResponse;
+use actix_web::http::Method;
 use actix_web::http::header::{ETAG, LOCATION};
 use actix_web::web::{self, Data, ServiceConfig};
+use common::access::{Needs, Scope};
 use common::error::Error;
 use common::http::{Body, Group, Problem, ResponseMap, health, resource};
 use common::users::{self, Conditions, NewInfo, NewUser, NoIfMatch, PathName, UserName, Users, entity_tag};
@@ -16,6 +18,17 @@ use utoipa::{IntoResponses, OpenApi as _};
 pub fn routes(config: &mut ServiceConfig) {
     config.service(resource("/register").route(web::post().to(register)));
     config.service(resource("/user/{name}").route(web::put().to(replace)).route(web::delete().to(delete)));
+}
+
+/// What a request needs. A path that is not listed here needs a valid token, unless every service has it.
+#[must_use]
+pub fn needs(method: &Method, path: &str) -> Needs {
+    let is_user = path.starts_with("/user/");
+    match *method {
+        Method::POST if path == "/register" => Needs::Scope(Scope::Write),
+        Method::PUT | Method::DELETE if is_user => Needs::Scope(Scope::Write),
+        _ => Needs::ValidToken,
+    }
 }
 
 #[derive(utoipa::OpenApi)]

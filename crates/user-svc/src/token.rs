@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 use common::access::{Entry, Scopes, Token, TokenList, client_name};
-use common::config::AccessSettings;
+use common::config::{AccessSettings, Mode};
 use common::error::{CommandResult, Invalid};
 
 /// The most that is read of a token: a longer line is none.
@@ -68,7 +68,7 @@ fn make(arguments: &ArgMatches) -> CommandResult {
 }
 
 fn check(access: &AccessSettings) -> CommandResult {
-    let AccessSettings::Tokens { list, .. } = access else {
+    let Mode::Tokens { list, .. } = &access.mode else {
         return Err("there is no token list: set API_TOKENS_FILE or API_TOKENS".into());
     };
     let mut line = String::new();

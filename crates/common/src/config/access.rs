@@ -21,9 +21,25 @@ pub(super) const API_TOKENS: Setting = Setting {
     secret: true,
 };
 
+pub(super) const ALLOWED_HOSTS: Setting = Setting {
+    env: "ALLOWED_HOSTS",
+    default: None,
+    help: "Names that a service without tokens answers to, beside localhost and IP addresses; separated by commas",
+    secret: false,
+};
+
 /// Who may use the service.
 #[derive(Debug, Clone)]
-pub enum AccessSettings {
+pub struct AccessSettings {
+    /// Who is asked who they are.
+    pub mode: Mode,
+    /// The names, beside its own, that an open service answers to.
+    pub allowed_hosts: Vec<String>,
+}
+
+/// Who is asked who they are.
+#[derive(Debug, Clone)]
+pub enum Mode {
     /// Everyone who reaches it.
     Open {
         /// Whether these may be others than the users of this machine.
@@ -70,9 +86,13 @@ impl SettingsReader {
     /// A command that lets nobody in does not look at the list, and returns what is open: `health` asks a service that
     /// goes on with its last good list, and `token new` makes the first token.
     pub fn access(&mut self, host: IpAddr) -> AccessSettings {
+        AccessSettings { mode: self.mode(host), allowed_hosts: self.get(ALLOWED_HOSTS.env, host_names) }
+    }
+
+    fn mode(&mut self, host: IpAddr) -> Mode {
         let mode = self.get(AUTH.env, one_of(&["auto", "none"]));
         if !self.lets_in {
-            return AccessSettings::Open { public: false };
+            return Mode::Open { public: false };
         }
         let public = !host.to_canonical().is_loopback();
         match (mode, self.token_source()) {
@@ -89,7 +109,7 @@ impl SettingsReader {
             ),
             _ => {}
         }
-        AccessSettings::Open { public }
+        Mode::Open { public }
     }
 
     fn token_source(&self) -> Option<TokenSource> {
@@ -97,16 +117,29 @@ impl SettingsReader {
         file.or_else(|| self.values.get(API_TOKENS.env).map(|text| TokenSource::Text(text.clone().into())))
     }
 
-    fn tokens(&mut self, source: TokenSource) -> AccessSettings {
+    fn tokens(&mut self, source: TokenSource) -> Mode {
         match source.list() {
-            Ok(list) => AccessSettings::Tokens { source, list },
+            Ok(list) => Mode::Tokens { source, list },
             Err(ListError(mistakes)) => {
                 for mistake in mistakes {
                     self.wrong(source.setting(), mistake);
                 }
-                AccessSettings::Open { public: false }
+                Mode::Open { public: false }
             }
         }
+    }
+}
+
+/// Reads host names, separated by commas.
+fn host_names(value: &str) -> Result<Vec<String>, String> {
+    let names: Vec<_> = value.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    let is_name = |name: &&str| {
+        name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+    };
+    if names.iter().all(is_name) {
+        Ok(names.into_iter().map(str::to_owned).collect())
+    } else {
+        Err("must be host names without ports, separated by commas".to_owned())
     }
 }
 
@@ -128,7 +161,7 @@ mod tests {
 
     const LINE: &str = "billing sha256:1111111111111111111111111111111111111111111111111111111111111111 read";
 
-    fn read(arguments: &[&str]) -> Result<AccessSettings, SettingsError> {
+    fn read(arguments: &[&str]) -> Result<Mode, SettingsError> {
         let settings = shared("8080", "9080");
         let command = SettingsReader::describe(Command::new("test"), &settings)
             .subcommand(Command::new("health"))
@@ -139,7 +172,7 @@ mod tests {
         let mut reader = SettingsReader::new(&matches, &settings);
         let host = reader.http().host;
         let access = reader.access(host);
-        reader.finish().map(|()| access)
+        reader.finish().map(|()| access.mode)
     }
 
     fn mistakes(arguments: &[&str]) -> String {
@@ -150,9 +183,9 @@ mod tests {
     fn on_loopback_nobody_is_asked_unless_there_is_a_list() {
         for host in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
             let access = read(&["--host", host]);
-            assert!(matches!(access, Ok(AccessSettings::Open { public: false })), "{host}");
+            assert!(matches!(access, Ok(Mode::Open { public: false })), "{host}");
         }
-        let Ok(AccessSettings::Tokens { list, .. }) = read(&["--api-tokens", LINE]) else { panic!("open") };
+        let Ok(Mode::Tokens { list, .. }) = read(&["--api-tokens", LINE]) else { panic!("open") };
         assert_eq!(list.len(), 1);
     }
 
@@ -165,9 +198,9 @@ mod tests {
             );
             assert!(mistakes(&["--host", host]).contains(&expected), "{host}");
             let open = read(&["--host", host, "--auth=none"]);
-            assert!(matches!(open, Ok(AccessSettings::Open { public: true })), "{host}");
+            assert!(matches!(open, Ok(Mode::Open { public: true })), "{host}");
             let tokens = read(&["--host", host, "--api-tokens", LINE]);
-            assert!(matches!(tokens, Ok(AccessSettings::Tokens { .. })), "{host}");
+            assert!(matches!(tokens, Ok(Mode::Tokens { .. })), "{host}");
         }
     }
 
@@ -182,7 +215,7 @@ mod tests {
         let other = LINE.replace('1', "2");
         for separator in [";", " ; ", "\n", ";\n# another\n"] {
             let text = format!("{LINE}{separator}{other}");
-            let Ok(AccessSettings::Tokens { list, .. }) = read(&["--api-tokens", &text]) else {
+            let Ok(Mode::Tokens { list, .. }) = read(&["--api-tokens", &text]) else {
                 panic!("{separator:?}")
             };
             assert_eq!(list.len(), 2, "{separator:?}");

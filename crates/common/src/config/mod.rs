@@ -18,8 +18,8 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use self::access::{API_TOKENS, AUTH, lets_in};
-pub use self::access::{AccessSettings, TokenSource};
+use self::access::{ALLOWED_HOSTS, API_TOKENS, AUTH, lets_in};
+pub use self::access::{AccessSettings, Mode, TokenSource};
 pub use self::conninfo::Conninfo;
 pub use self::origins::Origins;
 pub use self::value::{duration, http_url, number, one_of, path_prefix, positive_duration};
@@ -64,6 +64,7 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
         ),
         AUTH,
         API_TOKENS,
+        ALLOWED_HOSTS,
         setting("DRAIN_DELAY", "0s", "How long to go on accepting after SIGTERM, with /readyz already 503"),
         setting("GRACE_PERIOD", "10s", "How long requests may take to finish after that"),
         setting("LOG_FORMAT", "human", "human, or json: one object a line"),

@@ -49,6 +49,13 @@ impl AccessLine<'_> {
         }
     }
 
+    /// Writes a line under the target `audit`: what `client` has done.
+    pub fn audit(&self, client: &str) {
+        let (label, route, status) = (self.label(), self.route, self.status.as_u16());
+        let id = self.header(X_REQUEST_ID);
+        log::info!(target: "audit", client = client, request_id = id; "{label} {route} {status}");
+    }
+
     fn header(&self, name: HeaderName) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
@@ -69,23 +76,46 @@ impl AccessLine<'_> {
     }
 }
 
-/// Refusals for overload. Their number is logged once a second, since an overload must not be made worse by its log.
+/// Requests that were refused. Their number is logged once a second, since neither an overload nor an attack must be
+/// made worse by its log.
 #[derive(Debug, Clone, Default)]
-pub struct Refusals(Arc<AtomicU64>);
+pub struct Refusals(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// Those refused for overload.
+    overload: AtomicU64,
+    /// Those not let in.
+    unwelcome: AtomicU64,
+}
+
+/// How many requests that are not let in get a line of their own in each second.
+const AUDITED: u64 = 10;
 
 impl Refusals {
-    /// Counts one.
+    /// Counts one for overload.
     pub fn count(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.overload.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts one that was not let in, and writes its line under the target `audit` if it is one of the first.
+    pub fn audit(&self, line: &AccessLine<'_>) {
+        if self.0.unwelcome.fetch_add(1, Ordering::Relaxed) < AUDITED {
+            line.audit("-");
+        }
     }
 
     /// Logs once a second how many requests were refused in it. Never returns.
     pub async fn report(self) {
         loop {
             actix_web::rt::time::sleep(Duration::from_secs(1)).await;
-            let count = self.0.swap(0, Ordering::Relaxed);
+            let count = self.0.overload.swap(0, Ordering::Relaxed);
             if count > 0 {
                 log::warn!(target: "access", status = 503, count = count; "requests refused in the last second: too many were waiting");
+            }
+            let count = self.0.unwelcome.swap(0, Ordering::Relaxed).saturating_sub(AUDITED);
+            if count > 0 {
+                log::warn!(target: "audit", count = count; "more requests were not let in, in the last second");
             }
         }
     }

@@ -16,6 +16,8 @@ use actix_web::rt::net::{ActixStream, Ready, TcpStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::access::Memo;
+
 /// How many bytes are read until actix-http looks at them.
 const TURN: usize = 8 * 1024;
 /// How many bytes may follow a request that is being answered; the rest waits in the kernel.
@@ -29,7 +31,6 @@ pub const HEADS_MAX_BYTES: usize = 16 << 20;
 static HEADS: Semaphore = Semaphore::const_new(HEADS_MAX_BYTES);
 
 /// What is known of a connection. Its requests find it in their connection's data.
-#[derive(Debug)]
 pub struct ClientConnection {
     /// Since when no request is being answered.
     idle_since: Cell<Option<Instant>>,
@@ -39,6 +40,8 @@ pub struct ClientConnection {
     read: Cell<usize>,
     /// What the head that is arriving has of the budget.
     memory: RefCell<Option<SemaphorePermit<'static>>>,
+    /// What it remembers of its client's token.
+    pub memo: Memo,
     is_closed: Cell<bool>,
     /// Whom to wake when there is something to read again, or an end.
     waker: RefCell<Option<Waker>>,
@@ -51,6 +54,7 @@ impl ClientConnection {
             awaits_body: Cell::new(false),
             read: Cell::new(0),
             memory: RefCell::new(None),
+            memo: Memo::default(),
             is_closed: Cell::new(false),
             waker: RefCell::new(None),
         }
@@ -128,7 +132,6 @@ impl ClientConnection {
 }
 
 /// What actix-http reads from, and writes to.
-#[derive(Debug)]
 pub struct ClientStream {
     stream: TcpStream,
     /// What is known of the connection.

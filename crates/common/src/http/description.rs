@@ -2,17 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use actix_web::http::StatusCode;
+use actix_web::http::{Method, StatusCode};
 use utoipa::ToSchema;
 use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
     ContentBuilder, Header, HeaderBuilder, Object, OpenApi, Ref, RefOr, Response, ResponseBuilder,
     ServerBuilder, Type,
 };
 
+use super::guard::Guard;
 use super::problem::{Group, Kind, Problem};
 use crate::error::{Error, MemberError};
+
+/// The name of the security scheme.
+const TOKEN: &str = "token";
 
 /// Responses by status, as an operation's description takes them.
 pub type ResponseMap = BTreeMap<String, RefOr<Response>>;
@@ -70,7 +75,11 @@ fn problem_response(status: StatusCode, errors: &[&Error], instance: &str) -> Re
     let response = ResponseBuilder::new()
         .description(either(errors.iter().map(|error| error.kind().title)))
         .content("application/problem+json", content)
-        .header("Cache-Control", text_header("Always no-store: no cache keeps an error"));
+        .header("Cache-Control", text_header("Always no-store: no cache keeps an error"))
+        .header(
+            "Content-Security-Policy",
+            text_header("A browser runs nothing of it, and frames it nowhere"),
+        );
     if status != StatusCode::SERVICE_UNAVAILABLE {
         return response;
     }
@@ -101,9 +110,10 @@ fn header(value: Type, description: &str) -> Header {
     HeaderBuilder::new().schema(Some(Object::with_type(value))).description(Some(description)).build()
 }
 
-/// Adds to the description of a service what both services share.
+/// Adds to the description of a service, whose requests `guard` lets in, what both services share.
 #[must_use]
-pub fn complete(mut api: OpenApi) -> OpenApi {
+pub fn complete(mut api: OpenApi, guard: &Guard) -> OpenApi {
+    describe_access(&mut api, guard);
     // Relative to the address of the description, so that requests from the page work behind a path prefix too.
     api.servers = Some(vec![ServerBuilder::new().url("./").description(Some("this service")).build()]);
     if let Some(license) = &mut api.info.license {
@@ -127,6 +137,44 @@ pub fn complete(mut api: OpenApi) -> OpenApi {
         }
     }
     api
+}
+
+/// Adds what an operation needs, and how a request without it is answered.
+fn describe_access(api: &mut OpenApi, guard: &Guard) {
+    if guard.asks() {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("A token: `ut_` and 43 characters. Whoever runs the service gives them out."));
+        let components = api.components.get_or_insert_default();
+        components.add_security_scheme(TOKEN, SecurityScheme::Http(scheme.build()));
+    }
+    for (path, item) in &mut api.paths.paths {
+        let methods = [
+            (Method::GET, &mut item.get),
+            (Method::POST, &mut item.post),
+            (Method::PUT, &mut item.put),
+            (Method::DELETE, &mut item.delete),
+        ];
+        for (method, operation) in methods {
+            let Some(operation) = operation else { continue };
+            let refusals = guard.refusals(&method, path);
+            if guard.asks() {
+                operation.security =
+                    guard.scopes(&method, path).map(|scopes| vec![SecurityRequirement::new(TOKEN, scopes)]);
+            }
+            let instance = path.replace("{name}", "john_doe");
+            for errors in refusals.chunk_by(|a, b| a.kind().status == b.kind().status) {
+                let status = errors[0].kind().status;
+                let errors: Vec<&Error> = errors.iter().collect();
+                let mut response = problem_response(status, &errors, &instance);
+                if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
+                    let challenge = text_header("How to be let in (RFC 6750, section 3)");
+                    response = response.header("WWW-Authenticate", challenge);
+                }
+                operation.responses.responses.insert(status.as_str().to_owned(), response.into());
+            }
+        }
+    }
 }
 
 /// The responses of all operations.

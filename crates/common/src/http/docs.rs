@@ -4,18 +4,22 @@
 use std::io;
 use std::sync::Arc;
 
-use actix_web::http::header::{CACHE_CONTROL, LOCATION};
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, LOCATION, REFERRER_POLICY};
 use actix_web::web::{Bytes, Data, Path, ServiceConfig};
 use actix_web::{HttpResponse, HttpResponseBuilder};
 use utoipa::openapi::OpenApi;
 use utoipa_swagger_ui::Config;
 
 use super::description::complete;
+use super::guard::Guard;
 use super::problem::KINDS;
 use super::route::readable;
 
 /// The file of Swagger UI that is its page.
 const PAGE: &str = "index.html";
+/// The page runs its own scripts alone, and no other page may frame it. (Swagger UI has styles within its elements.)
+const PAGE_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     frame-ancestors 'none'";
 /// The page's style, in addition to Swagger UI's own.
 const STYLE: &str = include_str!("docs.css");
 
@@ -27,12 +31,12 @@ pub struct Docs {
 }
 
 impl Docs {
-    /// Prepares the answers for `api`.
+    /// Prepares the answers for `api`, whose requests `guard` lets in.
     ///
     /// # Errors
     /// A description that cannot be written as JSON, or no page in the binary: bugs.
-    pub fn new(api: &OpenApi) -> io::Result<Self> {
-        let api = complete(api.clone());
+    pub fn new(api: &OpenApi, guard: &Guard) -> io::Result<Self> {
+        let api = complete(api.clone(), guard);
         let openapi = api.to_json().map_err(io::Error::other)?.into();
         let swagger = Arc::new(swagger());
         let page = page(&api.info.title, &swagger)?;
@@ -83,7 +87,10 @@ async fn openapi(docs: Data<Docs>) -> HttpResponse {
 
 async fn swagger_file(docs: Data<Docs>, file: Path<String>) -> HttpResponse {
     if file.is_empty() || *file == PAGE {
-        return revalidated(HttpResponse::Ok()).content_type("text/html").body(docs.page.clone());
+        let mut page = revalidated(HttpResponse::Ok());
+        page.insert_header((CONTENT_SECURITY_POLICY, PAGE_POLICY))
+            .insert_header((REFERRER_POLICY, "no-referrer"));
+        return page.content_type("text/html").body(docs.page.clone());
     }
     match utoipa_swagger_ui::serve(&file, docs.swagger.clone()) {
         Ok(Some(file)) => {

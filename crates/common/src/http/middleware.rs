@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
 use actix_web::http::header::{
-    ALLOW, CACHE_CONTROL, CACHE_STATUS, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-    X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CACHE_STATUS, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap,
+    HeaderName, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
@@ -24,14 +24,20 @@ use super::access_log::{AccessLine, Refusals};
 use super::connection::ClientConnection;
 use super::cors::Sharing;
 use super::drain::{Draining, InFlight};
+use super::guard::Guard;
 use super::problem::Kind;
 use super::route::Route;
+use crate::access::Principal;
 use crate::config::Origins;
 use crate::error::Error;
 use crate::metrics::Metrics;
 
 /// The route of what is not routed, in logs and metrics.
 const NO_ROUTE: &str = "(none)";
+/// The route of what is not let in.
+const REFUSED: &str = "(refused)";
+/// An error answer is nothing that a browser runs or frames.
+const NOTHING_RUNS: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest `X-Request-Id` of a client that is kept: longer ones would make log lines hard to read.
 const REQUEST_ID_MAX_BYTES: usize = 128;
@@ -56,6 +62,7 @@ pub struct Telemetry(Rc<WorkerState>);
 
 /// What a worker's requests share.
 struct WorkerState {
+    guard: Guard,
     fast_path: Option<FastPath>,
     origins: Origins,
     path_prefix: String,
@@ -74,11 +81,12 @@ struct WorkerState {
 type Labels = (&'static str, &'static str, StatusCode);
 
 impl Telemetry {
-    /// Tries `fast_path` first, shares answers with the pages of `origins`, names paths as clients do, with
+    /// Asks `guard` first, then tries `fast_path`, shares answers with the pages of `origins`, names paths as clients do, with
     /// `path_prefix`, counts requests in `metrics` and those refused for overload in `refusals`, and closes connections
     /// once `draining` has begun.
     #[must_use]
     pub fn new(
+        guard: Guard,
         fast_path: Option<FastPath>,
         origins: Origins,
         path_prefix: String,
@@ -90,6 +98,7 @@ impl Telemetry {
         let ids = RefCell::new(rand::make_rng());
         let histograms = RefCell::default();
         let state = WorkerState {
+            guard,
             fast_path,
             origins,
             path_prefix,
@@ -141,10 +150,14 @@ where
     forward_ready!(routes);
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
-        let begun = InFlightRequest::begin(&request, &self.state);
+        let mut begun = InFlightRequest::begin(&request, &self.state);
         let sharing = begun.sharing.as_ref();
         if let Some(response) = sharing.and_then(|it| it.preflight(&begun.method, request.headers())) {
             return self.answer(request, begun, "(preflight)", response);
+        }
+        match self.state.let_in(request.request()) {
+            Ok(client) => begun.client = client,
+            Err(error) => return self.answer(request, begun, REFUSED, HttpResponse::from_error(error)),
         }
         if let Some(FastPath { template, answer }) = self.state.fast_path
             && let Some(response) = answer(request.request())
@@ -193,6 +206,7 @@ struct InFlightRequest {
     method: Method,
     id: HeaderValue,
     sharing: Option<Sharing>,
+    client: Option<Rc<Principal>>,
 }
 
 impl InFlightRequest {
@@ -203,11 +217,24 @@ impl InFlightRequest {
             method: request.method().clone(),
             id: request_id(headers, &state.ids),
             sharing: Sharing::of(headers, &state.origins),
+            client: None,
         }
     }
 }
 
 impl WorkerState {
+    fn let_in(&self, request: &HttpRequest) -> Result<Option<Rc<Principal>>, Error> {
+        let connection = request.conn_data::<Rc<ClientConnection>>().map(Rc::as_ref);
+        let client = self.guard.check(request, connection);
+        // The body of one that is refused is not read: no request may follow it.
+        if let (Err(_), Some(connection)) = (&client, connection)
+            && has_body(request.headers())
+        {
+            connection.awaits_body.set(true);
+        }
+        client
+    }
+
     /// Completes the response to `request`, observes it and logs it.
     fn finish(
         &self,
@@ -248,7 +275,11 @@ impl WorkerState {
         self.observe(line.label(), route, status, took);
         match failure.kind {
             Some(kind) if kind == Error::Overloaded.kind() => self.refusals.count(),
+            Some(_) if route == REFUSED => self.refusals.audit(&line),
             _ => line.log(failure.cause.as_deref()),
+        }
+        if let Some(client) = request.client.filter(|_| !request.method.is_safe()) {
+            line.audit(&client.name);
         }
         response
     }
@@ -264,6 +295,12 @@ impl WorkerState {
         histogram.observe(seconds);
         histograms.push((labels, histogram));
     }
+}
+
+/// Whether a request with these headers has a body (RFC 9112, section 6.3).
+fn has_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING)
+        || headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0")
 }
 
 /// Whether the request asks to go on in another protocol. Ours does not: that changes nothing (RFC 9110, section 7.8),
@@ -332,10 +369,11 @@ fn problem_response<B>(failed: &HttpResponse<B>, body: Vec<u8>) -> HttpResponse 
     let mut response = HttpResponseBuilder::new(failed.status());
     response.insert_header((CONTENT_TYPE, "application/problem+json"));
     response.insert_header((CACHE_CONTROL, "no-store"));
+    response.insert_header((CONTENT_SECURITY_POLICY, NOTHING_RUNS));
     if failed.status() == StatusCode::SERVICE_UNAVAILABLE {
         response.insert_header((RETRY_AFTER, RETRY_AFTER_SECONDS));
     }
-    for kept in [ALLOW, CACHE_STATUS] {
+    for kept in [ALLOW, CACHE_STATUS, WWW_AUTHENTICATE] {
         if let Some(value) = failed.headers().get(&kept) {
             response.insert_header((kept, value.clone()));
         }
@@ -347,6 +385,7 @@ fn problem_response<B>(failed: &HttpResponse<B>, body: Vec<u8>) -> HttpResponse 
 mod tests {
     use super::*;
     use actix_web::dev::fn_service;
+    use actix_web::http::header::HOST;
     use actix_web::test::TestRequest;
 
     const FAST_PATH: FastPath = FastPath {
@@ -362,6 +401,7 @@ mod tests {
     async fn a_fast_paths_answer_is_not_routed_and_is_completed_like_the_rest() {
         let (metrics, draining) = (Metrics::new("test").expect("metrics"), Draining::default());
         let state = Telemetry::new(
+            Guard::open(),
             Some(FAST_PATH),
             Origins::Own,
             String::new(),
@@ -375,7 +415,8 @@ mod tests {
         });
         let service = state.new_transform(routes).await.expect("a middleware");
         let call = async |path: &str| {
-            let request = TestRequest::with_uri(path).insert_header((X_REQUEST_ID, "mine"));
+            let request = TestRequest::with_uri(path).insert_header((HOST, "localhost"));
+            let request = request.insert_header((X_REQUEST_ID, "mine"));
             service.call(request.to_srv_request()).await.expect("a response")
         };
 

@@ -10,6 +10,7 @@ mod cors;
 mod description;
 mod docs;
 mod drain;
+mod guard;
 pub mod health;
 mod idle;
 mod middleware;
@@ -19,6 +20,7 @@ mod server;
 
 pub use self::body::{Body, FromBody, member};
 pub use self::description::{ResponseMap, text_header};
+pub use self::guard::{Guard, NeedsOf};
 pub use self::health::Readiness;
 pub use self::middleware::FastPath;
 pub use self::problem::{Group, KINDS, Kind, Problem};

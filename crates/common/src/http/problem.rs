@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use actix_web::http::StatusCode;
+use actix_web::http::header::{HeaderValue, WWW_AUTHENTICATE};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -76,6 +77,18 @@ macro_rules! kinds {
 }
 
 kinds! {
+    CREDENTIALS_NEEDED = UNAUTHORIZED []
+        "credentials-needed" "The request must say who sends it":
+        "Send a token: `Authorization: Bearer ut_...`. Whoever runs the service gives them out.";
+    INVALID_TOKEN = UNAUTHORIZED []
+        "invalid-token" "The token is not valid":
+        "It is malformed, unknown, expired or revoked. Whoever runs the service gives out others.";
+    INSUFFICIENT_SCOPE = FORBIDDEN []
+        "insufficient-scope" "The token does not allow this":
+        "The token is valid, and lacks the scope that this request needs.";
+    FOREIGN_HOST = MISDIRECTED_REQUEST []
+        "foreign-host" "The service has another name":
+        "A service that asks nobody for a token answers only to IP addresses, to localhost, and to the names in its setting ALLOWED_HOSTS: a web page of another name that leads here could otherwise do all that its visitor may.";
     INVALID_MEMBERS = BAD_REQUEST [Create Replace]
         "invalid-members" "Members of the body are missing or wrong":
         "The list `errors` names each wrong member and what is wrong with it.";
@@ -137,6 +150,11 @@ impl Error {
     #[must_use]
     pub const fn kind(&self) -> &'static Kind {
         match self {
+            Self::CredentialsNeeded => &CREDENTIALS_NEEDED,
+            Self::InvalidToken => &INVALID_TOKEN,
+            Self::InsufficientScope(_) => &INSUFFICIENT_SCOPE,
+            Self::TwoCredentials => &BAD_REQUEST,
+            Self::ForeignHost => &FOREIGN_HOST,
             Self::InvalidMembers(_) => &INVALID_MEMBERS,
             Self::MalformedBody(_) => &MALFORMED_BODY,
             Self::InvalidName(_) => &INVALID_NAME,
@@ -159,6 +177,10 @@ impl Error {
     pub fn problem<'a>(&'a self, instance: &'a str) -> Problem<'a> {
         let mut problem = self.kind().problem(instance);
         match self {
+            Self::InsufficientScope(scope) => {
+                problem.detail = format!("The request needs a token with the scope `{scope}`.").into();
+            }
+            Self::TwoCredentials => problem.detail = "There are two Authorization headers.".into(),
             Self::InvalidMembers(errors) => problem.errors = errors,
             Self::MalformedBody(detail) => problem.detail = detail.into(),
             Self::InvalidName(what) => problem.detail = format!("The name {what}.").into(),
@@ -211,13 +233,36 @@ impl Problem<'_> {
     }
 }
 
-/// Only the status: the middleware writes the body, which needs the request.
+impl Error {
+    /// What an answer says of how to be let in (RFC 6750, section 3); none if it is about something else.
+    fn challenge(&self) -> Option<HeaderValue> {
+        Some(match self {
+            Self::CredentialsNeeded => HeaderValue::from_static(r#"Bearer realm="users""#),
+            Self::InvalidToken => HeaderValue::from_static(r#"Bearer realm="users", error="invalid_token""#),
+            Self::TwoCredentials => {
+                HeaderValue::from_static(r#"Bearer realm="users", error="invalid_request""#)
+            }
+            Self::InsufficientScope(scope) => {
+                let challenge =
+                    format!(r#"Bearer realm="users", error="insufficient_scope", scope="{scope}""#);
+                HeaderValue::try_from(challenge).ok()?
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// Status and headers: the middleware writes the body, which needs the request.
 impl actix_web::ResponseError for Error {
     fn status_code(&self) -> StatusCode {
         self.kind().status
     }
 
     fn error_response(&self) -> actix_web::HttpResponse {
-        actix_web::HttpResponse::new(self.status_code())
+        let mut response = actix_web::HttpResponse::new(self.status_code());
+        if let Some(challenge) = self.challenge() {
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        response
     }
 }

@@ -27,6 +27,7 @@ use super::access_log::Refusals;
 use super::connection::ClientStream;
 use super::docs::{self, Docs};
 use super::drain::{ANSWERED_INTERVAL, Draining};
+use super::guard::Guard;
 use super::health::{self, Health, Readiness};
 use super::idle;
 use super::middleware::{FastPath, Telemetry, asks_for_upgrade, close_after};
@@ -53,6 +54,8 @@ pub struct Service {
     pub http: HttpSettings,
     /// Its metrics.
     pub metrics: Metrics,
+    /// Lets requests in.
+    pub guard: Guard,
     /// Returns whether it can do its work now.
     pub readiness: Readiness,
     /// Its API description.
@@ -146,7 +149,8 @@ impl Service {
         let refusals = Refusals::default();
         rt::spawn(refusals.clone().report());
         let health = Data::new(Health::new(self.name, self.readiness.clone(), draining.clone()));
-        let docs = Data::new(Docs::new(&self.api)?);
+        let docs = Data::new(Docs::new(&self.api, &self.guard)?);
+        let guard = self.guard.clone();
         let fast_path = self.fast_path;
         let origins = self.http.origins.clone();
         let path_prefix = self.path_prefix.clone();
@@ -155,6 +159,7 @@ impl Service {
         let app = move || {
             // Each worker's own: a count that all share would pass from core to core with each request.
             let telemetry = Telemetry::new(
+                guard.clone(),
                 fast_path,
                 origins.clone(),
                 path_prefix.clone(),

@@ -16,13 +16,13 @@ const WEBSOCKET_ALONE: &str = "Upgrade: websocket\r\n";
 /// The answer to a request with these header lines, on a connection that must then be as the answer says.
 fn exchange(address: &str, request: &str, headers: &str, body: &str) -> http::Response {
     let mut connection = Connection::open(address);
-    connection.send(format!("{request} HTTP/1.1\r\nHost: x\r\n{headers}\r\n{body}"));
+    connection.send(format!("{request} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n{body}"));
     let answer = connection.receive().unwrap_or_else(|error| panic!("{request}, {headers}: {error}"));
     assert!(!answer.header("connection").unwrap_or_default().to_lowercase().contains("upgrade"), "{headers}");
     if answer.header("connection") == Some("close") {
         assert!(connection.is_closed(), "{headers}");
     } else {
-        connection.send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+        connection.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert_eq!(connection.receive().expect("the connection lives on").status, 200, "{headers}");
     }
     answer
@@ -74,10 +74,10 @@ fn the_body_of_a_request_that_asks_for_an_upgrade_is_read_by_its_length() {
         is_problem(&none, 400, "malformed-body");
 
         // What follows the body does not belong to it.
-        let (first, second) = (body("first"), "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+        let (first, second) = (body("first"), "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let length = format!("{headers}{json}Content-Length: {}\r\n", first.len());
         let mut connection = Connection::open(address);
-        connection.send(format!("POST /register HTTP/1.1\r\nHost: x\r\n{length}\r\n{first}{second}"));
+        connection.send(format!("POST /register HTTP/1.1\r\nHost: localhost\r\n{length}\r\n{first}{second}"));
         assert_eq!(connection.receive().expect("an answer").status, 201, "{kind}");
     }
 }

@@ -199,7 +199,7 @@ fn a_client_that_hangs_up_during_a_load_leaves_a_copy_and_no_lease() {
     let (stack, proxy, service) = behind_a_proxy();
     proxy.stall();
     let mut client = Connection::open(service.address());
-    client.send("GET /user/john HTTP/1.1\r\nHost: x\r\n\r\n");
+    client.send("GET /user/john HTTP/1.1\r\nHost: localhost\r\n\r\n");
     wait_until("it loads", || kind(&stack, "john") == "L");
     drop(client);
     proxy.restore();
@@ -225,7 +225,7 @@ fn a_client_that_hangs_up_at_any_moment_leaves_no_lease() {
                 // Dropping the proxy resets the connection. The service notices a reset sooner than a normal close.
                 let proxy = Proxy::start(service.address());
                 let mut client = Connection::open(proxy.address());
-                client.send(format!("GET /user/left-{number} HTTP/1.1\r\nHost: x\r\n\r\n"));
+                client.send(format!("GET /user/left-{number} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
                 sleep(Duration::from_millis(10 * number));
                 drop(proxy);
             });

@@ -45,7 +45,7 @@ impl Race {
             let acknowledged = self.acknowledged[name].load(Ordering::SeqCst);
             let connection = &mut connections[random % 2];
             let fresh = if random.is_multiple_of(3) { "Cache-Control: no-cache\r\n" } else { "" };
-            connection.send(format!("GET /user/race-{name} HTTP/1.1\r\nHost: x\r\n{fresh}\r\n"));
+            connection.send(format!("GET /user/race-{name} HTTP/1.1\r\nHost: localhost\r\n{fresh}\r\n"));
             let answer = connection.receive().expect("an answer");
             let seen = answer.status == 200;
             assert!(seen || answer.status == 404, "{}", answer.text());

@@ -49,7 +49,7 @@ fn selects(stack: &Stack) -> usize {
 }
 
 fn get(client: &mut Client, address: SocketAddr, name: &str) {
-    let request = format!("GET /user/{name} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let request = format!("GET /user/{name} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let Reply::Answer(answer) = client.send(address, &request) else { panic!("no answer") };
     assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
 }

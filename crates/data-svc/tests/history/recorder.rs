@@ -204,7 +204,7 @@ impl Shared<'_> {
         known: Option<u32>,
         recording: &mut Recording,
     ) -> Option<(String, u32)> {
-        let request = format!("GET /user/h{name} HTTP/1.1\r\nHost: x\r\n{header}\r\n");
+        let request = format!("GET /user/h{name} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n");
         let start = self.cluster.now();
         let reply = client.send(replica.address(), &request);
         let end = self.cluster.now();
@@ -350,7 +350,7 @@ fn request(name: u32, action: Action) -> (&'static str, String) {
         Action::Replace(info) => ("PUT", format!("/user/h{name}"), format!(r#"{{"info":"w{info}"}}"#)),
         Action::Delete | Action::Read(_) => ("DELETE", format!("/user/h{name}"), String::new()),
     };
-    let head = format!("Host: x\r\nContent-Type: application/json\r\nContent-Length: {}", body.len());
+    let head = format!("Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {}", body.len());
     (method, format!("{method} {path} HTTP/1.1\r\n{head}\r\n\r\n{body}"))
 }
 

@@ -179,7 +179,7 @@ fn only_plain_application_json_is_accepted() {
 fn a_body_over_128_kib_is_413_with_a_length_and_chunked() {
     let huge = format!(r#"{{"name":"huge","info":"i","x":"{}"}}"#, "x".repeat(128 * 1024));
     refused(&post(&huge), 413, "body-too-large");
-    let head = "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+    let head = "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
                 Transfer-Encoding: chunked\r\n\r\n";
     let chunked = format!("{head}{:x}\r\n{huge}\r\n0\r\n\r\n", huge.len());
     refused(&http::raw(service().address(), chunked), 413, "body-too-large");
@@ -192,7 +192,9 @@ fn a_body_that_is_certain_to_be_refused_is_not_waited_for() {
         ("Content-Type: text/plain\r\nContent-Length: 10", 415),
     ] {
         let mut connection = http::Connection::open(service().address());
-        let head = format!("POST /register HTTP/1.1\r\nHost: x\r\n{headers}\r\nExpect: 100-continue\r\n\r\n");
+        let head = format!(
+            "POST /register HTTP/1.1\r\nHost: localhost\r\n{headers}\r\nExpect: 100-continue\r\n\r\n"
+        );
         connection.send(head);
         assert_eq!(connection.receive().expect("to go on").status, 100);
         let refusal = connection.receive().expect("a refusal, though no body has come");
@@ -202,7 +204,7 @@ fn a_body_that_is_certain_to_be_refused_is_not_waited_for() {
 
 #[test]
 fn a_body_sent_in_chunks_is_read_whole() {
-    let head = "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+    let head = "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
                 Transfer-Encoding: chunked\r\n\r\n";
     let body = "8\r\n{\"name\":\r\n14\r\n\"chunked\",\"info\":\"i\"\r\n1\r\n}\r\n0\r\n\r\n";
     assert_eq!(http::raw(service().address(), format!("{head}{body}")).status, 201);

@@ -270,7 +270,7 @@ fn a_write_whose_client_has_hung_up_while_it_waited_is_not_done() {
     let send = |name: &str| {
         let body = body(name);
         let mut connection = Connection::open(service.address());
-        let head = "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json";
+        let head = "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json";
         connection.send(format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
         connection
     };

@@ -66,7 +66,7 @@ fn is_refusal(answer: &str) -> bool {
 }
 
 fn half_a_body(length: usize) -> Vec<u8> {
-    let head = "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 131072\r\n\r\n";
+    let head = "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 131072\r\n\r\n";
     [head.as_bytes(), &vec![b' '; length]].concat()
 }
 
@@ -101,7 +101,7 @@ fn slow_heads_share_a_budget_and_others_are_served() {
     let stack = Stack::shared();
     for length in [100, 8_000, 120_000] {
         let service = stack.user_svc().start();
-        let start = format!("GET /livez HTTP/1.1\r\nHost: x\r\nX: {}", "x".repeat(length));
+        let start = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(length));
         let mut clients = slow_clients(&service, start.as_bytes());
         assert_eq!(register(&service, &format!("between-{length}")).status, 201);
         if length > 8_000 {
@@ -115,7 +115,7 @@ fn slow_heads_share_a_budget_and_others_are_served() {
         println!("{length} bytes each: at most {peak} KiB of {limit}");
         assert!(peak < limit, "{length}: {peak} KiB");
         drop(clients);
-        let large = format!("GET /livez HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(16_000));
+        let large = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(16_000));
         wait_until("the budget is free again", || {
             let mut connection = Connection::open(service.address());
             connection.send(&large);
@@ -133,11 +133,11 @@ fn what_is_not_read_ahead_of_a_request_that_waits_is_answered_after_it() {
     let length = waits.len();
     let mut connection = Connection::open(service.address());
     connection.send(format!(
-        "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{waits}"
+        "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{waits}"
     ));
     wait_for_locked(&stack, 1);
     // Several times as much as is read ahead.
-    connection.send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2_000));
+    connection.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(2_000));
     drop(holder);
     assert_eq!(connection.receive().expect("an answer").status, 201);
     for _ in 0..2_000 {

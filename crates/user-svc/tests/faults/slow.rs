@@ -47,7 +47,7 @@ fn slow_clients() -> &'static [Slow; 3] {
     ENDED.get_or_init(|| {
         let (_stack, service) = service();
         let head =
-            "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 40\r\n";
+            "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 40\r\n";
         let whole_head = format!("{head}\r\n");
         let trickling = body("john");
         scope(|scope| {
@@ -64,7 +64,7 @@ fn a_later_head_that_does_not_end_has_as_long_as_an_idle_connection() {
     let stack = Stack::shared();
     let service = stack.user_svc().env("WORKERS", "1").env("MAX_CONNECTIONS", "1").start();
     let mut connection = Connection::open(service.address());
-    connection.send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+    connection.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(connection.receive().expect("an answer").status, 200);
     let answered = Instant::now();
     connection.send("GET /livez HTTP/1.1\r\nHos");
@@ -107,7 +107,7 @@ fn a_client_that_hangs_up_in_the_middle_of_its_body_does_no_harm() {
     let (stack, service) = service();
     for _ in 0..50 {
         let mut connection = Connection::open(service.address());
-        connection.send("POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{\"name\":\"cut\"");
+        connection.send("POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{\"name\":\"cut\"");
     }
     assert_eq!(register(&service, "john").status, 201);
     assert_eq!(stack.sql("SELECT count(*) FROM users"), "1");
@@ -121,14 +121,14 @@ fn connections_are_bounded_and_a_free_place_is_taken_again() {
     let held: Vec<Connection> = (0..4)
         .map(|_| {
             let mut connection = Connection::open(service.address());
-            connection.send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+            connection.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
             assert_eq!(connection.receive().expect("an answer").status, 200);
             connection
         })
         .collect();
     // The kernel accepts a fifth connection, the service does not.
     let mut fifth = Connection::open(service.address());
-    fifth.send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+    fifth.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let (sender, answers) = channel();
     spawn(move || sender.send(fifth.receive()));
     assert!(answers.recv_timeout(Duration::from_millis(300)).is_err(), "four are the bound");
@@ -142,17 +142,17 @@ fn a_request_within_a_refused_body_is_not_served() {
     let (stack, service) = service();
     let hidden = body("hidden");
     let inner = format!(
-        "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{hidden}",
+        "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{hidden}",
         hidden.len()
     );
     // The body of each is a request, and each is refused before its body is read.
     let refused = [
-        format!("POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n", inner.len()),
-        format!("POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", inner.len()),
-        format!("DELETE /register HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", inner.len()),
+        format!("POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n", inner.len()),
+        format!("POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", inner.len()),
+        format!("DELETE /register HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", inner.len()),
         // Two lengths that differ: request smuggling relies on them (RFC 9112, section 6.3).
-        "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
-        "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n".to_owned(),
+        "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
+        "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n".to_owned(),
     ];
     for head in &refused {
         let mut connection = Connection::open(service.address());

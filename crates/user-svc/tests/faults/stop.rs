@@ -19,7 +19,7 @@ fn request(name: &str) -> String {
     let body = body(name);
     let length = body.len();
     format!(
-        "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
     )
 }
 
@@ -141,7 +141,7 @@ fn an_idle_connection_does_not_delay_the_end() {
     let stack = Stack::shared();
     let service = stack.user_svc().start();
     let mut idle = Connection::open(service.address());
-    idle.send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+    idle.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(idle.receive().expect("an answer").status, 200);
     let mut silent = Connection::open(service.address());
     let start = Instant::now();
@@ -157,7 +157,7 @@ fn a_request_that_never_ends_is_cut_off_by_the_grace_period() {
     let service = stack.user_svc().env("GRACE_PERIOD", "1s").start();
     let mut stuck = Connection::open(service.address());
     stuck.send(
-        "POST /register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{",
+        "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{",
     );
     assert_eq!(http::get(&service.url_of("/livez")).status, 200);
     let start = Instant::now();

@@ -1,0 +1,266 @@
+//! Whether a request is let in. This is decided before anything else of it is looked at: its answer must not say who
+//! exists, and must not cost more than the check.
+//!
+//! A service with a token list asks for tokens. An open one answers only to names of its own, since a web page of a
+//! foreign name that resolves to this machine (DNS rebinding) is of the same origin for a browser, and could do all
+//! that its user may.
+
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use actix_web::http::Method;
+use actix_web::http::header::HOST;
+use actix_web::{HttpRequest, rt};
+
+use super::connection::ClientConnection;
+use crate::access::{Access, Memo, Needs, Principal, Refusal};
+use crate::config::{AccessSettings, Mode, TokenSource};
+use crate::error::Error;
+use crate::metrics::AccessMetrics;
+
+/// Returns what a request with this method to this path needs, by the service's routes.
+pub type NeedsOf = fn(&Method, &str) -> Needs;
+
+/// Lets requests in.
+#[derive(Clone)]
+pub struct Guard {
+    /// None while the service is open.
+    access: Option<Arc<Access>>,
+    /// The names, beside its own, that an open service answers to.
+    hosts: Arc<[String]>,
+    needs: NeedsOf,
+}
+
+impl Guard {
+    /// Lets in as `settings` say, and watches the token list if it is a file. `needs` is the service's own part of what
+    /// requests need. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// A thread that cannot be started.
+    pub fn start(settings: AccessSettings, metrics: &AccessMetrics, needs: NeedsOf) -> io::Result<Self> {
+        let AccessSettings { mode, allowed_hosts } = settings;
+        let access = match mode {
+            Mode::Tokens { source, list } => {
+                let access = Arc::new(Access::new(list, metrics.clone()));
+                if let TokenSource::File(path) = source {
+                    access.watch(path)?;
+                }
+                Some(access)
+            }
+            Mode::Open { public: true } => {
+                rt::spawn(keep_warning());
+                None
+            }
+            Mode::Open { public: false } => {
+                log::info!("open to everyone on this machine: no token is asked for (AUTH)");
+                None
+            }
+        };
+        Ok(Self { access, hosts: allowed_hosts.into(), needs })
+    }
+
+    /// One of an open service without other names.
+    #[cfg(test)]
+    pub fn open() -> Self {
+        Self { access: None, hosts: Arc::new([]), needs: |_, _| Needs::ValidToken }
+    }
+
+    /// Lets `request` in, as the client that is returned, or refuses it. None if it need not say who it is.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn check(
+        &self,
+        request: &HttpRequest,
+        connection: Option<&ClientConnection>,
+    ) -> Result<Option<Rc<Principal>>, Error> {
+        let path = request.path();
+        let Some(access) = &self.access else {
+            let is_ours =
+                is_own_name(host(request)) || self.hosts.iter().any(|name| is_name(host(request), name));
+            // A balancer's health check may name any host, or none.
+            return if is_ours || is_health(path) { Ok(None) } else { Err(Error::ForeignHost) };
+        };
+        let needs = self.needs(request.method(), path);
+        let forgotten = Memo::default();
+        let memo = connection.map_or(&forgotten, |connection| &connection.memo);
+        access.check(request.headers(), memo, needs, SystemTime::now).map_err(|refusal| match refusal {
+            Refusal::CredentialsNeeded => Error::CredentialsNeeded,
+            Refusal::InvalidToken => Error::InvalidToken,
+            Refusal::InsufficientScope(scope) => Error::InsufficientScope(scope.name()),
+            Refusal::TwoCredentials => Error::TwoCredentials,
+        })
+    }
+
+    /// Whether it asks for tokens.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.access.is_some()
+    }
+
+    /// The scopes that a request with this method to this path needs; none if it needs no token.
+    #[must_use]
+    pub fn scopes(&self, method: &Method, path: &str) -> Option<Vec<&'static str>> {
+        match self.needs(method, path) {
+            Needs::Nothing => None,
+            Needs::ValidToken => Some(Vec::new()),
+            Needs::Scope(scope) => Some(vec![scope.name()]),
+        }
+    }
+
+    /// The errors of those that are not let in, by status.
+    #[must_use]
+    pub fn refusals(&self, method: &Method, path: &str) -> Vec<Error> {
+        match (&self.access, self.needs(method, path)) {
+            (None, _) if is_health(path) => Vec::new(),
+            (None, _) => vec![Error::ForeignHost],
+            (Some(_), Needs::Nothing) => Vec::new(),
+            (Some(_), Needs::ValidToken) => vec![Error::CredentialsNeeded, Error::InvalidToken],
+            (Some(_), Needs::Scope(scope)) => {
+                vec![Error::CredentialsNeeded, Error::InvalidToken, Error::InsufficientScope(scope.name())]
+            }
+        }
+    }
+
+    /// What a request with this method to this path needs.
+    #[must_use]
+    pub fn needs(&self, method: &Method, path: &str) -> Needs {
+        match (self.needs)(method, path) {
+            Needs::ValidToken if is_public(path) => Needs::Nothing,
+            needs => needs,
+        }
+    }
+}
+
+async fn keep_warning() {
+    loop {
+        log::warn!("open to everyone who reaches it: no token is asked for (AUTH=none)");
+        rt::time::sleep(Duration::from_secs(3600)).await;
+    }
+}
+
+/// Whether a path is one of those that every service answers to everyone: probes behind authentication break
+/// orchestrators, and the description says no secret.
+fn is_public(path: &str) -> bool {
+    let pages = path.strip_prefix("/docs").or_else(|| path.strip_prefix("/problems"));
+    is_health(path)
+        || matches!(path, "/" | "/version" | "/openapi.json")
+        || pages.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn is_health(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz")
+}
+
+/// The host that the request names, with its port; empty if there is none.
+fn host(request: &HttpRequest) -> &str {
+    // The target's goes first (RFC 9112, section 3.2.2).
+    if let Some(authority) = request.uri().authority() {
+        return authority.as_str();
+    }
+    request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default()
+}
+
+/// Whether `host` is a name that can only lead to this machine, or no name: an attacker needs one of their own.
+fn is_own_name(host: &str) -> bool {
+    let name = without_port(host);
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_literal = name.as_bytes().first().is_some_and(|first| first.is_ascii_digit() || *first == b'[')
+        && name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok();
+    let localhost = name.len().checked_sub("localhost".len()).and_then(|at| name.split_at_checked(at));
+    is_literal
+        || localhost.is_some_and(|(before, last)| {
+            last.eq_ignore_ascii_case("localhost") && (before.is_empty() || before.ends_with('.'))
+        })
+}
+
+/// Whether `host` is `name`, with any port.
+fn is_name(host: &str, name: &str) -> bool {
+    let host = without_port(host);
+    host.strip_suffix('.').unwrap_or(host).eq_ignore_ascii_case(name)
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        // Not a colon within [::1].
+        Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_this_machine_are_its_own_with_any_port() {
+        for own in [
+            "localhost",
+            "LOCALHOST:8080",
+            "localhost.",
+            "a.localhost:1",
+            "127.0.0.1",
+            "127.0.0.1:8080",
+            "10.0.0.7",
+            "[::1]",
+            "[::1]:8080",
+            "[fe80::1]:80",
+        ] {
+            assert!(is_own_name(own), "{own}");
+        }
+        for foreign in [
+            "",
+            ":",
+            ":80",
+            ".",
+            "evil.test",
+            "localhost.evil.test",
+            "evillocalhost",
+            "127.0.0.1.evil.test",
+            "1.evil.test:80",
+            "[::1].evil.test",
+            "[",
+            "::1:x",
+            "0x7f.1",
+            "2130706433",
+            "localhost:x",
+            "localhost..",
+        ] {
+            assert!(!is_own_name(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_allowed_is_compared_whole() {
+        assert!(is_name("Users.Example:80", "users.example") && is_name("users.example.", "users.example"));
+        assert!(
+            !is_name("evil.users.example", "users.example")
+                && !is_name("users.example.evil", "users.example")
+        );
+    }
+
+    #[test]
+    fn only_the_paths_of_every_service_are_public() {
+        for public in [
+            "/",
+            "/livez",
+            "/readyz",
+            "/version",
+            "/openapi.json",
+            "/docs",
+            "/docs/",
+            "/docs/a.js",
+            "/problems/x",
+        ] {
+            assert!(is_public(public), "{public}");
+        }
+        for other in
+            ["/user/docs", "/docsx", "/problemsx", "/livez/", "/livezz", "/register", "/user/x", "//docs", ""]
+        {
+            assert!(!is_public(other), "{other}");
+        }
+    }
+}

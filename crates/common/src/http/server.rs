@@ -38,6 +38,8 @@ use crate::metrics::Metrics;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an idle connection is kept: longer than the minute that most balancers keep theirs.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long a client may go on sending a body that was refused, so that it reads the answer.
+const LINGER: Duration = Duration::from_secs(1);
 /// How many connections the kernel may hold until they are accepted: a burst, for the few ms that accepting takes.
 const BACKLOG: i32 = 1024;
 /// How many clients may scrape `/metrics` at once: a few monitoring systems, each with a spare connection.
@@ -192,6 +194,7 @@ impl Service {
             let stop = stop.clone();
             let http = HttpService::build()
                 .client_request_timeout(HEAD_TIMEOUT)
+                .client_disconnect_timeout(LINGER)
                 .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
                 .graceful_shutdown_signal(move || {
                     let stop = stop.clone();

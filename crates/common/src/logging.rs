@@ -23,6 +23,9 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// How long the writer rests after a write, so that under load it is not woken for each line.
 const REST: Duration = Duration::from_millis(10);
 
+/// The HTTP library has an ERROR line for each malformed request of a stranger. `RUST_LOG` may turn it on again.
+const HTTP_LIBRARY: &str = "actix_http=off";
+
 /// How many lines were dropped.
 pub static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
     let counter = IntCounter::new("log_lines_dropped_total", "Lines of the log that were dropped.");
@@ -47,7 +50,9 @@ pub fn start(filter: &str, format: Format) -> io::Result<Logging> {
     let writer = lines.clone();
     thread::Builder::new().name("log-writer".into()).spawn(move || writer.keep_writing(io::stderr()))?;
     let mut builder = env_logger::Builder::new();
-    builder.parse_filters(filter).target(Target::Pipe(Box::new(Queue(lines.clone()))));
+    builder
+        .parse_filters(&[HTTP_LIBRARY, filter].join(","))
+        .target(Target::Pipe(Box::new(Queue(lines.clone()))));
     match format {
         Format::Human => builder.format(|out, record| writeln!(out, "{}", human(record))),
         Format::Json => builder.format(|out, record| writeln!(out, "{}", json(record))),

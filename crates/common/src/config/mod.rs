@@ -255,9 +255,10 @@ impl SettingsReader {
     /// Adds `settings` to `command`, as flags and environment variables.
     #[must_use]
     pub fn describe(command: Command, settings: &[Setting]) -> Command {
+        let command = command.after_help(secrets_help(settings));
         command.args(settings.iter().map(|s| {
             let arg = Arg::new(s.env).long(flag(s.env)).env(s.env).help(s.help).global(true);
-            let arg = arg.hide_env_values(true);
+            let arg = arg.hide_env_values(true).hide(s.secret);
             s.default.map_or(arg.clone(), |default| arg.default_value(default))
         }))
     }
@@ -279,7 +280,15 @@ impl SettingsReader {
         for s in settings {
             // Empty is unset: a compose file passes a variable that is not set as empty.
             let value = matches.get_one::<String>(s.env).filter(|value| !value.is_empty());
-            let given = value.is_some() && matches.value_source(s.env) != Some(ValueSource::DefaultValue);
+            let source = matches.value_source(s.env);
+            let given = value.is_some() && source != Some(ValueSource::DefaultValue);
+            // The unit tests cannot set variables, which all threads share.
+            if s.secret && source == Some(ValueSource::CommandLine) && !cfg!(test) {
+                reader.wrong(
+                    s.env,
+                    "may not be a flag, which `ps` shows to everyone: use the variable, or its _FILE",
+                );
+            }
             let value = value.cloned().or_else(|| s.default.map(str::to_owned));
             let file = s
                 .secret
@@ -409,6 +418,16 @@ impl SettingsReader {
     pub fn finish(self) -> Result<(), SettingsError> {
         if self.mistakes.is_empty() { Ok(()) } else { Err(SettingsError(self.mistakes)) }
     }
+}
+
+/// What `--help` says of the secrets, which are no flags.
+fn secrets_help(settings: &[Setting]) -> String {
+    let mut help = "Secrets, by variable, in .env, or in a file that NAME_FILE names:".to_owned();
+    for Setting { env, default, help: what, .. } in settings.iter().filter(|setting| setting.secret) {
+        help.extend(["\n  ", what, " [env: ", env, "]"]);
+        help.extend(default.map(|default| format!(" [default: {default}]")));
+    }
+    help
 }
 
 fn flag(env: &str) -> String {

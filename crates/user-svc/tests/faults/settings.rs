@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use devstack::http;
+use devstack::http::{self, Connection};
 use devstack::testing::register;
 use devstack::{Redis, ServiceBuilder, Stack};
 
@@ -327,4 +327,31 @@ fn a_metric_page_shows_neither_names_nor_secrets() {
     let page = http::get(&format!("{}/metrics", service.metrics_url())).text();
     assert!(page.contains("http_request_duration_seconds"));
     assert!(!page.contains("Wilhelmina") && !page.contains("hunter2"), "{page}");
+}
+
+#[test]
+fn a_secret_as_a_flag_is_refused_without_quoting_it() {
+    let stack = Stack::shared();
+    for flag in ["database-url", "database-password", "redis-url", "redis-password", "api-tokens"] {
+        let output = stack.user_svc().run(&[&format!("--{flag}=hunter2")]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{flag}: {text}");
+        let name = flag.to_uppercase().replace('-', "_");
+        assert!(text.contains(&format!("{name} may not be a flag")) && !text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
+fn malformed_requests_of_strangers_are_no_lines_of_the_http_library() {
+    let service = Stack::shared().user_svc().env("RUST_LOG", "debug").start();
+    for malformed in [
+        "nonsense\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+        "\u{16}\u{3}\u{1}\u{2}",
+    ] {
+        let mut connection = Connection::open(service.address());
+        connection.send(format!("{malformed}{}", "x".repeat(200_000)));
+        assert!(connection.receive().is_ok_and(|answer| answer.status == 400) || connection.is_closed());
+    }
+    assert!(!service.log().contains("ERROR") && !service.log().contains("actix_http"), "{}", service.log());
 }

@@ -63,6 +63,6 @@ fn color(target: Kind) -> &'static str {
         Kind::Ours => "#c2410c",
         Kind::Axum => "#2563eb",
         Kind::Flask => "#64748b",
-        Kind::Ceiling | Kind::Bare | Kind::Before => "#d4d4d8",
+        Kind::Ceiling | Kind::Bare | Kind::Before | Kind::Token => "#d4d4d8",
     }
 }

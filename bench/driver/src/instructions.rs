@@ -16,7 +16,7 @@ use crate::load::Load;
 use crate::names::{Requests, Series};
 use crate::numbers::Once;
 use crate::stores::{INFO_BYTES, Stores};
-use crate::targets::{Kind, Server, release, with_stores};
+use crate::targets::{Kind, Server, release, token, with_stores};
 use crate::workload::new_names;
 
 /// Requests of the two runs. 2,000 more of them make a difference of millions of instructions, far more than the runs
@@ -33,6 +33,9 @@ const EXPECTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../instructions.jso
 pub struct Instructions {
     /// A near hit in data-svc.
     pub hit: f64,
+    /// The same with a token, which the service asks for.
+    #[serde(default)]
+    pub hit_with_token: f64,
     /// A read of a user in no cache, in data-svc.
     pub miss: f64,
     /// A register in user-svc.
@@ -43,15 +46,19 @@ impl Instructions {
     /// Counts them.
     pub fn count(stores: &Stores) -> Instructions {
         Instructions {
-            hit: count(stores, "data-svc", |server, times| {
+            hit: count(stores, "data-svc", None, |server, times| {
                 let requests = Requests::get(server.address, Series::Seeded, INFO_BYTES);
                 Load::once(requests, Once::same(0, times), 1);
             }),
-            miss: count(stores, "data-svc", |server, times| {
+            hit_with_token: count(stores, "data-svc", Some(&token().1), |server, times| {
+                let requests = Requests::get(server.address, Series::Seeded, INFO_BYTES);
+                Load::once(requests.with_token(&token().0), Once::same(0, times), 1);
+            }),
+            miss: count(stores, "data-svc", None, |server, times| {
                 let requests = Requests::get(server.address, Series::Seeded, INFO_BYTES);
                 Load::once(requests, Once::ordered(0, times), 1);
             }),
-            register: count(stores, "user-svc", |server, times| {
+            register: count(stores, "user-svc", None, |server, times| {
                 let requests = Requests::register(server.address, Series::Registered, INFO_BYTES);
                 Load::once(requests, new_names().portion(times), 1);
             }),
@@ -74,6 +81,7 @@ impl Instructions {
     pub fn excess(&self, expected: &Instructions) -> Vec<String> {
         let all = [
             ("a hit", self.hit, expected.hit),
+            ("a hit with a token", self.hit_with_token, expected.hit_with_token),
             ("a miss", self.miss, expected.miss),
             ("a register", self.register, expected.register),
         ];
@@ -84,14 +92,20 @@ impl Instructions {
     }
 }
 
-fn count(stores: &Stores, service: &str, send: impl Fn(&Server, u32)) -> f64 {
-    let (many, time) = total(stores, service, Duration::ZERO, |server| send(server, MANY));
-    let (few, _) = total(stores, service, time, |server| send(server, FEW));
+fn count(stores: &Stores, service: &str, tokens: Option<&str>, send: impl Fn(&Server, u32)) -> f64 {
+    let (many, time) = total(stores, service, tokens, Duration::ZERO, |server| send(server, MANY));
+    let (few, _) = total(stores, service, tokens, time, |server| send(server, FEW));
     (many as f64 - few as f64) / f64::from(MANY - FEW)
 }
 
 /// All instructions of a service that runs for at least `time` after it is ready, and how long it ran.
-fn total(stores: &Stores, service: &str, time: Duration, send: impl FnOnce(&Server)) -> (u64, Duration) {
+fn total(
+    stores: &Stores,
+    service: &str,
+    tokens: Option<&str>,
+    time: Duration,
+    send: impl FnOnce(&Server),
+) -> (u64, Duration) {
     stores.settle();
     let file = std::env::temp_dir().join(format!("bench-{}.callgrind", std::process::id()));
     let output = format!("--callgrind-out-file={}", file.display());
@@ -99,6 +113,7 @@ fn total(stores: &Stores, service: &str, time: Duration, send: impl FnOnce(&Serv
     let server = with_stores(Kind::Ours, stores, Path::new("valgrind"))
         .arguments(&["--tool=callgrind", &output, &program])
         .env("METRICS_PORT", "0")
+        .env("API_TOKENS", tokens.unwrap_or_default())
         .start();
     let ready = Instant::now();
     send(&server);

@@ -70,7 +70,7 @@ fn old_reads(kind: Kind, reads: &[Sent], writes: &HashMap<u32, Vec<Write>>) -> u
             reads.len()
         );
     }
-    if matches!(kind, Kind::Ours | Kind::Before) { old as u64 } else { 0 }
+    if matches!(kind, Kind::Ours | Kind::Before | Kind::Token) { old as u64 } else { 0 }
 }
 
 /// Whether a replace had been acknowledged when the read was sent, that began after the one whose info was read had

@@ -95,6 +95,17 @@ impl Template {
         Template { bytes: text.into(), numbers: places(BLANK), versions: places(VERSION) }
     }
 
+    /// The same with another header, after the first line.
+    fn with_header(mut self, header: &str) -> Template {
+        let at = self.bytes.windows(2).position(|pair| pair == b"\r\n").expect("a request has lines");
+        let line = format!("\r\n{header}");
+        self.bytes.splice(at..at, line.bytes());
+        for place in self.numbers.iter_mut().chain(&mut self.versions).filter(|place| **place > at) {
+            *place += line.len();
+        }
+        self
+    }
+
     fn fill(&mut self, number: u32, version: u32) -> &[u8] {
         for (value, places) in [(number, &self.numbers), (version, &self.versions)] {
             let digits = digits(value);
@@ -205,6 +216,11 @@ impl Requests {
         Requests { body: Body::Any, ..self }
     }
 
+    /// The same with a token.
+    pub fn with_token(self, token: &str) -> Requests {
+        Requests { template: self.template.with_header(&format!("Authorization: Bearer {token}")), ..self }
+    }
+
     /// The same for users that replaces change from now on.
     pub fn beside_replaces(self) -> Requests {
         Requests { body: Body::Since(next_version()), ..self }
@@ -259,6 +275,16 @@ mod tests {
         assert!(text.ends_with(&format!("Content-Length: {}\r\n\r\n{body}", body.len())), "{text}");
         assert_eq!(requests.verdict(42, 0, body.as_bytes()), Verdict::Right(0));
         assert_eq!(requests.verdict(43, 0, body.as_bytes()), Verdict::Wrong);
+    }
+
+    #[test]
+    fn a_token_stands_among_the_headers_and_changes_nothing_else() {
+        let to = ([127, 0, 0, 1], 1).into();
+        let text = |mut requests: Requests| String::from_utf8(requests.bytes(42, 7).to_vec()).expect("text");
+        let plain = text(Requests::replace(to, 22));
+        let with = text(Requests::replace(to, 22).with_token("t"));
+        assert_eq!(with.replace("Authorization: Bearer t\r\n", ""), plain);
+        assert_ne!(with, plain);
     }
 
     #[test]

@@ -213,8 +213,9 @@ pub fn overloads(overloads: &[Overload]) -> String {
 pub fn instructions(results: &Results) -> String {
     let it = &results.instructions;
     format!(
-        "| request | instructions |\n|---|--:|\n| near hit in data-svc | {} |\n| miss in data-svc | {} |\n| register in user-svc | {} |\n",
+        "| request | instructions |\n|---|--:|\n| near hit in data-svc | {} |\n| the same with a token | {} |\n| miss in data-svc | {} |\n| register in user-svc | {} |\n",
         thousands(it.hit),
+        thousands(it.hit_with_token),
         thousands(it.miss),
         thousands(it.register)
     )

@@ -4,6 +4,7 @@ use std::env;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use devstack::supervise::{Supervised, supervised};
 use devstack::{Signal, free_port, http};
 use serde::{Deserialize, Serialize};
 
-use crate::names::{Series, info};
+use crate::names::{Requests, Series, info};
 use crate::stores::Stores;
 use crate::usage;
 
@@ -34,6 +35,8 @@ pub enum Kind {
     Bare,
     /// user-svc and data-svc of another build, in the folder that `BENCH_BEFORE` names.
     Before,
+    /// user-svc and data-svc, which ask for a token.
+    Token,
 }
 
 impl Kind {
@@ -46,6 +49,7 @@ impl Kind {
             Kind::Ceiling => "ceiling",
             Kind::Bare => "bare",
             Kind::Before => "before",
+            Kind::Token => "token",
         }
     }
 
@@ -75,6 +79,7 @@ impl Target {
             Kind::Flask => vec![flask(stores)],
             Kind::Ceiling | Kind::Bare => vec![ceiling(info_bytes)],
             Kind::Before => vec![before("user-svc", stores), before("data-svc", stores)],
+            Kind::Token => vec![with_tokens("user-svc", stores), with_tokens("data-svc", stores)],
         };
         Target::of(kind, stores, launches)
     }
@@ -92,6 +97,11 @@ impl Target {
         let user = servers[0].address;
         let data = servers[servers.len() - 1].address;
         Target { kind, user, data, servers }
+    }
+
+    /// The same requests, as it lets them in.
+    pub fn admit(&self, requests: Requests) -> Requests {
+        if self.kind == Kind::Token { requests.with_token(&token().0) } else { requests }
     }
 
     /// Processor time used so far by all its processes.
@@ -175,6 +185,24 @@ pub fn release(name: &str) -> PathBuf {
 /// One of our two services.
 pub fn ours(name: &str, stores: &Stores) -> Launch {
     with_stores(Kind::Ours, stores, &release(name)).env("METRICS_PORT", "0")
+}
+
+/// One of our two services, which asks for the token of [`token`].
+fn with_tokens(name: &str, stores: &Stores) -> Launch {
+    let launch = with_stores(Kind::Token, stores, &release(name)).env("METRICS_PORT", "0");
+    launch.env("API_TOKENS", &token().1)
+}
+
+/// A token for everything, and its line in the token list.
+pub fn token() -> &'static (String, String) {
+    static TOKEN: LazyLock<(String, String)> = LazyLock::new(|| {
+        let mut new = Command::new(release("user-svc"));
+        new.args(["token", "new", "--name", "bench", "--scopes", "admin"]).current_dir("/");
+        let made = new.output().expect("user-svc runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        (text(&made.stdout), text(&made.stderr))
+    });
+    &TOKEN
 }
 
 /// One of our two services in another build.

@@ -145,20 +145,20 @@ impl Workload {
         }
         // The first pass fills Redis, the second one the near cache.
         for names in [names.again(), names] {
-            Load::once(Requests::get(target.data, Series::Seeded, INFO_BYTES), names, 16);
+            Load::once(target.admit(Requests::get(target.data, Series::Seeded, INFO_BYTES)), names, 16);
         }
     }
 
     /// The load on `target`, whose table has `users` users.
     pub fn load(self, target: &Target, users: u32, clients: usize) -> Load {
-        let get = |series| Requests::get(target.data, series, self.info_bytes());
+        let get = |series| target.admit(Requests::get(target.data, series, self.info_bytes()));
         let seeded = match target.kind {
             Kind::Bare => Requests::path(target.data, "/bare"),
             Kind::Ceiling => get(Series::Seeded).unchecked(),
             _ => get(Series::Seeded),
         };
-        let register = |series| Requests::register(target.user, series, INFO_BYTES);
-        let replace = || Requests::replace(target.user, INFO_BYTES);
+        let register = |series| target.admit(Requests::register(target.user, series, INFO_BYTES));
+        let replace = || target.admit(Requests::replace(target.user, INFO_BYTES));
         let drawn = |numbers: &Arc<[u32]>| Numbers::Drawn(Arc::clone(numbers));
         let load = |requests, numbers| Load::of(requests, numbers, clients);
         match self {

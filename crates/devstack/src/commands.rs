@@ -1,18 +1,40 @@
 //! The commands that start and ask Postgres and Redis, for tests and `make up` alike.
 
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::programs::{Account, clean, run_as};
+use crate::programs::{Account, clean, output, run_as};
+
+/// What makes the services' roles, for Compose too.
+const ROLES: &str = include_str!("../../../docker/roles.sql");
 
 /// The command that runs a statement by psql, without the developer's own settings of psql.
 pub(crate) fn psql(folder: &Path, url: &str, statement: &str) -> Command {
+    let mut command = plain_psql(folder, url);
+    command.args(["-c", statement]);
+    command
+}
+
+/// Makes the services' roles in the superuser's database at `url`, and gives them what is theirs. They get no passwords:
+/// the servers here ask for none.
+pub(crate) fn make_roles(folder: &Path, url: &str) -> Result<(), String> {
+    let script = || {
+        let mut file = tempfile::tempfile()?;
+        file.write_all(ROLES.as_bytes())?;
+        file.rewind()?;
+        Ok(file)
+    };
+    let script = script().map_err(|error: std::io::Error| format!("a temporary file: {error}"))?;
+    output(plain_psql(folder, url).stdin(script)).map(drop)
+}
+
+fn plain_psql(folder: &Path, url: &str) -> Command {
     let beside = folder.join("psql");
     let mut command = clean(if beside.exists() { beside } else { PathBuf::from("psql") });
-    command.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", url, "-c", statement]);
+    command.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", url]);
     command
 }
 

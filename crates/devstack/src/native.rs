@@ -19,6 +19,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use self::background::{DATA_SVC, PARTS, POSTGRES, Part, REDIS, Start, USER_SVC};
+use self::database::OWNER;
 use self::paths::Paths;
 use self::services::GRACE;
 use self::terminal::{confirm, say};
@@ -64,9 +65,9 @@ pub fn up(checkout: &Path) -> Result<()> {
 fn start_all(paths: &Paths) -> Result<[String; 2]> {
     let living = || PARTS.map(|name| Part::of(paths, name).alive().is_some());
     let attempt = || {
-        let database_url = database::up(paths)?;
+        let database_port = database::up(paths)?;
         let redis_url = redis_up(paths)?;
-        services::up(paths, &database_url, &redis_url)
+        services::up(paths, database_port, &redis_url)
     };
     // A process that was killed a moment ago may still look alive, so that its part is kept and then fails. Try again
     // while a part ends: each can do so once.
@@ -119,7 +120,7 @@ pub fn status(checkout: &Path) -> Result<()> {
             continue;
         };
         let (address, ready) = match name {
-            POSTGRES => (database::url(record.port), database::is_ready(record.port)),
+            POSTGRES => (database::url(record.port, OWNER), database::is_ready(record.port)),
             REDIS => (redis_url(record.port), redis_is_ready(record.port)),
             _ => (services::url(record.port), services::is_ready(record.port)),
         };
@@ -157,11 +158,11 @@ pub fn reset(checkout: &Path, consent: Consent) -> Result<()> {
     Ok(())
 }
 
-/// Prints the URL of the running database, for tools such as the Diesel CLI.
+/// Prints the URL of the running database, for tools such as the Diesel CLI. What they make belongs to user-svc's role.
 pub fn database_url(checkout: &Path) -> Result<()> {
     let paths = Paths::of(checkout)?;
     let record = Part::of(&paths, POSTGRES).alive().ok_or("Postgres does not run: `make up` first")?;
-    say(database::url(record.port));
+    say(database::url(record.port, OWNER));
     Ok(())
 }
 

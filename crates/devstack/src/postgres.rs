@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::certificates::{Certificates, Leaf};
-use crate::commands::{initdb, postgres_arguments, psql};
+use crate::commands::{initdb, make_roles, postgres_arguments, psql};
 use crate::process::{children, free_port, freeze};
 use crate::programs::{Account, clean, output, postgres_folder, run_as};
 use crate::proxy::Proxy;
@@ -153,6 +153,12 @@ impl Postgres {
     /// As [`Postgres::sql`], but returns psql's message if the statement fails or the server cannot be reached.
     pub fn try_sql(&self, database: &str, statement: &str) -> Result<String, String> {
         output(psql(&self.programs, &self.url(database), statement).env("PGCONNECT_TIMEOUT", "10"))
+    }
+
+    /// Makes the services' roles `user_svc` and `data_svc` for a database, as `make up` and Compose do at each start. Roles
+    /// belong to the whole server: only for one that no other test uses.
+    pub fn make_roles(&self, database: &str) {
+        make_roles(&self.programs, &self.url(database)).unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Makes a database, either empty or as a copy of `template`. No session may use the template meanwhile.

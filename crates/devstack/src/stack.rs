@@ -137,6 +137,17 @@ impl Stack {
         self.stores.postgres.url(&self.database)
     }
 
+    /// Makes the services' roles `user_svc` and `data_svc`, as `make up` and Compose do at each start. Call it only if the
+    /// stack is private: roles belong to the whole server.
+    pub fn make_roles(&self) {
+        self.stores.postgres.make_roles(&self.database);
+    }
+
+    /// The URL of the Postgres database for a role, which needs no password.
+    pub fn database_url_of(&self, role: &str) -> String {
+        self.database_url().replacen("postgres@", &format!("{role}@"), 1)
+    }
+
     /// The URL of the Redis database.
     pub fn redis_url(&self) -> String {
         self.stores.redis.url(self.redis_database)

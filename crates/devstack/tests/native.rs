@@ -62,14 +62,22 @@ impl Checkout {
         PARTS.map(|part| self.pid(part))
     }
 
+    /// Runs a statement as the owner of the tables.
     fn sql(&self, statement: &str) -> String {
-        let url = self.run(&["database-url"]);
-        text(
-            &Command::new("psql")
-                .args(["-XAtq", "-d", url.trim(), "-c", statement])
-                .output()
-                .expect("psql runs"),
-        )
+        text(&self.sql_as("user_svc", statement))
+    }
+
+    fn sql_as(&self, role: &str, statement: &str) -> Output {
+        let url = self.run(&["database-url"]).replacen("user_svc@", &format!("{role}@"), 1);
+        Command::new("psql").args(["-XAtq", "-d", url.trim(), "-c", statement]).output().expect("psql runs")
+    }
+
+    /// What data_svc may do with a table, of all that may be granted.
+    fn rights_of_data_svc(&self, table: &str) -> String {
+        self.sql(&format!(
+            "SELECT string_agg(right_, ',') FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', \
+             'REFERENCES', 'TRIGGER']) AS right_ WHERE has_table_privilege('data_svc', '{table}', right_)"
+        ))
     }
 }
 
@@ -136,6 +144,47 @@ fn up_recovers_after_sigkill_of_any_part_and_of_all_with_the_data() {
     checkout.run(&["up"]);
     checkout.pids();
     assert_eq!(checkout.sql("SELECT name FROM kept"), "john\n");
+}
+
+#[test]
+fn up_makes_one_role_that_owns_the_tables_and_one_that_may_only_select() {
+    let checkout = Checkout::new();
+    checkout.run(&["up"]);
+    // The rights hold for tables of later migrations too: this one did not exist when the roles were made.
+    checkout.sql("CREATE TABLE users (name text)");
+    let roles = "SELECT rolname FROM pg_roles WHERE rolname IN ('user_svc', 'data_svc') AND rolcanlogin AND NOT \
+         (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls) ORDER BY 1";
+    assert_eq!(checkout.sql(roles), "data_svc\nuser_svc\n");
+    let on_schema = "SELECT has_schema_privilege('user_svc', 'public', 'CREATE'), \
+         has_schema_privilege('data_svc', 'public', 'CREATE'), \
+         has_database_privilege('data_svc', current_database(), 'TEMPORARY')";
+    assert_eq!(checkout.sql(on_schema), "t|f|f\n");
+    assert_eq!(checkout.rights_of_data_svc("users"), "SELECT\n");
+
+    let all = "SELECT relname, relowner::regrole, relacl FROM pg_class \
+         WHERE relnamespace = 'public'::regnamespace UNION ALL SELECT nspname, nspowner::regrole, nspacl FROM pg_namespace \
+         UNION ALL SELECT 'default', defaclrole::regrole, defaclacl FROM pg_default_acl ORDER BY 1";
+    let before = checkout.sql(all);
+    checkout.run(&["up"]);
+    assert_eq!(checkout.sql(all), before, "a second up changes nothing");
+}
+
+#[test]
+fn up_gives_the_tables_of_a_former_release_to_their_new_owner() {
+    let checkout = Checkout::new();
+    checkout.run(&["up"]);
+    // As it was then: the superuser had made all tables, and there were no roles.
+    let former = "DROP OWNED BY user_svc, data_svc; DROP ROLE user_svc, data_svc; \
+         CREATE TABLE users (name text); INSERT INTO users VALUES ('john')";
+    text(&checkout.sql_as("postgres", former));
+    assert!(checkout.run(&["status"]).contains("NOT READY"));
+
+    checkout.run(&["up"]);
+    assert_eq!(checkout.sql("SELECT relowner::regrole FROM pg_class WHERE relname = 'users'"), "user_svc\n");
+    assert_eq!(checkout.rights_of_data_svc("users"), "SELECT\n");
+    assert_eq!(text(&checkout.sql_as("data_svc", "SELECT name FROM users")), "john\n");
+    let refused = checkout.sql_as("data_svc", "INSERT INTO users VALUES ('jane')");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("permission denied"));
 }
 
 #[test]

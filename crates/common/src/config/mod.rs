@@ -54,6 +54,7 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
     vec![
         setting("HOST", "127.0.0.1", "Address to listen on; another than loopback needs API_TOKENS or AUTH"),
         setting("PORT", port, "Port of the API; 0 takes any free one"),
+        setting("METRICS_HOST", "127.0.0.1", "Address that /metrics listens on, whatever HOST is"),
         setting("METRICS_PORT", metrics_port, "Port of /metrics, not to be published; 0 takes any free one"),
         setting("WORKERS", "0", "HTTP worker threads; 0 is one a core"),
         setting("MAX_CONNECTIONS", "10000", "Client connections open at once"),
@@ -145,6 +146,8 @@ pub struct HttpSettings {
     pub host: IpAddr,
     /// Port of the API.
     pub port: u16,
+    /// Address that `/metrics` listens on.
+    pub metrics_host: IpAddr,
     /// Port of `/metrics`.
     pub metrics_port: u16,
     /// Worker threads; 0 is one a core.
@@ -340,11 +343,11 @@ impl SettingsReader {
 
     /// The part of [`shared`] for the HTTP server.
     pub fn http(&mut self) -> HttpSettings {
-        let host = self.get("HOST", |v| v.parse().map(Some).map_err(|_| "must be an IP address".to_owned()));
-        let host = host.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let host = self.address("HOST");
         HttpSettings {
             host,
             port: self.get("PORT", number(0..=65535)),
+            metrics_host: self.address("METRICS_HOST"),
             metrics_port: self.get("METRICS_PORT", number(0..=65535)),
             workers: self.get("WORKERS", number(0..=512)),
             max_connections: self.get("MAX_CONNECTIONS", number(1..=1_000_000)),
@@ -380,6 +383,11 @@ impl SettingsReader {
             absent_ttl: self.get("CACHE_ABSENT_TTL", positive_duration),
             near_bytes: self.get(NEAR_CACHE_MIB.env, number(0..=1 << 20)) << 20,
         }
+    }
+
+    fn address(&mut self, env: &'static str) -> IpAddr {
+        let address = self.get(env, |v| v.parse().map(Some).map_err(|_| "must be an IP address".to_owned()));
+        address.unwrap_or(Ipv4Addr::LOCALHOST.into())
     }
 
     fn database_url(&mut self) -> Conninfo {

@@ -217,7 +217,7 @@ impl Service {
 
     /// The server of `/metrics`, and its address.
     fn metrics_server(&self) -> io::Result<(Server, SocketAddr)> {
-        let listener = bind(self.http.host, self.http.metrics_port)?;
+        let listener = bind(self.http.metrics_host, self.http.metrics_port)?;
         let metrics = Data::new(self.metrics.clone());
         let server = HttpServer::new(move || {
             let metrics = web::resource("/metrics").app_data(metrics.clone()).get(metrics_text);

@@ -8,6 +8,7 @@ mod permissions;
 mod postgres;
 mod postgres_away;
 mod redis;
+mod roles;
 mod staleness;
 mod steps;
 mod suspension;

@@ -12,7 +12,7 @@ use super::background::{POSTGRES, Part, Start};
 use super::paths::Paths;
 use super::ports;
 use super::terminal::{Result, say};
-use crate::commands::{initdb, postgres_arguments, psql};
+use crate::commands::{initdb, make_roles, postgres_arguments, psql};
 use crate::process::{birth, name, signal_if_born, until};
 use crate::programs::{give, output, postgres_folder, postgres_folder_of};
 
@@ -21,18 +21,24 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 
 const DATABASE: &str = "users";
 
-/// The URL of the services' database.
-pub(super) fn url(port: u16) -> String {
-    url_of(port, DATABASE)
+/// The role of user-svc, which owns the tables. `docker/roles.sql` makes both.
+pub(super) const OWNER: &str = "user_svc";
+/// The role of data-svc, which may only read.
+pub(super) const READER: &str = "data_svc";
+const SUPERUSER: &str = "postgres";
+
+/// The URL of the services' database for a role.
+pub(super) fn url(port: u16, role: &str) -> String {
+    url_of(port, role, DATABASE)
 }
 
-fn url_of(port: u16, database: &str) -> String {
-    format!("postgres://postgres@127.0.0.1:{port}/{database}")
+fn url_of(port: u16, role: &str, database: &str) -> String {
+    format!("postgres://{role}@127.0.0.1:{port}/{database}")
 }
 
 /// Returns whether the database can be connected to within 2 s and answers a query.
 pub(super) fn is_ready(port: u16) -> bool {
-    sql(&url(port), "SELECT 1").is_ok()
+    sql(&url(port, OWNER), "SELECT 1").is_ok()
 }
 
 fn sql(url: &str, statement: &str) -> Result<String> {
@@ -40,8 +46,8 @@ fn sql(url: &str, statement: &str) -> Result<String> {
     output(command.env("PGCONNECT_TIMEOUT", "2"))
 }
 
-/// Starts the server unless it runs, makes the database unless it exists, and returns the database's URL.
-pub(super) fn up(paths: &Paths) -> Result<String> {
+/// Starts the server unless it runs, makes the database and the roles unless they exist, and returns the server's port.
+pub(super) fn up(paths: &Paths) -> Result<u16> {
     let part = Part::of(paths, POSTGRES);
     let data = paths.prepared_data()?;
     let (port, how) = match part.alive() {
@@ -52,12 +58,14 @@ pub(super) fn up(paths: &Paths) -> Result<String> {
     if !part.becomes_ready(TIMEOUT, || is_accepting(&part, &data)) {
         return Err(part.failure("is not ready"));
     }
-    let maintenance = url_of(port, "postgres");
+    let maintenance = url_of(port, SUPERUSER, "postgres");
     if sql(&maintenance, &format!("SELECT 1 FROM pg_database WHERE datname = '{DATABASE}'"))?.is_empty() {
         sql(&maintenance, &format!("CREATE DATABASE {DATABASE}"))?;
     }
+    // Each time: a former release made the tables as the superuser.
+    make_roles(&postgres_folder()?, &url(port, SUPERUSER))?;
     say(format!("postgres  {how}"));
-    Ok(url(port))
+    Ok(port)
 }
 
 fn start(paths: &Paths, part: &Part<'_>, data: &Path) -> Result<u16> {

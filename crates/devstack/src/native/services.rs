@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::background::{DATA_SVC, Part, Start, USER_SVC};
+use super::database::{self, OWNER, READER};
 use super::paths::Paths;
 use super::ports;
 use super::terminal::{Result, say};
@@ -31,20 +32,22 @@ pub(super) fn is_ready(port: u16) -> bool {
 }
 
 /// Starts each service, or keeps it if it is up to date. Returns the URLs of user-svc and data-svc when both are ready.
-pub(super) fn up(paths: &Paths, database_url: &str, redis_url: &str) -> Result<[String; 2]> {
+pub(super) fn up(paths: &Paths, database_port: u16, redis_url: &str) -> Result<[String; 2]> {
     // Ports come first, since both services send addresses to clients.
     let user_ports = ports(paths, USER_SVC)?;
     let data_ports = ports(paths, DATA_SVC)?;
     let user_url = url(user_ports.0);
     let data_url = url(data_ports.0);
-    let settings = [
-        ("DATABASE_URL", database_url),
-        ("REDIS_URL", redis_url),
-        ("PUBLIC_USER_URL", user_url.as_str()),
-        ("PUBLIC_DATA_URL", data_url.as_str()),
-    ];
-    let user = plan(paths, USER_SVC, user_ports, &settings)?;
-    let data = plan(paths, DATA_SVC, data_ports, &settings)?;
+    let settings = |role: &str| {
+        [
+            ("DATABASE_URL", database::url(database_port, role)),
+            ("REDIS_URL", redis_url.to_owned()),
+            ("PUBLIC_USER_URL", user_url.clone()),
+            ("PUBLIC_DATA_URL", data_url.clone()),
+        ]
+    };
+    let user = plan(paths, USER_SVC, user_ports, settings(OWNER))?;
+    let data = plan(paths, DATA_SVC, data_ports, settings(READER))?;
     // user-svc runs first, since it migrates.
     let ports = [(USER_SVC, user.port), (DATA_SVC, data.port)];
     run(paths, USER_SVC, user)?;
@@ -84,11 +87,11 @@ fn plan(
     paths: &Paths,
     name: &'static str,
     (port, metrics_port): (u16, u16),
-    settings: &[(&str, &str)],
+    settings: [(&str, String); 4],
 ) -> Result<Start> {
     let program = sibling(name)?;
     let mut settings: Vec<(String, String)> =
-        settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     settings.push(("PORT".to_owned(), port.to_string()));
     settings.push(("METRICS_PORT".to_owned(), metrics_port.to_string()));
     let version = version(&program, &settings, &environment(paths));

@@ -65,6 +65,7 @@ fn every_mistake_is_reported_at_once_and_nothing_is_started() {
     let wrong = [
         ("HOST", "everywhere"),
         ("PORT", "70000"),
+        ("METRICS_HOST", "localhost"),
         ("METRICS_PORT", "-1"),
         ("WORKERS", "two"),
         ("MAX_CONNECTIONS", "0"),
@@ -315,6 +316,17 @@ fn health_is_0_only_for_a_service_that_is_ready() {
     assert_eq!(health("127.0.0.1"), Some(1));
     service.kill();
     assert_eq!(health("127.0.0.1"), Some(1));
+}
+
+#[test]
+fn metrics_stay_on_loopback_when_the_api_is_opened_and_are_opened_by_themselves() {
+    let stack = Stack::shared();
+    let service = stack.user_svc().env("HOST", "0.0.0.0").start();
+    assert!(service.url().starts_with("http://0.0.0.0:"), "{}", service.url());
+    assert!(service.metrics_url().starts_with("http://127.0.0.1:"), "{}", service.metrics_url());
+    let service = stack.user_svc().env("METRICS_HOST", "0.0.0.0").start();
+    assert!(service.url().starts_with("http://127.0.0.1:"), "{}", service.url());
+    assert!(service.metrics_url().starts_with("http://0.0.0.0:"), "{}", service.metrics_url());
 }
 
 #[test]

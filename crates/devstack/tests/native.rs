@@ -75,8 +75,8 @@ impl Checkout {
     /// What data_svc may do with a table, of all that may be granted.
     fn rights_of_data_svc(&self, table: &str) -> String {
         self.sql(&format!(
-            "SELECT string_agg(right_, ',') FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', \
-             'REFERENCES', 'TRIGGER']) AS right_ WHERE has_table_privilege('data_svc', '{table}', right_)"
+            "SELECT string_agg(kind, ',') FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', \
+             'REFERENCES', 'TRIGGER']) AS kind WHERE has_table_privilege('data_svc', '{table}', kind)"
         ))
     }
 }
@@ -174,7 +174,7 @@ fn up_gives_the_tables_of_a_former_release_to_their_new_owner() {
     let checkout = Checkout::new();
     checkout.run(&["up"]);
     // As it was then: the superuser had made all tables, and there were no roles.
-    let former = "DROP OWNED BY user_svc, data_svc; DROP ROLE user_svc, data_svc; \
+    let former = "DROP OWNED BY user_svc; DROP OWNED BY data_svc; DROP ROLE user_svc, data_svc; \
          CREATE TABLE users (name text); INSERT INTO users VALUES ('john')";
     text(&checkout.sql_as("postgres", former));
     assert!(checkout.run(&["status"]).contains("NOT READY"));

@@ -12,7 +12,7 @@ use clap::{Arg, ArgMatches, Command};
 use common::cache::{Cache, Near};
 use common::config::{
     AccessSettings, CACHE_WITHOUT_POSTGRES, CacheSettings, DatabaseSettings, HttpSettings, NEAR_CACHE_MIB,
-    Setting, SettingsReader, http_url, path_prefix, shared,
+    RateSettings, Setting, SettingsReader, http_url, path_prefix, shared,
 };
 use common::database::{Database, Schema};
 use common::error::{CommandResult, Invalid};
@@ -55,6 +55,8 @@ pub struct Config {
     pub http: HttpSettings,
     /// Who may use the service.
     pub access: AccessSettings,
+    /// How much clients may ask for.
+    pub rates: RateSettings,
     /// PostgreSQL's.
     pub database: DatabaseSettings,
     /// Redis'.
@@ -71,6 +73,7 @@ impl Config {
         let http = reader.http();
         Self {
             access: reader.access(http.host),
+            rates: reader.rates(),
             http,
             database: reader.database(),
             cache: reader.cache(),
@@ -126,7 +129,7 @@ async fn serve_until_stopped(config: Config) -> CommandResult {
     let service = Service {
         name: NAME,
         http: config.http,
-        guard: Guard::start(config.access, &metrics.access, routes::needs)?,
+        guard: Guard::start(config.access, &config.rates, &metrics.access, routes::needs)?,
         metrics,
         // Once ready it stays ready. Without PostgreSQL it still serves hits, and else all replicas would become
         // unready at the same time.

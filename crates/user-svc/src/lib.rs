@@ -10,8 +10,8 @@ use actix_web::web::{Data, ServiceConfig};
 use clap::{Arg, ArgAction, Command};
 use common::cache::{Cache, Near};
 use common::config::{
-    AccessSettings, CACHE_GRANT, CacheSettings, DatabaseSettings, HttpSettings, Setting, SettingsReader,
-    http_url, path_prefix, shared,
+    AccessSettings, CACHE_GRANT, CacheSettings, DatabaseSettings, HttpSettings, RateSettings, Setting,
+    SettingsReader, http_url, path_prefix, shared,
 };
 use common::database::{Database, Schema};
 use common::error::CommandResult;
@@ -53,6 +53,8 @@ pub struct Config {
     pub http: HttpSettings,
     /// Who may use the service.
     pub access: AccessSettings,
+    /// How much clients may ask for.
+    pub rates: RateSettings,
     /// PostgreSQL's.
     pub database: DatabaseSettings,
     /// Redis'.
@@ -69,6 +71,7 @@ impl Config {
         let http = reader.http();
         Self {
             access: reader.access(http.host),
+            rates: reader.rates(),
             http,
             database: reader.database(),
             cache: reader.cache(),
@@ -100,7 +103,7 @@ async fn serve_until_stopped(config: Config) -> CommandResult {
     let service = Service {
         name: NAME,
         http: config.http,
-        guard: Guard::start(config.access, &metrics.access, routes::needs)?,
+        guard: Guard::start(config.access, &config.rates, &metrics.access, routes::needs)?,
         metrics,
         readiness: Arc::new(move || database.is_writable()),
         api,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
-use common::access::{Entry, Scopes, Token, TokenList, client_name};
+use common::access::{Entry, RateLimit, Scopes, Token, TokenList, client_name};
 use common::config::{AccessSettings, Mode};
 use common::error::{CommandResult, Invalid};
 
@@ -20,6 +20,7 @@ const DAYS_MAX: i64 = 3650;
 pub fn command() -> Command {
     let name = |text: &str| client_name(text).map_err(|Invalid(what)| what);
     let scopes = |text: &str| text.parse::<Scopes>().map_err(|Invalid(what)| what);
+    let rate = |text: &str| text.parse::<RateLimit>().map_err(|Invalid(what)| what);
     let days = value_parser!(u32).range(1..=DAYS_MAX);
     Command::new("token")
         .about("Make and check API tokens; needs no store")
@@ -37,7 +38,13 @@ pub fn command() -> Command {
                         .value_parser(scopes)
                         .help("What it may do: read, write, admin, separated by commas"),
                 )
-                .arg(Arg::new("days").long("days").value_parser(days).help("For how many days it is valid")),
+                .arg(Arg::new("days").long("days").value_parser(days).help("For how many days it is valid"))
+                .arg(
+                    Arg::new("rate")
+                        .long("rate")
+                        .value_parser(rate)
+                        .help("The client's limit, in the place of RATE_LIMIT"),
+                ),
         )
         .subcommand(
             Command::new("check")
@@ -61,7 +68,8 @@ fn make(arguments: &ArgMatches) -> CommandResult {
     let scopes = arguments.get_one::<Scopes>("scopes").copied().ok_or("--scopes is missing")?;
     let until = arguments.get_one::<u32>("days").map(|&days| SystemTime::now() + DAY * days);
     let token = Token::generate()?;
-    let entry = Entry { name, scopes, until };
+    let rate = arguments.get_one::<RateLimit>("rate").copied();
+    let entry = Entry { name, scopes, until, rate };
     writeln!(io::stdout(), "{}", token.expose())?;
     writeln!(io::stderr(), "{}", entry.line(token.digest()))?;
     Ok(())
@@ -80,7 +88,7 @@ fn check(access: &AccessSettings) -> CommandResult {
 /// What `list` says of the token `text`.
 fn describe(text: &str, list: &TokenList, now: SystemTime) -> Result<String, String> {
     let token = Token::parse(text).ok_or("this is not a token: a token is ut_ and 43 characters")?;
-    let Entry { name, scopes, until } =
+    let Entry { name, scopes, until, .. } =
         list.find(&token.digest()).ok_or("the list does not know this token")?;
     let Some(until) = until else { return Ok(format!("{name}: {scopes}, does not expire")) };
     let time = humantime::format_rfc3339_seconds(*until);

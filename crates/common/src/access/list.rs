@@ -1,4 +1,4 @@
-//! The token list: one line a token, `NAME sha256:HEX SCOPES [until=RFC3339]`.
+//! The token list: one line a token, `NAME sha256:HEX SCOPES [until=RFC3339] [rate=200/s]`.
 //!
 //! Several lines may have one name: a client's new token stands beside its old one until the client uses the new one.
 //! No mistake quotes what is wrong, since that may be a token.
@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::rate::RateLimit;
 use super::token::{Digest, Scopes};
 use crate::error::Invalid;
 
@@ -29,6 +30,8 @@ pub struct Entry {
     pub scopes: Scopes,
     /// From when on the token is not valid.
     pub until: Option<SystemTime>,
+    /// The client's limit, if it is not the one of all.
+    pub rate: Option<RateLimit>,
 }
 
 impl Entry {
@@ -37,7 +40,8 @@ impl Entry {
     pub fn line(&self, digest: Digest) -> String {
         let until = self.until.map(|until| format!(" until={}", humantime::format_rfc3339_seconds(until)));
         let until = until.unwrap_or_default();
-        format!("{} sha256:{} {}{until}", self.name, digest.to_hex(), self.scopes)
+        let rate = self.rate.map(|rate| format!(" rate={rate}")).unwrap_or_default();
+        format!("{} sha256:{} {}{until}{rate}", self.name, digest.to_hex(), self.scopes)
     }
 }
 
@@ -76,6 +80,7 @@ impl TokenList {
     pub fn parse(text: &str) -> Result<Self, ListError> {
         let mut entries = HashMap::new();
         let mut lines = HashMap::new();
+        let mut rates = HashMap::new();
         let mut mistakes = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
             let line = line.split('#').next().unwrap_or_default().trim_ascii();
@@ -89,6 +94,14 @@ impl TokenList {
                     continue;
                 }
             };
+            // Its tokens share one budget.
+            let (first, rate) = *rates.entry(entry.name.clone()).or_insert((number, entry.rate));
+            if rate != entry.rate {
+                mistakes.push(format!(
+                    "line {number}: another rate= than in line {first}, which has the same name"
+                ));
+                continue;
+            }
             match lines.entry(digest) {
                 Place::Occupied(first) => {
                     mistakes.push(format!("line {number}: the same token as in line {}", first.get()));
@@ -109,6 +122,10 @@ impl TokenList {
     #[must_use]
     pub fn find(&self, digest: &Digest) -> Option<&Entry> {
         self.0.get(digest)
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.0.values()
     }
 
     /// How many tokens there are.
@@ -153,13 +170,15 @@ fn read_line(line: &str) -> Result<(Digest, Entry), String> {
     for option in fields {
         options.read(option)?;
     }
-    Ok((digest, Entry { name, scopes, until: options.until }))
+    let Options { until, rate } = options;
+    Ok((digest, Entry { name, scopes, until, rate }))
 }
 
 /// What may follow the scopes.
 #[derive(Default)]
 struct Options {
     until: Option<SystemTime>,
+    rate: Option<RateLimit>,
 }
 
 impl Options {
@@ -171,7 +190,12 @@ impl Options {
                 self.until = Some(time.map_err(|_| "until= must be a time such as 2027-01-31T00:00:00Z")?);
                 Ok(())
             }
-            _ => Err("an option that is not known follows the scopes; there is until=".to_owned()),
+            Some(("rate", _)) if self.rate.is_some() => Err("rate= is given twice".to_owned()),
+            Some(("rate", rate)) => {
+                self.rate = Some(rate.parse().map_err(|Invalid(what)| format!("rate= {what}"))?);
+                Ok(())
+            }
+            _ => Err("an option that is not known follows the scopes; there are until= and rate=".to_owned()),
         }
     }
 }
@@ -216,6 +240,8 @@ mod tests {
         for line in [
             format!("a-b_c.9 sha256:{ONE} read,write"),
             format!("a sha256:{ONE} admin until=2027-01-31T00:00:00Z"),
+            format!("a sha256:{ONE} admin until=2027-01-31T00:00:00Z rate=200/s,burst=400"),
+            format!("a sha256:{ONE} admin rate=off"),
         ] {
             let list = TokenList::parse(&line).expect("a list");
             assert_eq!(list.find(&digest(ONE)).expect("it").line(digest(ONE)), line);
@@ -236,13 +262,14 @@ mod tests {
              billing sha256:{ONE} read rate={secret}\n\
              billing sha256:{ONE} read until={secret}\n\
              billing sha256:{ONE} read until=2027-01-31T00:00:00Z until=2027-01-31T00:00:00Z\n\
+             billing sha256:{ONE} read rate=1/s rate=1/s\n\
              fine sha256:{TWO} read\n\
              billing",
             &ONE[1..]
         );
         let mistakes = mistakes(&text);
         let numbers: Vec<_> = mistakes.iter().filter_map(|text| text.split(':').next()).collect();
-        let expected: Vec<_> = (2..=10).chain([12]).map(|number| format!("line {number}")).collect();
+        let expected: Vec<_> = (2..=11).chain([13]).map(|number| format!("line {number}")).collect();
         assert_eq!(numbers, expected, "{mistakes:?}");
         let all = mistakes.join("\n");
         assert!(!all.contains("hunter2") && !all.contains("1111"), "{all}");
@@ -252,6 +279,18 @@ mod tests {
     fn a_token_that_is_listed_twice_is_a_mistake_that_names_both_lines() {
         let text = format!("\na sha256:{} read\nb sha256:{} admin", "ab".repeat(32), "AB".repeat(32));
         assert_eq!(mistakes(&text), ["line 3: the same token as in line 2"]);
+    }
+
+    #[test]
+    fn lines_of_one_name_have_one_rate() {
+        let three = "3".repeat(64);
+        for (first, second) in [("", " rate=1/s"), (" rate=1/s", ""), (" rate=1/s", " rate=off")] {
+            let text =
+                format!("a sha256:{ONE} read{first}\nb sha256:{TWO} read\na sha256:{three} read{second}");
+            assert_eq!(mistakes(&text), ["line 3: another rate= than in line 1, which has the same name"]);
+        }
+        let text = format!("a sha256:{ONE} read rate=1/s\na sha256:{TWO} read rate=1/s,burst=10");
+        assert!(TokenList::parse(&text).is_ok());
     }
 
     #[test]

@@ -1,9 +1,16 @@
-//! Who may: API tokens, and what a request must present.
+//! Who may, and how much: API tokens, what a request must present, and budgets of requests.
 //!
 //! [`Access`] judges the `Authorization` of each request by the [`TokenList`]. Most requests come on a connection that
-//! has presented the same token before: its [`Memo`] answers for them, without a hash or a lock.
+//! has presented the same token before: its [`Memo`] answers for them, without a hash or a lock. [`Limits`] then takes
+//! the request from the budget of its client.
 
+mod addresses;
+mod clients;
+mod forwarded;
+mod limiter;
+mod limits;
 mod list;
+mod rate;
 mod token;
 mod watch;
 
@@ -17,7 +24,12 @@ use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 use arc_swap::ArcSwap;
 use constant_time_eq::constant_time_eq;
 
+use self::clients::Clients;
+pub use self::forwarded::{Cidr, client_address};
+pub use self::limiter::{Decision, Limiter, RateHeaders};
+pub use self::limits::Limits;
 pub use self::list::{Entry, ListError, TokenList, client_name, read_file};
+pub use self::rate::{Rate, RateLimit};
 pub use self::token::{Digest, Scope, Scopes, Token};
 use crate::metrics::AccessMetrics;
 
@@ -48,6 +60,24 @@ pub enum Refusal {
     TwoCredentials,
 }
 
+/// A request that is not let in.
+#[derive(Debug)]
+pub struct Refused {
+    /// Why.
+    pub why: Refusal,
+    /// The client, if its token is valid, and only does not allow this.
+    pub client: Option<Rc<Principal>>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(why: Refusal) -> Self {
+        Self { why, client: None }
+    }
+}
+
+/// Whether a request is let in, and as which client (none if it needs nothing).
+pub type Checked = Result<Option<Rc<Principal>>, Refused>;
+
 /// The client that a token stands for.
 #[derive(Debug)]
 pub struct Principal {
@@ -56,9 +86,16 @@ pub struct Principal {
     /// What its token allows.
     pub scopes: Scopes,
     until: Option<SystemTime>,
+    /// None without a limit. It is here so that a request that the memo answers for reaches it without a map.
+    budget: Option<Arc<Limiter>>,
 }
 
 impl Principal {
+    /// Takes a request from the client's budget.
+    fn take(&self) -> Decision {
+        self.budget.as_ref().map_or(Decision::Allowed(None), |budget| budget.check())
+    }
+
     fn is_valid(&self, now: impl FnOnce() -> SystemTime) -> bool {
         self.until.is_none_or(|until| now() < until)
     }
@@ -92,17 +129,20 @@ impl Memo {
 
 /// Judges what requests present, by the newest token list.
 pub struct Access {
-    list: ArcSwap<TokenList>,
+    clients: ArcSwap<Clients>,
+    /// The limit of clients whose lines name none.
+    limit: RateLimit,
     /// Raised after each change of the list. What was remembered under a lower one is worthless.
     epoch: AtomicU64,
     metrics: AccessMetrics,
 }
 
 impl Access {
-    /// Judges by `list`, and counts in `metrics`.
+    /// Judges by `list`, and counts in `metrics`. `limit` is that of clients whose lines name none.
     #[must_use]
-    pub fn new(list: TokenList, metrics: AccessMetrics) -> Self {
-        Self { list: ArcSwap::from_pointee(list), epoch: AtomicU64::new(0), metrics }
+    pub fn new(list: TokenList, limit: RateLimit, metrics: AccessMetrics) -> Self {
+        let clients = ArcSwap::from_pointee(Clients::new(list, limit, None));
+        Self { clients, limit, epoch: AtomicU64::new(0), metrics }
     }
 
     /// Lets a request with these `headers` in, as the client that is returned (none if it needs nothing), or refuses
@@ -116,25 +156,30 @@ impl Access {
         memo: &Memo,
         needs: Needs,
         now: impl Fn() -> SystemTime,
-    ) -> Result<Option<Rc<Principal>>, Refusal> {
+    ) -> Checked {
         let needed = match needs {
             Needs::Nothing => return Ok(None),
             Needs::ValidToken => None,
             Needs::Scope(scope) => Some(scope),
         };
-        let checked = self.authenticate(headers, memo, now).and_then(|(principal, by)| match needed {
-            Some(scope) if !principal.scopes.allow(scope) => Err(Refusal::InsufficientScope(scope)),
-            _ => Ok((principal, by)),
+        let found = self.authenticate(headers, memo, now).map_err(Refused::from);
+        let checked = found.and_then(|(client, by)| match needed {
+            Some(scope) if !client.scopes.allow(scope) => {
+                Err(Refused { why: Refusal::InsufficientScope(scope), client: Some(client) })
+            }
+            _ => Ok((client, by)),
         });
         let counter = match &checked {
             Ok((_, By::Memo)) => &self.metrics.memo,
             Ok((_, By::List)) => &self.metrics.verified,
-            Err(Refusal::CredentialsNeeded) => &self.metrics.none,
-            Err(Refusal::InvalidToken | Refusal::TwoCredentials) => &self.metrics.invalid,
-            Err(Refusal::InsufficientScope(_)) => &self.metrics.scope,
+            Err(Refused { why: Refusal::CredentialsNeeded, .. }) => &self.metrics.none,
+            Err(Refused { why: Refusal::InvalidToken | Refusal::TwoCredentials, .. }) => {
+                &self.metrics.invalid
+            }
+            Err(Refused { why: Refusal::InsufficientScope(_), .. }) => &self.metrics.scope,
         };
         counter.inc();
-        checked.map(|(principal, _)| Some(principal))
+        checked.map(|(client, _)| Some(client))
     }
 
     fn authenticate(
@@ -168,17 +213,19 @@ impl Access {
     fn verify(&self, authorization: &[u8]) -> Result<Principal, Refusal> {
         let token = Token::parse(bearer(authorization)?).ok_or(Refusal::InvalidToken)?;
         // A look-up in constant time is not needed: what it leaks is about a digest, not about a token.
-        let list = self.list.load();
-        let entry = list.find(&token.digest()).ok_or(Refusal::InvalidToken)?;
-        Ok(Principal { name: entry.name.clone(), scopes: entry.scopes, until: entry.until })
+        let clients = self.clients.load();
+        let entry = clients.find(&token.digest()).ok_or(Refusal::InvalidToken)?;
+        let budget = clients.budget(&entry.name);
+        Ok(Principal { name: entry.name.clone(), scopes: entry.scopes, until: entry.until, budget })
     }
 
     /// Judges by `list` from now on. Returns whether that is a change.
     fn replace(&self, list: TokenList) -> Change {
-        if **self.list.load() == list {
+        let former = self.clients.load();
+        if former.list == list {
             return Change::None;
         }
-        self.list.store(Arc::new(list));
+        self.clients.store(Arc::new(Clients::new(list, self.limit, Some(&former))));
         // After the list, so that nothing of the old one is remembered under the new epoch.
         self.epoch.fetch_add(1, Ordering::Release);
         Change::Made

@@ -10,7 +10,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use super::*;
 use crate::metrics::Metrics;
 
-const NOW: fn() -> SystemTime = || SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+pub const NOW: fn() -> SystemTime = || SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
 
 /// A token that no generator would make, the same each time.
 pub fn token(number: u8) -> Token {
@@ -25,7 +25,12 @@ pub fn list_of(tokens: &[&Token]) -> String {
 }
 
 pub fn access(list: &str) -> Access {
-    Access::new(TokenList::parse(list).expect("a list"), Metrics::new("test").expect("metrics").access)
+    limited(list, RateLimit::Off)
+}
+
+/// An access whose clients have the limit `limit` unless the list says otherwise.
+pub fn limited(list: &str, limit: RateLimit) -> Access {
+    Access::new(TokenList::parse(list).expect("a list"), limit, Metrics::new("test").expect("metrics").access)
 }
 
 fn headers(authorizations: &[&str]) -> HeaderMap {
@@ -36,13 +41,13 @@ fn headers(authorizations: &[&str]) -> HeaderMap {
     headers
 }
 
-fn with(token: &Token) -> HeaderMap {
+pub fn with(token: &Token) -> HeaderMap {
     headers(&[&format!("Bearer {}", token.expose())])
 }
 
 /// The name of the client that is let in.
 fn checked(access: &Access, headers: &HeaderMap, memo: &Memo, needs: Needs) -> Result<String, Refusal> {
-    let principal = access.check(headers, memo, needs, NOW)?;
+    let principal = access.check(headers, memo, needs, NOW).map_err(|refused| refused.why)?;
     Ok(principal.map_or(String::new(), |principal| principal.name.to_string()))
 }
 
@@ -168,7 +173,10 @@ fn a_token_that_expires_is_refused_by_the_list_and_on_the_memo_that_holds_it() {
     let memo = Memo::default();
     let check = |memo: &Memo, seconds: u64| {
         let later = || NOW() + Duration::from_secs(seconds);
-        access.check(&with(&token(1)), memo, Needs::ValidToken, later).map(drop)
+        access
+            .check(&with(&token(1)), memo, Needs::ValidToken, later)
+            .map(drop)
+            .map_err(|refused| refused.why)
     };
     assert_eq!(check(&memo, 0), Ok(()));
     assert_eq!(check(&memo, 0), Ok(()));
@@ -262,7 +270,10 @@ fn a_token_that_is_revoked_while_it_is_verified_is_not_remembered() {
 #[test]
 fn no_bytes_make_the_parsers_panic() {
     let mut random = StdRng::seed_from_u64(1);
-    let good = format!("billing sha256:{} read until=2027-01-31T00:00:00Z", token(1).digest().to_hex());
+    let good = format!(
+        "billing sha256:{} read until=2027-01-31T00:00:00Z rate=9/s,burst=9",
+        token(1).digest().to_hex()
+    );
     let header = format!("Bearer {}", token(1).expose());
     for _ in 0..20_000 {
         // Half of them noise, half of them a right one with a few wrong bytes.

@@ -129,7 +129,7 @@ mod tests {
         let folder = Folder::new("changes");
         let lists =
             [list_of(&[&token(1)]), list_of(&[&token(2)]), list_of(&[&token(3)]), list_of(&[&token(4)])];
-        let knows = |access: &Access, digits| access.list.load().find(&token(digits).digest()).is_some();
+        let knows = |access: &Access, digits| access.clients.load().find(&token(digits).digest()).is_some();
         let file = folder.put("tokens", &lists[0]);
         let link = folder.0.join("link");
         symlink(&file, &link).expect("a symlink");
@@ -168,7 +168,7 @@ mod tests {
         folder.put("tokens", "");
         watcher.look();
         assert_eq!((stale(), epoch()), (1, 0));
-        assert!(access.list.load().find(&token(1).digest()).is_some());
+        assert!(access.clients.load().find(&token(1).digest()).is_some());
         folder.put("tokens", &good);
         watcher.look();
         assert_eq!((stale(), epoch()), (0, 0));

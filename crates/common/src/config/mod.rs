@@ -6,6 +6,7 @@
 mod access;
 mod conninfo;
 mod origins;
+mod rate;
 mod value;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,8 @@ use self::access::{ALLOWED_HOSTS, API_TOKENS, AUTH, lets_in};
 pub use self::access::{AccessSettings, Mode, TokenSource};
 pub use self::conninfo::Conninfo;
 pub use self::origins::Origins;
+pub use self::rate::RateSettings;
+use self::rate::{AUTH_FAILURES, RATE_LIMIT, TRUSTED_PROXIES};
 pub use self::value::{duration, http_url, number, one_of, path_prefix, positive_duration};
 use self::value::{grant_life, redis_url};
 
@@ -66,6 +69,9 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
         AUTH,
         API_TOKENS,
         ALLOWED_HOSTS,
+        RATE_LIMIT,
+        AUTH_FAILURES,
+        TRUSTED_PROXIES,
         setting("DRAIN_DELAY", "0s", "How long to go on accepting after SIGTERM, with /readyz already 503"),
         setting("GRACE_PERIOD", "10s", "How long requests may take to finish after that"),
         setting("LOG_FORMAT", "human", "human, or json: one object a line"),

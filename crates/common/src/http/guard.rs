@@ -17,7 +17,7 @@ use actix_web::{HttpRequest, rt};
 
 use super::connection::ClientConnection;
 use crate::access::{Access, Memo, Needs, Principal, Refusal};
-use crate::config::{AccessSettings, Mode, TokenSource};
+use crate::config::{AccessSettings, Mode, RateSettings, TokenSource};
 use crate::error::Error;
 use crate::metrics::AccessMetrics;
 
@@ -35,16 +35,21 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Lets in as `settings` say, and watches the token list if it is a file. `needs` is the service's own part of what
-    /// requests need. Must be called within a runtime.
+    /// Lets in as `settings` say, and watches the token list if it is a file; clients have the limits of `rates`. `needs`
+    /// is the service's own part of what requests need. Must be called within a runtime.
     ///
     /// # Errors
     /// A thread that cannot be started.
-    pub fn start(settings: AccessSettings, metrics: &AccessMetrics, needs: NeedsOf) -> io::Result<Self> {
+    pub fn start(
+        settings: AccessSettings,
+        rates: &RateSettings,
+        metrics: &AccessMetrics,
+        needs: NeedsOf,
+    ) -> io::Result<Self> {
         let AccessSettings { mode, allowed_hosts } = settings;
         let access = match mode {
             Mode::Tokens { source, list } => {
-                let access = Arc::new(Access::new(list, metrics.clone()));
+                let access = Arc::new(Access::new(list, rates.limit, metrics.clone()));
                 if let TokenSource::File(path) = source {
                     access.watch(path)?;
                 }
@@ -87,7 +92,7 @@ impl Guard {
         let needs = self.needs(request.method(), path);
         let forgotten = Memo::default();
         let memo = connection.map_or(&forgotten, |connection| &connection.memo);
-        access.check(request.headers(), memo, needs, SystemTime::now).map_err(|refusal| match refusal {
+        access.check(request.headers(), memo, needs, SystemTime::now).map_err(|refused| match refused.why {
             Refusal::CredentialsNeeded => Error::CredentialsNeeded,
             Refusal::InvalidToken => Error::InvalidToken,
             Refusal::InsufficientScope(scope) => Error::InsufficientScope(scope.name()),

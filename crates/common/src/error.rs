@@ -10,6 +10,8 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::access::RateHeaders;
+
 /// Why a request was not served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
@@ -21,6 +23,8 @@ pub enum Error {
     InsufficientScope(&'static str),
     /// The request has two `Authorization` headers.
     TwoCredentials,
+    /// Its client has used up its budget of requests, or its address that of attempts.
+    RateLimited(RateHeaders),
     /// The request is for a host that is none of the service's names, which is open.
     ForeignHost,
     /// Members of the body are missing or wrong: all of them.
@@ -78,6 +82,7 @@ impl Error {
             Self::InvalidToken => "the token is not valid",
             Self::InsufficientScope(_) => "the token does not allow this",
             Self::TwoCredentials => "there are two Authorization headers",
+            Self::RateLimited(_) => "the client sends more than it may",
             Self::ForeignHost => "the host is none of the service's names",
             Self::InvalidMembers(_) => "members of the body are missing or wrong",
             Self::MalformedBody(_) => "the body is not a JSON object",

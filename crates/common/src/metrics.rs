@@ -62,6 +62,8 @@ pub struct AccessMetrics {
     pub invalid: IntCounter,
     /// Refused: a token that does not allow it.
     pub scope: IntCounter,
+    /// Requests that were limited.
+    pub limited: IntCounter,
     /// 1 while the token list is wrong, and the last good one is in use.
     pub stale: IntGauge,
 }
@@ -208,6 +210,7 @@ impl Metrics {
             none: checked("none"),
             invalid: checked("invalid"),
             scope: checked("scope"),
+            limited: counter("rate_limited_total", "Requests of clients that had used up their budget.")?,
             stale: gauge(
                 "auth_token_list_stale",
                 "1 while the token list is wrong, and the last good one is in use.",

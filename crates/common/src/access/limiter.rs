@@ -1,11 +1,17 @@
 //! The budget of one client, and what is decided by it.
 
+use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 use governor::clock::{Clock, MonotonicClock};
 use governor::middleware::{StateInformationMiddleware, StateSnapshot};
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{NotUntil, RateLimiter};
 
 use super::rate::Rate;
+
+/// How much is left of a client's budget.
+pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+/// What the budget is.
+pub const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// Whether a request is within its client's budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +32,12 @@ pub struct RateHeaders {
 }
 
 impl RateHeaders {
+    /// What the description of an API shows: nothing is left of this budget.
+    #[must_use]
+    pub const fn of_empty(rate: Rate) -> Self {
+        Self { rate, remaining: 0, reset: 1 }
+    }
+
     /// The value of `RateLimit-Policy`, such as `"default";q=400;w=2`: how many requests in how many seconds.
     #[must_use]
     pub fn policy(&self) -> String {
@@ -37,6 +49,15 @@ impl RateHeaders {
     #[must_use]
     pub fn limit(&self) -> String {
         format!("\"default\";r={};t={}", self.remaining, self.reset)
+    }
+
+    /// Adds both headers to those of an answer.
+    pub fn write(&self, headers: &mut HeaderMap) {
+        for (name, value) in [(RATE_LIMIT, self.limit()), (RATE_LIMIT_POLICY, self.policy())] {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(name, value);
+            }
+        }
     }
 
     /// The value of `Retry-After`: in how many seconds there is one more, 1 at least.

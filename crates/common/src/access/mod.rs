@@ -26,7 +26,7 @@ use constant_time_eq::constant_time_eq;
 
 use self::clients::Clients;
 pub use self::forwarded::{Cidr, client_address};
-pub use self::limiter::{Decision, Limiter, RateHeaders};
+pub use self::limiter::{Decision, Limiter, RATE_LIMIT, RATE_LIMIT_POLICY, RateHeaders};
 pub use self::limits::Limits;
 pub use self::list::{Entry, ListError, TokenList, client_name, read_file};
 pub use self::rate::{Rate, RateLimit};

@@ -23,6 +23,17 @@ pub enum RateLimit {
     To(Rate),
 }
 
+impl RateLimit {
+    /// The rate, if there is one.
+    #[must_use]
+    pub const fn rate(self) -> Option<Rate> {
+        match self {
+            Self::Off => None,
+            Self::To(rate) => Some(rate),
+        }
+    }
+}
+
 impl FromStr for RateLimit {
     type Err = Invalid;
 

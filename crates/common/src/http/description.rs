@@ -80,7 +80,7 @@ fn problem_response(status: StatusCode, errors: &[&Error], instance: &str) -> Re
             "Content-Security-Policy",
             text_header("A browser runs nothing of it, and frames it nowhere"),
         );
-    if status != StatusCode::SERVICE_UNAVAILABLE {
+    if !matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
         return response;
     }
     response.header("Retry-After", header(Type::Integer, "Seconds after which the request may be sent again"))
@@ -170,6 +170,11 @@ fn describe_access(api: &mut OpenApi, guard: &Guard) {
                 if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
                     let challenge = text_header("How to be let in (RFC 6750, section 3)");
                     response = response.header("WWW-Authenticate", challenge);
+                }
+                if status == StatusCode::TOO_MANY_REQUESTS {
+                    let (rest, policy) = ("What is left of the client's budget", "The client's budget");
+                    response = response.header("RateLimit", text_header(rest));
+                    response = response.header("RateLimit-Policy", text_header(policy));
                 }
                 operation.responses.responses.insert(status.as_str().to_owned(), response.into());
             }

@@ -6,7 +6,7 @@
 //! that its user may.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,9 +14,10 @@ use std::time::{Duration, SystemTime};
 use actix_web::http::Method;
 use actix_web::http::header::HOST;
 use actix_web::{HttpRequest, rt};
+use prometheus::IntCounter;
 
 use super::connection::ClientConnection;
-use crate::access::{Access, Memo, Needs, Principal, Refusal};
+use crate::access::{Access, Decision, Limits, Memo, Needs, Principal, Rate, RateHeaders, Refusal};
 use crate::config::{AccessSettings, Mode, RateSettings, TokenSource};
 use crate::error::Error;
 use crate::metrics::AccessMetrics;
@@ -31,7 +32,20 @@ pub struct Guard {
     access: Option<Arc<Access>>,
     /// The names, beside its own, that an open service answers to.
     hosts: Arc<[String]>,
+    limits: Arc<Limits>,
+    /// What the description shows of the limits: that of each client, or that of attempts with tokens.
+    rate: Option<Rate>,
+    limited: IntCounter,
     needs: NeedsOf,
+}
+
+/// A request that is let in.
+#[derive(Default)]
+pub struct LetIn {
+    /// Whose it is; none if it need not say that.
+    pub client: Option<Rc<Principal>>,
+    /// What the answer says of the client's budget, if little is left of it.
+    pub rate: Option<RateHeaders>,
 }
 
 impl Guard {
@@ -64,16 +78,29 @@ impl Guard {
                 None
             }
         };
-        Ok(Self { access, hosts: allowed_hosts.into(), needs })
+        let limits = Arc::new(Limits::new(rates));
+        rt::spawn(limits.clone().keep_small());
+        let limited = metrics.limited.clone();
+        let rate = rates.limit.rate().or_else(|| rates.failures.rate().filter(|_| access.is_some()));
+        Ok(Self { access, hosts: allowed_hosts.into(), limits, rate, limited, needs })
     }
 
     /// One of an open service without other names.
     #[cfg(test)]
-    pub fn open() -> Self {
-        Self { access: None, hosts: Arc::new([]), needs: |_, _| Needs::ValidToken }
+    pub fn open(metrics: &AccessMetrics) -> Self {
+        let limits = Arc::new(Limits::new(&RateSettings::default()));
+        let limited = metrics.limited.clone();
+        Self {
+            access: None,
+            hosts: Arc::new([]),
+            limits,
+            rate: None,
+            limited,
+            needs: |_, _| Needs::ValidToken,
+        }
     }
 
-    /// Lets `request` in, as the client that is returned, or refuses it. None if it need not say who it is.
+    /// Lets `request` in, or refuses it.
     ///
     /// # Errors
     /// Why it is refused.
@@ -81,23 +108,47 @@ impl Guard {
         &self,
         request: &HttpRequest,
         connection: Option<&ClientConnection>,
-    ) -> Result<Option<Rc<Principal>>, Error> {
+    ) -> Result<LetIn, Error> {
         let path = request.path();
-        let Some(access) = &self.access else {
-            let is_ours =
-                is_own_name(host(request)) || self.hosts.iter().any(|name| is_name(host(request), name));
-            // A balancer's health check may name any host, or none.
-            return if is_ours || is_health(path) { Ok(None) } else { Err(Error::ForeignHost) };
+        // A balancer's health check may name any host, or none, and comes as often as it likes.
+        if is_health(path) {
+            return Ok(LetIn::default());
+        }
+        let checked = match &self.access {
+            None if self.answers_to(host(request)) => Ok(None),
+            None => return Err(Error::ForeignHost),
+            Some(access) => {
+                let needs = self.needs(request.method(), path);
+                let forgotten = Memo::default();
+                let memo = connection.map_or(&forgotten, |connection| &connection.memo);
+                access.check(request.headers(), memo, needs, SystemTime::now)
+            }
         };
-        let needs = self.needs(request.method(), path);
-        let forgotten = Memo::default();
-        let memo = connection.map_or(&forgotten, |connection| &connection.memo);
-        access.check(request.headers(), memo, needs, SystemTime::now).map_err(|refused| match refused.why {
-            Refusal::CredentialsNeeded => Error::CredentialsNeeded,
-            Refusal::InvalidToken => Error::InvalidToken,
-            Refusal::InsufficientScope(scope) => Error::InsufficientScope(scope.name()),
-            Refusal::TwoCredentials => Error::TwoCredentials,
-        })
+        let address = || {
+            let peer = request.peer_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip());
+            self.limits.client_address(peer, request.headers())
+        };
+        let rate = match self.limits.check(&checked, address) {
+            Decision::Allowed(rate) => rate,
+            Decision::Limited(rate) => {
+                self.limited.inc();
+                return Err(Error::RateLimited(rate));
+            }
+        };
+        match checked {
+            Ok(client) => Ok(LetIn { client, rate }),
+            Err(refused) => Err(match refused.why {
+                Refusal::CredentialsNeeded => Error::CredentialsNeeded,
+                Refusal::InvalidToken => Error::InvalidToken,
+                Refusal::InsufficientScope(scope) => Error::InsufficientScope(scope.name()),
+                Refusal::TwoCredentials => Error::TwoCredentials,
+            }),
+        }
+    }
+
+    /// Whether `host` is a name of this service, which is open.
+    fn answers_to(&self, host: &str) -> bool {
+        is_own_name(host) || self.hosts.iter().any(|name| is_name(host, name))
     }
 
     /// Whether it asks for tokens.
@@ -119,15 +170,19 @@ impl Guard {
     /// The errors of those that are not let in, by status.
     #[must_use]
     pub fn refusals(&self, method: &Method, path: &str) -> Vec<Error> {
-        match (&self.access, self.needs(method, path)) {
-            (None, _) if is_health(path) => Vec::new(),
+        if is_health(path) {
+            return Vec::new();
+        }
+        let mut errors = match (&self.access, self.needs(method, path)) {
             (None, _) => vec![Error::ForeignHost],
             (Some(_), Needs::Nothing) => Vec::new(),
             (Some(_), Needs::ValidToken) => vec![Error::CredentialsNeeded, Error::InvalidToken],
             (Some(_), Needs::Scope(scope)) => {
                 vec![Error::CredentialsNeeded, Error::InvalidToken, Error::InsufficientScope(scope.name())]
             }
-        }
+        };
+        errors.extend(self.rate.map(|rate| Error::RateLimited(RateHeaders::of_empty(rate))));
+        errors
     }
 
     /// What a request with this method to this path needs.

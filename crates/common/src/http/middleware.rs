@@ -24,10 +24,10 @@ use super::access_log::{AccessLine, Refusals};
 use super::connection::ClientConnection;
 use super::cors::Sharing;
 use super::drain::{Draining, InFlight};
-use super::guard::Guard;
+use super::guard::{Guard, LetIn};
 use super::problem::Kind;
 use super::route::Route;
-use crate::access::Principal;
+use crate::access::{RATE_LIMIT, RATE_LIMIT_POLICY};
 use crate::config::Origins;
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -156,7 +156,7 @@ where
             return self.answer(request, begun, "(preflight)", response);
         }
         match self.state.let_in(request.request()) {
-            Ok(client) => begun.client = client,
+            Ok(let_in) => begun.let_in = let_in,
             Err(error) => return self.answer(request, begun, REFUSED, HttpResponse::from_error(error)),
         }
         if let Some(FastPath { template, answer }) = self.state.fast_path
@@ -206,7 +206,7 @@ struct InFlightRequest {
     method: Method,
     id: HeaderValue,
     sharing: Option<Sharing>,
-    client: Option<Rc<Principal>>,
+    let_in: LetIn,
 }
 
 impl InFlightRequest {
@@ -217,22 +217,22 @@ impl InFlightRequest {
             method: request.method().clone(),
             id: request_id(headers, &state.ids),
             sharing: Sharing::of(headers, &state.origins),
-            client: None,
+            let_in: LetIn::default(),
         }
     }
 }
 
 impl WorkerState {
-    fn let_in(&self, request: &HttpRequest) -> Result<Option<Rc<Principal>>, Error> {
+    fn let_in(&self, request: &HttpRequest) -> Result<LetIn, Error> {
         let connection = request.conn_data::<Rc<ClientConnection>>().map(Rc::as_ref);
-        let client = self.guard.check(request, connection);
+        let let_in = self.guard.check(request, connection);
         // The body of one that is refused is not read: no request may follow it.
-        if let (Err(_), Some(connection)) = (&client, connection)
+        if let (Err(_), Some(connection)) = (&let_in, connection)
             && has_body(request.headers())
         {
             connection.awaits_body.set(true);
         }
-        client
+        let_in
     }
 
     /// Completes the response to `request`, observes it and logs it.
@@ -258,6 +258,9 @@ impl WorkerState {
         if let Some(sharing) = request.sharing {
             sharing.complete(headers);
         }
+        if let Some(rate) = request.let_in.rate {
+            rate.write(headers);
+        }
         let connection = response.request().conn_data::<Rc<ClientConnection>>().cloned();
         // The rest of a body that was refused or came too slowly may still arrive: no request may follow it.
         let abandoned = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE)
@@ -278,7 +281,7 @@ impl WorkerState {
             Some(_) if route == REFUSED => self.refusals.audit(&line),
             _ => line.log(failure.cause.as_deref()),
         }
-        if let Some(client) = request.client.filter(|_| !request.method.is_safe()) {
+        if let Some(client) = request.let_in.client.filter(|_| !request.method.is_safe()) {
             line.audit(&client.name);
         }
         response
@@ -373,7 +376,7 @@ fn problem_response<B>(failed: &HttpResponse<B>, body: Vec<u8>) -> HttpResponse 
     if failed.status() == StatusCode::SERVICE_UNAVAILABLE {
         response.insert_header((RETRY_AFTER, RETRY_AFTER_SECONDS));
     }
-    for kept in [ALLOW, CACHE_STATUS, WWW_AUTHENTICATE] {
+    for kept in [ALLOW, CACHE_STATUS, RATE_LIMIT, RATE_LIMIT_POLICY, RETRY_AFTER, WWW_AUTHENTICATE] {
         if let Some(value) = failed.headers().get(&kept) {
             response.insert_header((kept, value.clone()));
         }
@@ -401,7 +404,7 @@ mod tests {
     async fn a_fast_paths_answer_is_not_routed_and_is_completed_like_the_rest() {
         let (metrics, draining) = (Metrics::new("test").expect("metrics"), Draining::default());
         let state = Telemetry::new(
-            Guard::open(),
+            Guard::open(&metrics.access),
             Some(FAST_PATH),
             Origins::Own,
             String::new(),

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{HeaderValue, WWW_AUTHENTICATE};
+use actix_web::http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -86,6 +86,9 @@ kinds! {
     INSUFFICIENT_SCOPE = FORBIDDEN []
         "insufficient-scope" "The token does not allow this":
         "The token is valid, and lacks the scope that this request needs.";
+    RATE_LIMITED = TOO_MANY_REQUESTS []
+        "rate-limited" "The client sends more than it may":
+        "The client has used up its budget of requests, or its address that of attempts with tokens that are not valid. Try again after the seconds in Retry-After.";
     FOREIGN_HOST = MISDIRECTED_REQUEST []
         "foreign-host" "The service has another name":
         "A service that asks nobody for a token answers only to IP addresses, to localhost, and to the names in its setting ALLOWED_HOSTS: a web page of another name that leads here could otherwise do all that its visitor may.";
@@ -154,6 +157,7 @@ impl Error {
             Self::InvalidToken => &INVALID_TOKEN,
             Self::InsufficientScope(_) => &INSUFFICIENT_SCOPE,
             Self::TwoCredentials => &BAD_REQUEST,
+            Self::RateLimited(_) => &RATE_LIMITED,
             Self::ForeignHost => &FOREIGN_HOST,
             Self::InvalidMembers(_) => &INVALID_MEMBERS,
             Self::MalformedBody(_) => &MALFORMED_BODY,
@@ -262,6 +266,10 @@ impl actix_web::ResponseError for Error {
         let mut response = actix_web::HttpResponse::new(self.status_code());
         if let Some(challenge) = self.challenge() {
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        if let Self::RateLimited(rate) = self {
+            response.headers_mut().insert(RETRY_AFTER, rate.retry_after().into());
+            rate.write(response.headers_mut());
         }
         response
     }

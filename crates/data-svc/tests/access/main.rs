@@ -3,6 +3,7 @@
 mod audit;
 mod hosts;
 mod list;
+mod rate;
 mod table;
 
 use std::fs;

@@ -1,5 +1,8 @@
 //! The table of who may do what. It is generated from the descriptions, so that a new route cannot be forgotten.
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+
 use devstack::http::{self, Connection, Response};
 use devstack::testing::wait_until;
 use devstack::{Service, Signal};
@@ -177,13 +180,20 @@ fn a_refusal_is_the_same_for_a_user_that_exists_and_one_that_does_not() {
 
 #[test]
 fn what_is_refused_is_refused_before_its_body_is_read_and_the_connection_closes() {
-    let services = Services::start(&ListFile::of(&[&Client::new("writer", "write")]));
+    let writer = Client::new("writer", "write");
+    let services = Services::start(&ListFile::of(&[&writer]));
+    let head = "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n";
+    // One that may write, and whose body is waited for, for seconds.
+    let mut waits = TcpStream::connect(services.user_svc.address()).expect("it listens");
+    write!(waits, "{head}Authorization: {}\r\n\r\n{{", writer.authorization()).expect("it is open");
     let mut connection = Connection::open(services.user_svc.address());
-    // A body that would be refused, and never ends.
-    connection.send("POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 999999\r\n\r\nx");
+    connection.send(format!("{head}\r\n{{"));
     let answer = connection.receive().expect("an answer");
     refuses(&answer, 401, "credentials-needed", "", "a body");
     assert_eq!(answer.header("connection"), Some("close"));
+    waits.set_nonblocking(true).expect("it is open");
+    let still_waits = waits.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+    assert!(still_waits, "the one that was refused has waited as long as the one that was let in");
     assert!(connection.is_closed());
 }
 

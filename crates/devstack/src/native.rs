@@ -10,6 +10,7 @@ mod paths;
 mod ports;
 mod services;
 mod terminal;
+mod tokens;
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -53,11 +54,12 @@ pub fn up(checkout: &Path) -> Result<()> {
     let paths = Paths::of(checkout)?;
     let _lock = paths.lock()?;
     services::check(&paths)?;
+    let token = tokens::curl_option(&paths)?;
     let [user, data] = start_all(&paths)?;
     let json = r#"{"name":"john_doe","info":"likes tea"}"#;
     say(format!("\nuser-svc  {user}\ndata-svc  {data}\n\nRegister a user, then read it:"));
-    say(format!("  curl -i {user}/register -H 'Content-Type: application/json' -d '{json}'"));
-    say(format!("  curl -i {data}/user/john_doe"));
+    say(format!("  curl -i {user}/register{token} -H 'Content-Type: application/json' -d '{json}'"));
+    say(format!("  curl -i {data}/user/john_doe{token}"));
     Ok(())
 }
 

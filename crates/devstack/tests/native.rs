@@ -264,3 +264,21 @@ fn a_port_that_another_program_has_is_refused_by_name() {
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("USER_SVC_PORT"));
 }
+
+#[test]
+fn up_makes_the_token_list_that_is_missing_shows_its_token_once_and_prints_curl_lines_with_it() {
+    let checkout = Checkout::new();
+    let main = checkout.parent.path().join("main");
+    assert!(!checkout.run(&["up"]).contains("USERS_TOKEN"), "without tokens nothing changes");
+    fs::write(main.join(".env"), "API_TOKENS_FILE=tokens\n").expect("our own folder");
+    let first = checkout.run(&["up"]);
+    assert!(first.contains("export USERS_TOKEN=a-token"), "{first}");
+    assert_eq!(first.matches(r#"-H "Authorization: Bearer $USERS_TOKEN""#).count(), 2, "{first}");
+    assert_eq!(fs::read_to_string(main.join("tokens")).expect("the list is there"), "a line of the list\n");
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &fs::metadata(main.join("tokens")).expect("it is there").permissions(),
+    );
+    assert_eq!(mode & 0o077, 0, "for its owner alone");
+    let second = checkout.run(&["up"]);
+    assert!(!second.contains("a-token") && second.contains("$USERS_TOKEN"), "{second}");
+}

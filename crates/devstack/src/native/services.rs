@@ -77,6 +77,11 @@ fn ports(paths: &Paths, name: &'static str) -> Result<(u16, u16)> {
     ports::for_service(name, &Part::of(paths, name), setting)
 }
 
+/// The setting of this name in `.env`.
+pub(super) fn setting(paths: &Paths, name: &str) -> Option<String> {
+    line_of(&environment(paths), name)
+}
+
 /// The text of `.env`, which the services read too.
 fn environment(paths: &Paths) -> String {
     fs::read_to_string(paths.checkout.join(".env")).unwrap_or_default()

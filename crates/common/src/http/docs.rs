@@ -4,9 +4,12 @@
 use std::io;
 use std::sync::Arc;
 
-use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, LOCATION, REFERRER_POLICY};
+use actix_web::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, LOCATION, REFERRER_POLICY,
+};
 use actix_web::web::{Bytes, Data, Path, ServiceConfig};
 use actix_web::{HttpResponse, HttpResponseBuilder};
+use url::Url;
 use utoipa::openapi::OpenApi;
 use utoipa_swagger_ui::Config;
 
@@ -17,9 +20,6 @@ use super::route::readable;
 
 /// The file of Swagger UI that is its page.
 const PAGE: &str = "index.html";
-/// The page runs its own scripts alone, and no other page may frame it. (Swagger UI has styles within its elements.)
-const PAGE_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
-     frame-ancestors 'none'";
 /// The page's style, in addition to Swagger UI's own.
 const STYLE: &str = include_str!("docs.css");
 
@@ -27,6 +27,7 @@ const STYLE: &str = include_str!("docs.css");
 pub struct Docs {
     openapi: Bytes,
     page: Bytes,
+    page_policy: HeaderValue,
     swagger: Arc<Config<'static>>,
 }
 
@@ -40,8 +41,21 @@ impl Docs {
         let openapi = api.to_json().map_err(io::Error::other)?.into();
         let swagger = Arc::new(swagger());
         let page = page(&api.info.title, &swagger)?;
-        Ok(Self { openapi, page, swagger })
+        let page_policy = page_policy(&api)?;
+        Ok(Self { openapi, page, page_policy, swagger })
     }
+}
+
+/// The page runs its own scripts alone, calls this service and the other one, and may be framed by no page. (Swagger UI
+/// has styles within its elements.)
+fn page_policy(api: &OpenApi) -> io::Result<HeaderValue> {
+    let other = api.external_docs.as_ref().and_then(|docs| Url::parse(&docs.url).ok());
+    let other = other.map(|url| url.origin().ascii_serialization()).unwrap_or_default();
+    let policy = format!(
+        "default-src 'self'; connect-src 'self' {other}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+         frame-ancestors 'none'"
+    );
+    HeaderValue::try_from(policy).map_err(io::Error::other)
 }
 
 /// How Swagger UI shows the description. The address is relative to the page, so that it works behind a path prefix.
@@ -88,7 +102,7 @@ async fn openapi(docs: Data<Docs>) -> HttpResponse {
 async fn swagger_file(docs: Data<Docs>, file: Path<String>) -> HttpResponse {
     if file.is_empty() || *file == PAGE {
         let mut page = revalidated(HttpResponse::Ok());
-        page.insert_header((CONTENT_SECURITY_POLICY, PAGE_POLICY))
+        page.insert_header((CONTENT_SECURITY_POLICY, docs.page_policy.clone()))
             .insert_header((REFERRER_POLICY, "no-referrer"));
         return page.content_type("text/html").body(docs.page.clone());
     }

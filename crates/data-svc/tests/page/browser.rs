@@ -16,7 +16,9 @@ const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "goog
 /// How long one step may take: starting takes a few seconds on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Root has no sandbox; the rest keeps Chromium from calls of its own.
-const ARGUMENTS: [&str; 9] = [
+const ARGUMENTS: [&str; 10] = [
+    // What an attacker's name server says of their own name.
+    "--host-resolver-rules=MAP rebound.test 127.0.0.1",
     "--headless",
     "--no-sandbox",
     "--disable-gpu",

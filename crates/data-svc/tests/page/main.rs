@@ -6,7 +6,8 @@ mod browser;
 
 use std::io::Write;
 
-use devstack::{Service, Stack, free_port};
+use devstack::testing::register;
+use devstack::{Service, ServiceBuilder, Stack, free_port};
 use serde_json::{Value, json};
 
 use self::browser::Browser;
@@ -37,7 +38,7 @@ const SEEN: &str = "({
 struct Services {
     user_svc: Service,
     data_svc: Service,
-    _stack: Stack,
+    stack: Stack,
 }
 
 impl Services {
@@ -47,7 +48,7 @@ impl Services {
         let user_url = format!("http://127.0.0.1:{port}");
         let data_svc = stack.data_svc().env("PUBLIC_USER_URL", user_url).start();
         let user_svc = stack.user_svc().env("PORT", port).env("PUBLIC_DATA_URL", data_svc.url()).start();
-        Self { user_svc, data_svc, _stack: stack }
+        Self { user_svc, data_svc, stack }
     }
 }
 
@@ -167,4 +168,87 @@ fn the_page_that_has_registered_a_user_can_follow_its_location_to_the_other_serv
     browser.wait_until("window.followed");
     assert_eq!(browser.evaluate("window.followed"), json!([200, "followed", true]));
     assert_eq!(browser.failures(), [""; 0]);
+}
+
+/// DNS rebinding: a page of a foreign name that resolves to this machine is of one origin with the service.
+#[test]
+fn a_page_of_a_foreign_name_that_leads_here_can_neither_read_nor_write_users() {
+    let Some(mut browser) = browser() else { return };
+    let services = Services::start();
+    register(&services.user_svc, "john");
+    for service in [&services.user_svc, &services.data_svc] {
+        // Any path that answers to every name stands for the attacker's page.
+        browser.open(&service.url_of("/livez").replace("127.0.0.1", "rebound.test"), WIDTHS[0]);
+        browser.evaluate(
+            "(async () => {
+                const body = JSON.stringify({name: 'rebound', info: 'i'});
+                const json = {headers: {'content-type': 'application/json'}, body};
+                const status = async (path, how) => (await fetch(path, how)).status;
+                window.statuses = [
+                    await status('/user/john'),
+                    await status('/register', {method: 'POST', ...json}),
+                    await status('/user/john', {method: 'PUT', ...json}),
+                    await status('/user/john', {method: 'DELETE'}),
+                    await status('/openapi.json'),
+                ];
+            })()",
+        );
+        browser.wait_until("window.statuses");
+        assert_eq!(
+            browser.evaluate("[location.hostname, ...window.statuses]"),
+            json!(["rebound.test", 421, 421, 421, 421, 421])
+        );
+    }
+    assert_eq!(services.stack.sql("SELECT name, info FROM users"), "john|some info");
+}
+
+#[test]
+fn the_page_takes_a_token_by_its_authorize_button_exactly_when_the_service_asks_for_one() {
+    let Some(mut browser) = browser() else { return };
+    let services = Services::start();
+    open(&mut browser, &services.data_svc, WIDTHS[0], 4);
+    assert_eq!(browser.evaluate("document.querySelectorAll('.btn.authorize').length"), json!(0));
+
+    let made = ServiceBuilder::new("user-svc").run(&["token", "new", "--name", "page", "--scopes", "read"]);
+    let [token, line] =
+        [made.stdout, made.stderr].map(|text| String::from_utf8(text).expect("UTF-8").trim().to_owned());
+    let service = services.stack.data_svc().env("API_TOKENS", line).start();
+    open(&mut browser, &service, WIDTHS[0], 4);
+    browser.evaluate("document.querySelector('.btn.authorize').click()");
+    browser.wait_until("document.querySelector('.auth-container input')");
+    browser.evaluate(&format!(
+        "(() => {{
+            const input = document.querySelector('.auth-container input');
+            const setter = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set;
+            setter.call(input, '{token}');
+            input.dispatchEvent(new Event('input', {{bubbles: true}}));
+            input.dispatchEvent(new Event('change', {{bubbles: true}}));
+        }})()"
+    ));
+    for (button, next) in [
+        (".auth-btn-wrapper .authorize", ".auth-btn-wrapper .btn-done"),
+        (".auth-btn-wrapper .btn-done", ".opblock-get .opblock-summary-control"),
+        (".opblock-get .opblock-summary-control", ".opblock-get .try-out__btn"),
+        (".opblock-get .try-out__btn", ".opblock-get .execute"),
+    ] {
+        browser.evaluate(&format!("document.querySelector('{button}').click()"));
+        browser.wait_until(&format!("document.querySelector('{next}')"));
+    }
+    let name = "document.querySelector('.opblock-get .parameters input')";
+    browser.evaluate(&format!(
+        "(() => {{
+            const setter = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set;
+            setter.call({name}, 'nobody');
+            {name}.dispatchEvent(new Event('input', {{bubbles: true}}));
+            {name}.dispatchEvent(new Event('change', {{bubbles: true}}));
+        }})()"
+    ));
+    browser.evaluate("document.querySelector('.opblock-get .execute').click()");
+    browser.wait_until("document.querySelector('.live-responses-table .response')");
+    let status = "document.querySelector('.live-responses-table .response .response-col_status').innerText";
+    assert_eq!(
+        browser.evaluate(&format!("{status}.split('\\n')[0].trim()")),
+        "404",
+        "let in, and no such user"
+    );
 }

@@ -385,6 +385,7 @@ impl Cache {
         if let Some(published) = self.raise(&[], keys).await?.published {
             self.wait_for_acks(&published).await;
         }
+        log::info!(target: "audit", count = keys.len(); "purge of users by name");
         Ok(())
     }
 

@@ -133,6 +133,7 @@ pub fn purge_all(settings: &DatabaseSettings) -> CommandResult {
     let life: Option<i32> =
         cache_grant::table.select(cache_grant::life_ms).first(&mut connection).optional()?;
     suspend(&mut connection, None)?;
+    log::info!(target: "audit", "purge of all users");
     let life = Duration::from_millis(u64::try_from(life.unwrap_or(0)).unwrap_or(0));
     std::thread::sleep(wait(life));
     log::info!("no reader uses what was cached; user-svc grants the cache anew");

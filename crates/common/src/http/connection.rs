@@ -36,6 +36,8 @@ pub struct ClientConnection {
     idle_since: Cell<Option<Instant>>,
     /// Whether the request that is being answered waits for its body, or has given up waiting.
     pub awaits_body: Cell<bool>,
+    /// Whether what is read is dropped: the rest of a body that was refused.
+    pub is_drained: Cell<bool>,
     /// How many bytes have been read since the newest request began, or was answered.
     read: Cell<usize>,
     /// What the head that is arriving has of the budget.
@@ -52,6 +54,7 @@ impl ClientConnection {
         Self {
             idle_since: Cell::new(Some(Instant::now())),
             awaits_body: Cell::new(false),
+            is_drained: Cell::new(false),
             read: Cell::new(0),
             memory: RefCell::new(None),
             memo: Memo::default(),
@@ -118,7 +121,7 @@ impl ClientConnection {
         let before = self.read.get();
         let now = before + more;
         self.read.set(now);
-        if now <= SMALL_HEAD || self.idle_since.get().is_none() {
+        if now <= SMALL_HEAD || self.idle_since.get().is_none() || self.is_drained.get() {
             return true;
         }
         let bytes = u32::try_from(now - before.max(SMALL_HEAD)).unwrap_or(u32::MAX);

@@ -265,6 +265,9 @@ impl WorkerState {
         // The rest of a body that was refused or came too slowly may still arrive: no request may follow it.
         let abandoned = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE)
             || connection.as_ref().is_some_and(|connection| connection.awaits_body.get());
+        if let Some(connection) = connection.as_ref().filter(|_| abandoned) {
+            connection.is_drained.set(true);
+        }
         if abandoned || self.draining.has_begun() || asks_for_upgrade(response.request()) {
             close_after(&mut response);
         }

@@ -8,7 +8,7 @@ use actix_web::web::{Data, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
 use common::access::{Needs, Scope};
 use common::error::Error;
-use common::http::{FastPath, Group, Problem, ResponseMap, health, readable, text_header};
+use common::http::{FastPath, Group, PlainHeaders, Problem, ResponseMap, health, readable, text_header};
 use common::repository::{CacheStatus, Found, Freshness};
 use common::users::{Conditions, PathName, UserName, Users, entity_tag, not_from_cache};
 use utoipa::openapi::external_docs::ExternalDocsBuilder;
@@ -109,25 +109,26 @@ struct FoundUser {
 ))]
 async fn get_user(users: Data<Users>, name: PathName, request: HttpRequest) -> Result<HttpResponse, Error> {
     let found = users.find(&name.0, freshness(&request)).await?;
-    Ok(respond(&request, found))
+    Ok(respond(&Conditions::of(request.headers()), found))
 }
 
 /// Answers near hits as their route does.
 pub const NEAR_HITS: FastPath = FastPath { template: USER, answer: near_hit };
 
-fn near_hit(request: &HttpRequest) -> Option<HttpResponse> {
+fn near_hit(request: &HttpRequest, PlainHeaders(plain_headers): PlainHeaders) -> Option<HttpResponse> {
     let segment = request.path().strip_prefix(USER_PREFIX)?;
     // The route reads everything that is not plain.
     let plain = request.method() == Method::GET && !segment.contains(['/', '%']);
-    if !plain || freshness(request) == Freshness::Fresh {
+    if !plain || !plain_headers && freshness(request) == Freshness::Fresh {
         return None;
     }
     let name = UserName::parse(segment).ok()?;
     let found = request.app_data::<Data<Users>>()?.find_near(&name)?;
-    Some(respond(request, found))
+    let conditions = if plain_headers { Conditions::default() } else { Conditions::of(request.headers()) };
+    Some(respond(&conditions, found))
 }
 
-fn respond(request: &HttpRequest, found: Found) -> HttpResponse {
+fn respond(conditions: &Conditions, found: Found) -> HttpResponse {
     let status = cache_status(&found);
     let refuse = |error| {
         let mut response = HttpResponse::from_error(error);
@@ -135,7 +136,6 @@ fn respond(request: &HttpRequest, found: Found) -> HttpResponse {
         response
     };
     let Some(answer) = found.answer else { return refuse(Error::NotFound) };
-    let conditions = Conditions::of(request.headers());
     if !conditions.allow_reading(&answer.etag) {
         return refuse(Error::PreconditionFailed);
     }

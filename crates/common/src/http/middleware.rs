@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
 use actix_web::http::header::{
-    ALLOW, CACHE_CONTROL, CACHE_STATUS, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap,
-    HeaderName, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ACCEPT_ENCODING, ALLOW, AUTHORIZATION, CACHE_CONTROL, CACHE_STATUS, CONNECTION, CONTENT_LENGTH,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    TRANSFER_ENCODING, USER_AGENT, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
@@ -52,8 +53,21 @@ const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 pub struct FastPath {
     /// The template of the route that would answer them.
     pub template: &'static str,
-    /// Answers as that route would, or leaves the request to it.
-    pub answer: fn(&HttpRequest) -> Option<HttpResponse>,
+    /// Answers as that route would, or leaves the request to it. It need not look for other headers if the request has
+    /// [`PlainHeaders`].
+    pub answer: fn(&HttpRequest, PlainHeaders) -> Option<HttpResponse>,
+}
+
+/// Whether a request has no headers but those that every client sends and no answer depends on: to look at each once
+/// takes a fraction of looking for each that it could have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlainHeaders(pub bool);
+
+impl PlainHeaders {
+    fn of(headers: &HeaderMap) -> Self {
+        let plain = [HOST, AUTHORIZATION, USER_AGENT, ACCEPT, ACCEPT_ENCODING, CONNECTION];
+        Self(headers.keys().all(|name| plain.contains(name)))
+    }
 }
 
 /// The middleware of a worker.
@@ -155,19 +169,19 @@ where
         if let Some(response) = sharing.and_then(|it| it.preflight(&begun.method, request.headers())) {
             return self.answer(request, begun, "(preflight)", response);
         }
-        match self.state.let_in(request.request()) {
+        match self.state.let_in(request.request(), begun.connection.as_deref()) {
             Ok(let_in) => begun.let_in = let_in,
             Err(error) => return self.answer(request, begun, REFUSED, HttpResponse::from_error(error)),
         }
         if let Some(FastPath { template, answer }) = self.state.fast_path
-            && let Some(response) = answer(request.request())
+            && let Some(response) = answer(request.request(), begun.plain)
         {
             return self.answer(request, begun, template, response);
         }
         if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > TARGET_MAX_BYTES) {
             return self.answer(request, begun, NO_ROUTE, HttpResponse::UriTooLong().finish());
         }
-        if let Some(connection) = request.request().conn_data::<Rc<ClientConnection>>() {
+        if let Some(connection) = &begun.connection {
             connection.request_begins();
         }
         let state = self.state.clone();
@@ -205,6 +219,9 @@ struct InFlightRequest {
     start: Instant,
     method: Method,
     id: HeaderValue,
+    plain: PlainHeaders,
+    /// None in tests of the middleware alone.
+    connection: Option<Rc<ClientConnection>>,
     sharing: Option<Sharing>,
     let_in: LetIn,
 }
@@ -212,19 +229,26 @@ struct InFlightRequest {
 impl InFlightRequest {
     fn begin(request: &ServiceRequest, state: &WorkerState) -> Self {
         let headers = request.headers();
+        let plain = PlainHeaders::of(headers);
+        // Neither X-Request-Id nor Origin is a plain header.
+        let (given, sharing) = match plain {
+            PlainHeaders(true) => (None, None),
+            PlainHeaders(false) => (request_id(headers), Sharing::of(headers, &state.origins)),
+        };
         Self {
             start: Instant::now(),
             method: request.method().clone(),
-            id: request_id(headers, &state.ids),
-            sharing: Sharing::of(headers, &state.origins),
+            id: given.unwrap_or_else(|| new_request_id(&state.ids)),
+            plain,
+            connection: request.request().conn_data::<Rc<ClientConnection>>().cloned(),
+            sharing,
             let_in: LetIn::default(),
         }
     }
 }
 
 impl WorkerState {
-    fn let_in(&self, request: &HttpRequest) -> Result<LetIn, Error> {
-        let connection = request.conn_data::<Rc<ClientConnection>>().map(Rc::as_ref);
+    fn let_in(&self, request: &HttpRequest, connection: Option<&ClientConnection>) -> Result<LetIn, Error> {
         let let_in = self.guard.check(request, connection);
         // The body of one that is refused is not read: no request may follow it.
         if let (Err(_), Some(connection)) = (&let_in, connection)
@@ -261,7 +285,7 @@ impl WorkerState {
         if let Some(rate) = request.let_in.rate {
             rate.write(headers);
         }
-        let connection = response.request().conn_data::<Rc<ClientConnection>>().cloned();
+        let connection = request.connection;
         // The rest of a body that was refused or came too slowly may still arrive: no request may follow it.
         let abandoned = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE)
             || connection.as_ref().is_some_and(|connection| connection.awaits_body.get());
@@ -321,17 +345,19 @@ pub fn close_after<B>(response: &mut ServiceResponse<B>) {
     response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
 }
 
-/// The client's `X-Request-Id` if it is fit for a log line, else 128 random bits.
-fn request_id(headers: &HeaderMap, ids: &RefCell<SmallRng>) -> HeaderValue {
+/// The client's `X-Request-Id`, if it is fit for a log line.
+fn request_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let sane = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let given = headers.get(X_REQUEST_ID).filter(|value| {
         let bytes = value.as_bytes();
         (1..=REQUEST_ID_MAX_BYTES).contains(&bytes.len()) && bytes.iter().all(sane)
     });
-    given.cloned().unwrap_or_else(|| {
-        HeaderValue::from_bytes(&random_id(&mut ids.borrow_mut()))
-            .unwrap_or_else(|_| HeaderValue::from_static("-"))
-    })
+    given.cloned()
+}
+
+fn new_request_id(ids: &RefCell<SmallRng>) -> HeaderValue {
+    let id = random_id(&mut ids.borrow_mut());
+    HeaderValue::from_bytes(&id).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
 /// 128 random bits as hexadecimal digits, without the formatting machinery.
@@ -391,12 +417,11 @@ fn problem_response<B>(failed: &HttpResponse<B>, body: Vec<u8>) -> HttpResponse 
 mod tests {
     use super::*;
     use actix_web::dev::fn_service;
-    use actix_web::http::header::HOST;
     use actix_web::test::TestRequest;
 
     const FAST_PATH: FastPath = FastPath {
         template: "/thing/{name}",
-        answer: |request| match request.path() {
+        answer: |request, _| match request.path() {
             "/thing/here" => Some(HttpResponse::Ok().body("here")),
             "/thing/gone" => Some(HttpResponse::from_error(Error::NotFound)),
             _ => None,

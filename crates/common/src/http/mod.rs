@@ -22,7 +22,7 @@ pub use self::body::{Body, FromBody, member};
 pub use self::description::{ResponseMap, text_header};
 pub use self::guard::{Guard, NeedsOf};
 pub use self::health::Readiness;
-pub use self::middleware::FastPath;
+pub use self::middleware::{FastPath, PlainHeaders};
 pub use self::problem::{Group, KINDS, Kind, Problem};
 pub use self::route::{readable, resource};
 pub use self::server::Service;

@@ -33,7 +33,7 @@ fn hex(bits: &[u8; 16]) -> [u8; 32] {
 /// `If-Match` asks for strong comparison, and our tags are weak: their opaque parts are compared. That is sound here,
 /// since a tag covers name and info, which is all that a PUT replaces. The conditions on dates are ignored: a user has no
 /// modification date that clients see.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Conditions {
     /// `If-Match`: the user has one of these tags.
     pub if_match: Option<Tags>,

@@ -19,10 +19,10 @@ use crate::stores::{INFO_BYTES, Stores};
 use crate::targets::{Kind, Server, release, token, with_stores};
 use crate::workload::new_names;
 
-/// Requests of the two runs. 2,000 more of them make a difference of millions of instructions, far more than the runs
-/// differ otherwise, and valgrind is done within seconds.
+/// Requests of the two runs. 8,000 more of them make a difference of a hundred million instructions, far more than the
+/// runs differ otherwise, and valgrind is done within seconds.
 const FEW: u32 = 500;
-const MANY: u32 = 2_500;
+const MANY: u32 = 8_500;
 /// How much more than expected fails a run: compilers and dependencies move the counts by a few percent.
 const TOLERANCE: f64 = 1.1;
 /// The expected counts; `scripts/bench instructions --expect` writes them.

@@ -239,7 +239,10 @@ fn judge(results: &Results) -> ExitCode {
 
 fn count_instructions() -> Instructions {
     let counted = Instructions::count(&Stores::start(10_000));
-    println!("a hit: {:.0}, a miss: {:.0}, a register: {:.0}", counted.hit, counted.miss, counted.register);
+    let Instructions { hit, hit_with_token, miss, register } = counted;
+    println!(
+        "a hit: {hit:.0}, with a token: {hit_with_token:.0}, a miss: {miss:.0}, a register: {register:.0}"
+    );
     counted
 }
 

@@ -212,13 +212,18 @@ pub fn overloads(overloads: &[Overload]) -> String {
 /// The instructions of a request.
 pub fn instructions(results: &Results) -> String {
     let it = &results.instructions;
-    format!(
-        "| request | instructions |\n|---|--:|\n| near hit in data-svc | {} |\n| the same with a token | {} |\n| miss in data-svc | {} |\n| register in user-svc | {} |\n",
-        thousands(it.hit),
-        thousands(it.hit_with_token),
-        thousands(it.miss),
-        thousands(it.register)
-    )
+    let rows = [
+        ("near hit in data-svc", it.hit),
+        ("the same with a token", it.hit_with_token),
+        ("miss in data-svc", it.miss),
+        ("register in user-svc", it.register),
+    ];
+    let mut text = "| request | instructions |\n|---|--:|\n".to_owned();
+    // A run from before tokens has not counted them.
+    for (request, instructions) in rows.into_iter().filter(|(_, instructions)| *instructions > 0.0) {
+        text.push_str(&format!("| {request} | {} |\n", thousands(instructions)));
+    }
+    text
 }
 
 /// How cost grows, a table for each quantity.

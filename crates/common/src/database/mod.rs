@@ -192,7 +192,7 @@ impl Database {
             return Ok(Waited::No);
         }
         let Ok(_place) = self.places.try_acquire() else { return Err(self.refuse()) };
-        let _waiting = Counted::new(&self.metrics.waiting);
+        let _waiting = self.waits();
         self.grants().writable(deadline).await
     }
 
@@ -221,6 +221,12 @@ impl Database {
     pub fn too_late(&self) -> Error {
         self.metrics.timeouts.inc();
         Error::waited_too_long()
+    }
+
+    /// Counts a request as waiting for as long as the value lives.
+    #[must_use]
+    pub fn waits(&self) -> Counted<'_> {
+        Counted::new(&self.metrics.waiting)
     }
 
     /// A quarter of the connections, but one at least: the share that one purpose may take from the others.
@@ -295,7 +301,7 @@ impl Database {
 }
 
 /// One more in a gauge, until it is dropped.
-struct Counted<'a>(&'a IntGauge);
+pub struct Counted<'a>(&'a IntGauge);
 
 impl<'a> Counted<'a> {
     fn new(gauge: &'a IntGauge) -> Self {

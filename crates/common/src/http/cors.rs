@@ -13,8 +13,10 @@ use actix_web::http::{Method, StatusCode};
 use crate::config::Origins;
 
 const ALLOWED_METHODS: &str = "GET, HEAD, POST, PUT, DELETE";
-const ALLOWED_HEADERS: &str = "content-type, if-match, if-none-match, cache-control, x-request-id";
-const EXPOSED_HEADERS: &str = "etag, location, cache-status, retry-after, x-request-id";
+const ALLOWED_HEADERS: &str =
+    "authorization, content-type, if-match, if-none-match, cache-control, x-request-id";
+const EXPOSED_HEADERS: &str =
+    "etag, location, cache-status, retry-after, ratelimit, ratelimit-policy, www-authenticate, x-request-id";
 /// Seconds for which a browser may keep the answer to a preflight.
 const MAX_AGE: &str = "600";
 

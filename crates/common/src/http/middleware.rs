@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
 use actix_web::http::header::{
-    ACCEPT, ACCEPT_ENCODING, ALLOW, AUTHORIZATION, CACHE_CONTROL, CACHE_STATUS, CONNECTION, CONTENT_LENGTH,
-    CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-    TRANSFER_ENCODING, USER_AGENT, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName,
+    HeaderValue, TRANSFER_ENCODING, USER_AGENT, X_CONTENT_TYPE_OPTIONS,
 };
 use actix_web::http::{ConnectionType, Method, StatusCode};
-use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
+use actix_web::{HttpRequest, HttpResponse};
 use futures_util::future::{Either, LocalBoxFuture};
 use prometheus::Histogram;
 use rand::RngExt as _;
@@ -25,10 +24,9 @@ use super::access_log::{AccessLine, Refusals};
 use super::connection::ClientConnection;
 use super::cors::Sharing;
 use super::drain::{Draining, InFlight};
+use super::failure::{Failure, problem_response};
 use super::guard::{Guard, LetIn};
-use super::problem::Kind;
 use super::route::Route;
-use crate::access::{RATE_LIMIT, RATE_LIMIT_POLICY};
 use crate::config::Origins;
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -37,16 +35,12 @@ use crate::metrics::Metrics;
 const NO_ROUTE: &str = "(none)";
 /// The route of what is not let in.
 const REFUSED: &str = "(refused)";
-/// An error answer is nothing that a browser runs or frames.
-const NOTHING_RUNS: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest `X-Request-Id` of a client that is kept: longer ones would make log lines hard to read.
 const REQUEST_ID_MAX_BYTES: usize = 128;
 /// The longest target of a request, in bytes: what every server should accept (RFC 9110, section 4.1), and twenty times
 /// what any of ours needs.
 const TARGET_MAX_BYTES: usize = 8_000;
-/// Seconds after which a client may try again.
-const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 /// Answers some requests without routing them: for the most frequent ones routing would take longer than the answer.
 #[derive(Clone, Copy)]
@@ -365,52 +359,6 @@ fn random_id(ids: &mut SmallRng) -> [u8; 32] {
     let mut digits = [b'0'; 32];
     const_hex::encode_to_slice(ids.random::<u128>().to_be_bytes(), &mut digits).unwrap_or_default();
     digits
-}
-
-/// What an error answer says to the client, and to the log.
-#[derive(Default)]
-struct Failure {
-    kind: Option<&'static Kind>,
-    body: Option<Vec<u8>>,
-    cause: Option<String>,
-}
-
-impl Failure {
-    fn of<B>(response: &ServiceResponse<B>, path_prefix: &str) -> Self {
-        let status = response.status();
-        if !status.is_client_error() && !status.is_server_error() {
-            return Self::default();
-        }
-        let instance = response.request().uri().path();
-        let carried = response.response().error();
-        let error = carried.and_then(|carried| carried.as_error::<Error>());
-        let problem = error.map(|error| error.problem(instance));
-        let kind = error.map(Error::kind).or_else(|| Kind::of_status(status));
-        let problem = problem.or_else(|| kind.map(|kind| kind.problem(instance)));
-        let problem = problem.map(|problem| problem.behind(path_prefix));
-        let cause = match error {
-            Some(error) => error.cause().map(str::to_owned),
-            // An error of another type comes from actix-web or a library.
-            None => carried.filter(|_| status.is_server_error()).map(ToString::to_string),
-        };
-        Self { kind, body: problem.and_then(|problem| serde_json::to_vec(&problem).ok()), cause }
-    }
-}
-
-fn problem_response<B>(failed: &HttpResponse<B>, body: Vec<u8>) -> HttpResponse {
-    let mut response = HttpResponseBuilder::new(failed.status());
-    response.insert_header((CONTENT_TYPE, "application/problem+json"));
-    response.insert_header((CACHE_CONTROL, "no-store"));
-    response.insert_header((CONTENT_SECURITY_POLICY, NOTHING_RUNS));
-    if failed.status() == StatusCode::SERVICE_UNAVAILABLE {
-        response.insert_header((RETRY_AFTER, RETRY_AFTER_SECONDS));
-    }
-    for kept in [ALLOW, CACHE_STATUS, RATE_LIMIT, RATE_LIMIT_POLICY, RETRY_AFTER, WWW_AUTHENTICATE] {
-        if let Some(value) = failed.headers().get(&kept) {
-            response.insert_header((kept, value.clone()));
-        }
-    }
-    response.body(body)
 }
 
 #[cfg(test)]

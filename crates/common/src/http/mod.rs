@@ -10,6 +10,7 @@ mod cors;
 mod description;
 mod docs;
 mod drain;
+mod failure;
 mod guard;
 pub mod health;
 mod idle;

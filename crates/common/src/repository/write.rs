@@ -107,8 +107,11 @@ impl<T: CacheAside> Repository<T> {
             let this = self.clone();
             let writes = Writes { batch: batch.clone(), only: Some(key) };
             let run: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+                let waits = this.0.database.waits();
                 let permit = this.0.patient.clone().acquire_owned();
-                match timeout_at(writes.batch.deadline.into(), permit).await {
+                let permit = timeout_at(writes.batch.deadline.into(), permit).await;
+                drop(waits);
+                match permit {
                     Ok(Ok(permit)) => this.run(writes, permit.into()).await,
                     _ => writes.settle(None, &Err(this.0.database.too_late()), Settle::All),
                 }

@@ -51,7 +51,14 @@ fn a_preflight_is_answered_at_every_path_before_anything_else() {
             assert_eq!(answer.header("access-control-max-age"), Some("600"));
             assert_eq!(answer.header("vary"), Some("Origin"));
             let headers = answer.header("access-control-allow-headers").unwrap_or_default();
-            for header in ["content-type", "if-match", "if-none-match", "cache-control", "x-request-id"] {
+            for header in [
+                "authorization",
+                "content-type",
+                "if-match",
+                "if-none-match",
+                "cache-control",
+                "x-request-id",
+            ] {
                 assert!(headers.split(", ").any(|it| it == header), "{headers}");
             }
             assert!(answer.header("x-request-id").is_some(), "it is logged as any other request");

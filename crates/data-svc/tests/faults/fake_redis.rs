@@ -153,7 +153,7 @@ fn a_redis_older_than_7_is_not_used_and_the_log_says_why() {
     let stack = Stack::shared();
     insert(&stack, "john");
     let redis = FakeRedis::start();
-    let service = with(&stack, &redis).spawn();
+    let service = with(&stack, &redis).env("CACHE_TIMEOUT", "1s").spawn();
     let mut link = redis.accept("6.2.14");
     let line = service.wait_for_log("Redis cannot be used");
     assert!(line.contains("7.0") && line.contains("6.2.14"), "{line}");

@@ -102,11 +102,11 @@ fn the_monitors_connection_lost_beside_those_of_the_workers_is_no_outage() {
     for round in 0..5 {
         // One less from now on, so that the monitor cannot have its connection back beside those.
         stack.sql("ALTER ROLE monitored CONNECTION LIMIT 3");
-        let ended = stack.sql(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-             WHERE usename = 'monitored' AND query LIKE 'SELECT pg_is_in_recovery%'",
-        );
-        assert_eq!(ended, "1");
+        wait_until("the monitor looks, and its session is ended", || {
+            let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                 WHERE usename = 'monitored' AND query LIKE 'SELECT pg_is_in_recovery%'";
+            stack.sql(ended) == "1"
+        });
         let (stop, stopped) = mpsc::channel::<()>();
         scope(|scope| {
             let service = &service;

@@ -321,7 +321,7 @@ fn health_is_0_only_for_a_service_that_is_ready() {
 #[test]
 fn metrics_stay_on_loopback_when_the_api_is_opened_and_are_opened_by_themselves() {
     let stack = Stack::shared();
-    let service = stack.user_svc().env("HOST", "0.0.0.0").start();
+    let service = stack.user_svc().env("HOST", "0.0.0.0").env("AUTH", "none").start();
     assert!(service.url().starts_with("http://0.0.0.0:"), "{}", service.url());
     assert!(service.metrics_url().starts_with("http://127.0.0.1:"), "{}", service.metrics_url());
     let service = stack.user_svc().env("METRICS_HOST", "0.0.0.0").start();

@@ -274,8 +274,11 @@ fn a_log_that_nobody_reads_stops_neither_requests_nor_the_end() {
     let stack = Stack::shared();
     let [port, metrics_port] = [free_port(), free_port()].map(|port| port.to_string());
     let url = |port: &str, path: &str| format!("http://127.0.0.1:{port}{path}");
-    let service =
-        stack.user_svc().env("PORT", &port).env("METRICS_PORT", &metrics_port).env("RUST_LOG", "trace");
+    let service = stack
+        .user_svc()
+        .env("PORT", &port)
+        .env("METRICS_PORT", &metrics_port)
+        .env("RUST_LOG", "trace,actix_http=trace");
     let mut service = service.command(&[] as &[&str]).stderr(Stdio::piped()).spawn().expect("it starts");
     let status = |path| http::try_send("GET", &url(&port, path), &[], "").map_or(0, |answer| answer.status);
     wait_until("it is ready", || status("/readyz") == 200);

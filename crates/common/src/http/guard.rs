@@ -22,7 +22,7 @@ use crate::config::{AccessSettings, Mode, RateSettings, TokenSource};
 use crate::error::Error;
 use crate::metrics::AccessMetrics;
 
-/// Returns what a request with this method to this path needs, by the service's routes.
+/// Returns what a request with this method to this path, decoded as routes match it, needs by the service's routes.
 pub type NeedsOf = fn(&Method, &str) -> Needs;
 
 /// Lets requests in.
@@ -109,7 +109,8 @@ impl Guard {
         request: &HttpRequest,
         connection: Option<&ClientConnection>,
     ) -> Result<LetIn, Error> {
-        let path = request.path();
+        // As the router matches it, and not as it was sent: `/%75ser/ann` is routed to the same handler.
+        let path = request.match_info().as_str();
         // A balancer's health check may name any host, or none, and comes as often as it likes.
         if is_health(path) {
             return Ok(LetIn::default());

@@ -120,6 +120,34 @@ fn a_path_that_nobody_listed_needs_a_valid_token() {
     }
 }
 
+#[test]
+fn a_path_that_is_encoded_otherwise_needs_the_scope_of_its_route() {
+    let [reader, writer] = ["read", "write"].map(|scope| Client::new(scope, scope));
+    let services = Services::start(&ListFile::of(&[&reader, &writer]));
+    assert_eq!(send(&services.user_svc, "POST", "/register", Some(&writer.authorization())).status, 201);
+    let wrong = |service: &Service, method: &str, client: &Client, paths: [&str; 3]| {
+        for path in paths {
+            let body = r#"{"name": "other", "info": "i"}"#;
+            let authorization = client.authorization();
+            let headers = [("Content-Type", "application/json"), ("Authorization", authorization.as_str())];
+            let answer = http::send(method, &service.url_of(path), &headers, body);
+            assert_eq!(answer.status, 403, "{method} {path}: {}", answer.text());
+        }
+    };
+    let users = ["/user/john", "/%75ser/john", "/use%72/%6Aohn"];
+    wrong(&services.data_svc, "GET", &writer, users);
+    wrong(&services.user_svc, "DELETE", &reader, users);
+    wrong(&services.user_svc, "PUT", &reader, users);
+    wrong(&services.user_svc, "POST", &reader, ["/register", "/%72egister", "/registe%72"]);
+    for path in users {
+        assert_eq!(
+            send(&services.data_svc, "GET", path, Some(&reader.authorization())).status,
+            200,
+            "{path}"
+        );
+    }
+}
+
 /// Sends a GET of `path` on an open connection.
 fn get_on(connection: &mut Connection, path: &str, authorization: Option<&str>) -> Response {
     let authorization = authorization.map(|it| format!("Authorization: {it}\r\n")).unwrap_or_default();

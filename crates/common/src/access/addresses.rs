@@ -63,7 +63,7 @@ fn client(address: IpAddr) -> IpAddr {
 /// Not governor's own map, which cannot say how many addresses it holds without locking all of itself.
 #[derive(Debug)]
 struct Store {
-    /// A random one, so that nobody can choose addresses that fall into one part.
+    /// Its seed is random: no client can choose addresses that fall into one part.
     hasher: RandomState,
     parts: [Mutex<HashMap<IpAddr, InMemoryState>>; PARTS],
     /// The budget that all others share while there is no room for one more.

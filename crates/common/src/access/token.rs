@@ -55,7 +55,7 @@ impl Token {
     }
 }
 
-/// A SHA-256. It is shown only on request: whoever has the list could compare it with what is logged.
+/// The SHA-256 of a token. `Debug` does not show it, since a log could then be compared with the list.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest([u8; 32]);
 

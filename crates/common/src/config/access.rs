@@ -1,4 +1,4 @@
-//! Who is asked who they are: `AUTH`, and where the token list comes from.
+//! The settings of access: `AUTH`, where the token list comes from, and the names of an open service.
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! The queue of the worker threads: bounded, and last in, first out among the threads that wait for a job.
 //!
-//! The thread that has just been at work is woken first: its connection and the server's process behind it are still
-//! warm, and while there is little to do the other threads sleep.
+//! The thread that has just been at work is woken first: its memory is still in the processor's cache, and while there
+//! is little to do the other threads sleep. The pool gives connections out in the same order.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};

@@ -1,4 +1,4 @@
-//! `token new` and `token check`, and the rules of the start about who is asked who they are.
+//! `token new` and `token check`, and the starts that are refused since nobody would need a token.
 
 use std::fs;
 use std::io::Write as _;

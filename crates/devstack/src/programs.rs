@@ -132,9 +132,11 @@ fn numbered(parent: &str, prefix: &str) -> Vec<PathBuf> {
     found.into_iter().rev().map(|(_, path)| path).collect()
 }
 
-/// A program on PATH by its name.
+/// A program on PATH, or in the folder where Debian puts servers, by its name.
 pub(crate) fn find(name: &str) -> Result<PathBuf, String> {
-    on_path(name).into_iter().next().ok_or_else(|| format!("no {name} on PATH: run `make setup`"))
+    let servers = PathBuf::from("/usr/sbin").join(name);
+    let found = on_path(name).into_iter().chain(servers.is_file().then_some(servers)).next();
+    found.ok_or_else(|| format!("no {name} on PATH: run `make setup`"))
 }
 
 fn on_path(name: &str) -> Vec<PathBuf> {

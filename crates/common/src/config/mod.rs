@@ -23,7 +23,7 @@ use self::access::{ALLOWED_HOSTS, API_TOKENS, AUTH, lets_in};
 pub use self::access::{AccessSettings, Mode, TokenSource};
 pub use self::conninfo::Conninfo;
 pub use self::origins::Origins;
-pub use self::parts::{CacheSettings, DatabaseSettings, HttpSettings, WithoutPostgres};
+pub use self::parts::{CacheSettings, DatabaseSettings, HttpSettings, Kept, WithoutPostgres};
 pub use self::rate::RateSettings;
 use self::rate::{AUTH_FAILURES, RATE_LIMIT, TRUSTED_PROXIES};
 pub use self::value::{duration, http_url, number, one_of, path_prefix, positive_duration};
@@ -88,6 +88,11 @@ pub fn shared(port: &'static str, metrics_port: &'static str) -> Vec<Setting> {
         ),
         secret("DATABASE_PASSWORD", None, "Its password"),
         setting("DATABASE_CONNECTIONS", "10", "Connections to PostgreSQL, beside one that watches it"),
+        setting(
+            "DATABASE_PREPARED",
+            "auto",
+            "auto: statements stay prepared. false: behind a pooler such as PgBouncer in transaction mode",
+        ),
         setting(
             "DATABASE_QUEUE",
             "4096",
@@ -300,6 +305,10 @@ impl SettingsReader {
         DatabaseSettings {
             url: self.database_url(),
             connections: self.get("DATABASE_CONNECTIONS", number(1..=1_000)),
+            kept: match self.get("DATABASE_PREPARED", one_of(&["auto", "false"])) {
+                "false" => Kept::Nothing,
+                _ => Kept::Session,
+            },
             queue: self.get("DATABASE_QUEUE", number(1..=1_000_000)),
             timeout: self.get("DATABASE_DEADLINE", positive_duration),
             statement_timeout: self.get("DATABASE_STATEMENT_TIMEOUT", positive_duration),

@@ -35,6 +35,8 @@ pub struct DatabaseSettings {
     pub url: Conninfo,
     /// Connections, and database threads.
     pub connections: usize,
+    /// What a connection keeps from one transaction to the next.
+    pub kept: Kept,
     /// How many queries may wait for a connection.
     pub queue: usize,
     /// How long a request waits for its query, queue included.
@@ -47,6 +49,16 @@ pub struct DatabaseSettings {
     pub grant_life: Duration,
     /// What is done while PostgreSQL is silent. [`CACHE_WITHOUT_POSTGRES`](super::CACHE_WITHOUT_POSTGRES)
     pub without_postgres: WithoutPostgres,
+}
+
+/// What a connection to PostgreSQL keeps from one transaction to the next.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Kept {
+    /// Its settings and prepared statements: it is a session of the server.
+    #[default]
+    Session,
+    /// Nothing: a pooler may give each transaction to another session, so settings travel with the transaction.
+    Nothing,
 }
 
 /// What is done with the last grant of the cache while PostgreSQL is silent.

@@ -1,6 +1,27 @@
 //! How the services connect to PostgreSQL.
 
-use crate::config::DatabaseSettings;
+use diesel::connection::CacheSize;
+use diesel::{Connection, ConnectionResult, PgConnection};
+
+use crate::config::{Conninfo, DatabaseSettings};
+
+/// Connects as `settings` say, for few statements: none is kept prepared, so that they may go through any pooler.
+///
+/// # Errors
+/// The database's.
+pub fn connect(settings: &DatabaseSettings) -> ConnectionResult<PgConnection> {
+    connect_to(&connection_string(settings))
+}
+
+/// Connects by a [`connection_string`], likewise.
+///
+/// # Errors
+/// The database's.
+pub fn connect_to(url: &str) -> ConnectionResult<PgConnection> {
+    let mut connection = PgConnection::establish(url)?;
+    connection.set_prepared_statement_cache_size(CacheSize::Disabled);
+    Ok(connection)
+}
 
 /// The connection string of `settings`, with bounds for a connection to a server that has vanished, unless it has its
 /// own. Of several hosts the primary is used.
@@ -19,9 +40,14 @@ pub fn connection_string(settings: &DatabaseSettings) -> String {
     for (name, value) in bounds {
         conninfo.set_default(name, value);
     }
-    if ["host", "hostaddr"].into_iter().filter_map(|name| conninfo.get(name)).any(|hosts| hosts.contains(','))
-    {
+    if has_several_hosts(&conninfo) {
         conninfo.set_default("target_session_attrs", "primary");
     }
     conninfo.to_string()
+}
+
+/// Whether it names more servers than one.
+#[must_use]
+pub fn has_several_hosts(conninfo: &Conninfo) -> bool {
+    ["host", "hostaddr"].into_iter().filter_map(|name| conninfo.get(name)).any(|hosts| hosts.contains(','))
 }

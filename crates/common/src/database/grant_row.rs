@@ -7,9 +7,10 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 
-use super::conninfo::connection_string;
+use super::conninfo::connect;
 use super::grant::wait;
 use super::schema::cache_grant;
+use super::statements::DURABLE;
 use crate::config::DatabaseSettings;
 use crate::error::CommandResult;
 
@@ -67,15 +68,15 @@ impl Reason {
 /// # Errors
 /// The database's.
 pub fn create(connection: &mut PgConnection, redis: Option<&str>, life: Duration) -> QueryResult<()> {
-    diesel::insert_into(cache_grant::table)
-        .values((
-            cache_grant::epoch.eq(rand::random::<i64>()),
-            cache_grant::redis.eq(redis),
-            cache_grant::life_ms.eq(milliseconds(life)),
-        ))
-        .on_conflict_do_nothing()
-        .execute(connection)
-        .map(drop)
+    let row = (
+        cache_grant::epoch.eq(rand::random::<i64>()),
+        cache_grant::redis.eq(redis),
+        cache_grant::life_ms.eq(milliseconds(life)),
+    );
+    durably(connection, |connection| {
+        let insert = diesel::insert_into(cache_grant::table).values(row).on_conflict_do_nothing();
+        insert.execute(connection).map(drop)
+    })
 }
 
 /// Suspends the grant of `epoch`, or any without one. It needs no lock: writes that are under way guard the process
@@ -87,7 +88,7 @@ pub fn create(connection: &mut PgConnection, redis: Option<&str>, life: Duration
 /// # Errors
 /// The database's.
 pub fn suspend(connection: &mut PgConnection, epoch: Option<i64>) -> QueryResult<bool> {
-    let rows = sql_query(
+    let update = sql_query(
         "UPDATE cache_grant SET redis = NULL, epoch = $1, changed_at = now(), pause_ms = CASE
              WHEN redis IS NULL THEN pause_ms
              WHEN now() - changed_at > interval '1 minute' THEN 0
@@ -95,9 +96,8 @@ pub fn suspend(connection: &mut PgConnection, epoch: Option<i64>) -> QueryResult
          WHERE epoch = coalesce($2, epoch)",
     )
     .bind::<BigInt, _>(rand::random::<i64>())
-    .bind::<Nullable<BigInt>, _>(epoch)
-    .execute(connection)?;
-    Ok(rows > 0)
+    .bind::<Nullable<BigInt>, _>(epoch);
+    durably(connection, |connection| Ok(update.execute(connection)? > 0))
 }
 
 /// Grants `redis`, if `epoch` is still the one that is suspended: when no write that began under the suspension is
@@ -106,7 +106,7 @@ pub fn suspend(connection: &mut PgConnection, epoch: Option<i64>) -> QueryResult
 /// # Errors
 /// The database's, and that such writes take longer than a tenth of a second: others wait behind this meanwhile.
 pub fn grant(connection: &mut PgConnection, epoch: i64, redis: &str, life: Duration) -> QueryResult<bool> {
-    connection.transaction(|connection| {
+    durably(connection, |connection| {
         connection.batch_execute(&format!(
             "SET LOCAL lock_timeout = '100ms'; SELECT pg_advisory_xact_lock({GRANT_LOCK})"
         ))?;
@@ -123,13 +123,24 @@ pub fn grant(connection: &mut PgConnection, epoch: i64, redis: &str, life: Durat
     })
 }
 
+/// Does `change` in a transaction that survives a crash of the server.
+fn durably<T>(
+    connection: &mut PgConnection,
+    change: impl FnOnce(&mut PgConnection) -> QueryResult<T>,
+) -> QueryResult<T> {
+    connection.transaction(|connection| {
+        connection.batch_execute(DURABLE)?;
+        change(connection)
+    })
+}
+
 /// The `purge --all` sub-command: suspends the cache, and returns when no reader uses what was in it. A user-svc that
 /// runs then grants Redis under a new epoch.
 ///
 /// # Errors
 /// The database's.
 pub fn purge_all(settings: &DatabaseSettings) -> CommandResult {
-    let mut connection = PgConnection::establish(&connection_string(settings))?;
+    let mut connection = connect(settings)?;
     let life: Option<i32> =
         cache_grant::table.select(cache_grant::life_ms).first(&mut connection).optional()?;
     suspend(&mut connection, None)?;

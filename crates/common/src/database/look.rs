@@ -7,9 +7,12 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
 
+use super::conninfo::connect_to;
 use super::grant::Grant;
 use super::migrations::Schema;
-use super::session::{ALWAYS_DURABLE, Pool, Pooled, discard};
+use super::session::{Pool, Pooled, discard};
+use super::statements::{MARK, mark, new_word};
+use crate::config::Kept;
 
 /// Why a look has failed.
 pub type Failure = Box<dyn std::error::Error>;
@@ -22,6 +25,9 @@ pub struct Look {
     pub standby: bool,
     #[diesel(sql_type = Text)]
     encoding: String,
+    /// Whether a pooler shares the session among clients, though settings and statements are kept in it.
+    #[diesel(sql_type = Bool)]
+    shared: bool,
     /// Whether it takes no writes.
     #[diesel(sql_type = Bool)]
     pub read_only: bool,
@@ -44,6 +50,8 @@ impl Look {
             Some("DATABASE_URL leads to a standby, which may lack what the primary has acknowledged.")
         } else if self.encoding != "UTF8" {
             Some("The encoding of the database is not UTF8, so it cannot hold every name.")
+        } else if self.shared {
+            Some(SHARED_SESSION)
         } else {
             None
         }
@@ -56,13 +64,15 @@ impl Look {
     }
 }
 
-/// The query of a look, but for the table.
+/// Through such a pooler a statement that is prepared may be another client's.
+const SHARED_SESSION: &str = "DATABASE_URL leads through a pooler that gives each transaction another session: set DATABASE_PREPARED=false.";
+
+/// The query of a look, but for whether the session is shared and the table.
 const LOOK: &str = "\
 SELECT pg_is_in_recovery() AS standby, current_setting('server_encoding') AS encoding,
   current_setting('transaction_read_only')::boolean AS read_only,
   (SELECT oid::text FROM pg_database WHERE datname = current_database()) AS database,
-  extract(epoch FROM pg_postmaster_start_time())::text AS server_start, epoch, redis, life_ms
-FROM (VALUES (1)) AS one LEFT JOIN ";
+  extract(epoch FROM pg_postmaster_start_time())::text AS server_start, epoch, redis, life_ms, ";
 
 /// Instead of the table, for a role that may not read it.
 const NO_GRANT: &str =
@@ -80,21 +90,36 @@ enum Held {
 }
 
 impl Watched {
-    /// Connects, with `timeout` for each statement. Prepares the schema if `schema` says so.
+    /// Connects, with `timeout` for each statement if `kept` says that the session keeps that. Prepares the schema if
+    /// `schema` says so.
     ///
     /// # Errors
     /// The database's, and that the schema is not there.
-    pub fn connect(url: &str, schema: Option<Schema>, timeout: Duration) -> Result<Self, Failure> {
-        let mut connection = PgConnection::establish(url)?;
-        let timeout = timeout.as_millis();
-        connection.batch_execute(&format!("SET statement_timeout = {timeout}; {ALWAYS_DURABLE}"))?;
-        let is_usable = "NOT pg_is_in_recovery() AND current_setting('server_encoding') = 'UTF8'";
-        let usable = ask(&mut connection, is_usable)?;
+    pub fn connect(
+        url: &str,
+        kept: Kept,
+        schema: Option<Schema>,
+        timeout: Duration,
+    ) -> Result<Self, Failure> {
+        let mut connection = connect_to(url)?;
+        let mut shared = "false".to_owned();
+        if kept == Kept::Session {
+            let word = new_word();
+            connection.batch_execute(&format!("SET statement_timeout = {}", timeout.as_millis()))?;
+            shared = format!("current_setting('{MARK}', true) IS DISTINCT FROM '{word}'");
+            if is_shared(&mut connection, &word, url)? {
+                shared = "true".to_owned();
+            }
+        }
+        let is_usable = format!(
+            "NOT pg_is_in_recovery() AND current_setting('server_encoding') = 'UTF8' AND NOT ({shared})"
+        );
+        let usable = ask(&mut connection, &is_usable)?;
         if let Some(schema) = schema.filter(|_| usable) {
             schema.prepare(&mut connection)?;
         }
         let table = if usable { grant_table(&mut connection)? } else { NO_GRANT };
-        Ok(Self::on(Held::Own(connection), table))
+        Ok(Self::on(Held::Own(connection), &shared, table))
     }
 
     /// Borrows a connection of the workers, of which one must become free within `timeout`.
@@ -104,11 +129,12 @@ impl Watched {
     pub fn borrow(pool: &Pool, timeout: Duration) -> Result<Self, Failure> {
         let mut connection = pool.get_timeout(timeout)?;
         let table = grant_table(&mut connection)?;
-        Ok(Self::on(Held::Borrowed(connection), table))
+        Ok(Self::on(Held::Borrowed(connection), "false", table))
     }
 
-    fn on(connection: Held, table: &str) -> Self {
-        Self { connection, query: format!("{LOOK}{table}") }
+    fn on(connection: Held, shared: &str, table: &str) -> Self {
+        let query = format!("{LOOK}{shared} AS shared FROM (VALUES (1)) AS one LEFT JOIN {table}");
+        Self { connection, query }
     }
 
     /// The connection.
@@ -148,6 +174,30 @@ fn grant_table(connection: &mut PgConnection) -> QueryResult<&'static str> {
     }
     log::error!("the role has no right to SELECT from the table cache_grant: the cache is not used");
     Ok(NO_GRANT)
+}
+
+/// Whether a pooler gives statements of two clients to one session, or of one client to two. Marks the session of
+/// `connection` by `word`.
+///
+/// A pooler takes the session that was used last, which is then another client's, or the one that was not used for
+/// longest, which then changes from statement to statement. On a busy one others may come in between, so this tries
+/// again; and each later look compares the mark.
+fn is_shared(connection: &mut PgConnection, word: &str, url: &str) -> QueryResult<bool> {
+    let other_word = new_word();
+    // Without a second connection, as when the role may have one only, the looks must do.
+    let Ok(mut other) = connect_to(url) else {
+        connection.batch_execute(&mark(word))?;
+        return Ok(false);
+    };
+    let is_marked = format!("current_setting('{MARK}', true) IS NOT DISTINCT FROM '{other_word}'");
+    for _ in 0..3 {
+        other.batch_execute(&mark(&other_word))?;
+        connection.batch_execute(&mark(word))?;
+        if !ask(&mut other, &is_marked)? || !ask(&mut other, &is_marked)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The answer to a question of yes or no.

@@ -11,7 +11,8 @@ use diesel::sql_types::Text;
 use diesel::{Connection, PgConnection, QueryableByName, RunQueryDsl, sql_query};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-use super::conninfo::connection_string;
+use super::conninfo::connect;
+use super::statements::DURABLE;
 use crate::config::DatabaseSettings;
 use crate::error::CommandResult;
 
@@ -79,7 +80,7 @@ fn run_pending(connection: &mut PgConnection) -> Result<usize, Failure> {
     connection.transaction(|connection| {
         let lock_wait = LOCK_WAIT.as_millis();
         connection.batch_execute(&format!(
-            "SET LOCAL lock_timeout = {lock_wait}; SET LOCAL statement_timeout = 0; \
+            "{DURABLE}; SET LOCAL lock_timeout = {lock_wait}; SET LOCAL statement_timeout = 0; \
              SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"
         ))?;
         connection.run_pending_migrations(MIGRATIONS).map(|versions| versions.len())
@@ -118,6 +119,6 @@ fn is_complete(connection: &mut PgConnection) -> Result<bool, Box<dyn std::error
 /// # Errors
 /// The database's.
 pub fn run_once(settings: &DatabaseSettings) -> CommandResult {
-    let mut connection = PgConnection::establish(&connection_string(settings))?;
+    let mut connection = connect(settings)?;
     Schema::Migrate.prepare(&mut connection)
 }

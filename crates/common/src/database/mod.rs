@@ -21,6 +21,7 @@ mod pending;
 mod queue;
 pub(crate) mod schema;
 mod session;
+mod statements;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,7 +48,8 @@ pub use self::outcome::Outcome;
 pub use self::pending::{Late, Pending};
 use self::queue::{Job, WorkQueue};
 pub use self::session::{End, LockWait, Seen};
-use self::session::{Session, Setup, Shortage};
+use self::session::{Session, Shortage};
+use self::statements::{Beginnings, Setup};
 use crate::config::DatabaseSettings;
 use crate::error::Error;
 use crate::metrics::DatabaseMetrics;
@@ -82,15 +84,15 @@ impl Database {
             .error_handler(Box::new(Shortage::default()))
             .build_unchecked(ConnectionManager::new(&url));
         let queue = Arc::new(WorkQueue::new(settings.queue));
+        let beginnings = Arc::new(Beginnings::of(settings));
         for number in 0..settings.connections {
-            let session = Session::new(pool.clone());
+            let session = Session::new(pool.clone(), beginnings.clone());
             let queue = Arc::downgrade(&queue);
             let metrics = metrics.clone();
             let thread = thread::Builder::new().name(format!("database-{number}"));
             thread.spawn(move || work(session, &queue, &metrics))?;
         }
-        let grants = Grants::new(settings.without_postgres);
-        let monitor = Arc::new(Monitor::new(schema, pool, grants, metrics.grant.clone()));
+        let monitor = Arc::new(Monitor::new(settings, schema, pool, metrics.grant.clone()));
         let granter = Granter::new(settings.grant_life, metrics.grant.clone());
         let watching = monitor.clone();
         let thread = thread::Builder::new().name("database-monitor".into());
@@ -198,8 +200,9 @@ impl Database {
 
     fn ensure_available(&self) -> Result<(), Error> {
         match self.status() {
+            Status::Ready => Ok(()),
+            Status::Starting => Err(Error::Unavailable("PostgreSQL has not been looked at yet".into())),
             Status::Away => Err(Error::Unavailable("PostgreSQL is away".into())),
-            Status::Starting | Status::Ready => Ok(()),
         }
     }
 

@@ -12,6 +12,7 @@ use diesel::QueryResult;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::conninfo::has_several_hosts;
 use super::grant::{Grant, Grants};
 use super::grant_row::Reason;
 use super::granter::{Granter, Offer};
@@ -19,6 +20,7 @@ use super::look::{Failure, Watched, is_refusal};
 use super::migrations::Schema;
 use super::outcome::{Outcome, Question};
 use super::session::Pool;
+use crate::config::{DatabaseSettings, Kept};
 use crate::metrics::GrantMetrics;
 
 /// How often the monitor queries PostgreSQL: a failure is noticed before most requests have waited for long.
@@ -44,6 +46,10 @@ pub enum Status {
 pub struct Monitor {
     start: Instant,
     schema: Schema,
+    kept: Kept,
+    /// Whether a refused connection means that PostgreSQL is down. A pooler may be down alone, and of several servers
+    /// another may serve.
+    refusals_count: bool,
     /// The workers' connections.
     pool: Pool,
     /// What is known of the grant.
@@ -71,12 +77,14 @@ struct Orders {
 
 impl Monitor {
     /// A monitor that has seen nothing yet.
-    pub fn new(schema: Schema, pool: Pool, grants: Grants, metrics: GrantMetrics) -> Self {
+    pub fn new(settings: &DatabaseSettings, schema: Schema, pool: Pool, metrics: GrantMetrics) -> Self {
         Self {
             start: Instant::now(),
             schema,
+            kept: settings.kept,
+            refusals_count: settings.kept == Kept::Session && !has_several_hosts(&settings.url),
             pool,
-            grants,
+            grants: Grants::new(settings.without_postgres),
             metrics,
             was_ready: AtomicBool::new(false),
             seen: AtomicU64::new(0),
@@ -179,7 +187,7 @@ impl Monitor {
             if was_connected {
                 continue; // the connection is lost; the next attempt shows whether the server is
             }
-            if is_refusal(&reason) {
+            if self.refusals_count && is_refusal(&reason) {
                 self.grants.refused(asked);
             }
             // One failure may be the monitor's own: its connection was reset while it was made, or another client took
@@ -214,6 +222,7 @@ impl Monitor {
             self.metrics.standbys.inc();
         }
         if let Some(obstacle) = look.obstacle() {
+            self.seen.store(0, Ordering::Release);
             return Err(obstacle.into());
         }
         let is_read_only = look.read_only;
@@ -242,7 +251,7 @@ impl Monitor {
         let was_ready = self.was_ready.load(Ordering::Acquire);
         let schema = if was_ready { None } else { Some(self.schema) };
         let start = Instant::now();
-        let watched = match Watched::connect(url, schema, MONITOR_TIMEOUT) {
+        let watched = match Watched::connect(url, self.kept, schema, MONITOR_TIMEOUT) {
             Err(error)
                 if was_ready && !is_refusal(&error.to_string()) && start.elapsed() < BORROW_TIMEOUT =>
             {
@@ -275,9 +284,13 @@ impl Monitor {
     /// Sends the outcome of each transaction that was asked for and has ended.
     fn answer(&self, connection: &mut PgConnection) -> QueryResult<()> {
         let questions = std::mem::take(&mut self.orders.lock().questions);
+        let session = match self.kept {
+            Kept::Session => Some(self.session()),
+            Kept::Nothing => None,
+        };
         let mut lost = Ok(());
         for question in questions {
-            let outcome = if lost.is_ok() { question.ask(connection, self.session()) } else { Ok(None) };
+            let outcome = if lost.is_ok() { question.ask(connection, session) } else { Ok(None) };
             if let Ok(Some(outcome)) = outcome {
                 // Its write may have been given up.
                 let _ = question.answer.send(outcome);

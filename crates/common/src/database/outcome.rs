@@ -29,14 +29,15 @@ pub struct Question {
 }
 
 impl Question {
-    /// Asks in the monitor's session `session`. Returns none while the transaction is in progress.
+    /// Asks in the monitor's session `session`; none: any, as a pooler has it. Returns none while the transaction is in
+    /// progress.
     ///
     /// After a crash the server gives ids out again. So how a transaction ended is believed only in a session that saw
     /// it under way: no session outlives a crash.
     ///
     /// # Errors
     /// The connection is lost.
-    pub fn ask(&self, connection: &mut PgConnection, session: u64) -> QueryResult<Option<Outcome>> {
+    pub fn ask(&self, connection: &mut PgConnection, session: Option<u64>) -> QueryResult<Option<Outcome>> {
         #[derive(QueryableByName)]
         struct Status {
             #[diesel(sql_type = Nullable<Text>)]
@@ -49,10 +50,11 @@ impl Question {
             // An id that this server has not given out.
             Err(_) => return Ok(Some(Outcome::Ended)),
         };
+        let is_the_same = session.is_some() && self.session == session;
         Ok(match status.as_str() {
             "in progress" => None,
-            "committed" if self.session == Some(session) => Some(Outcome::Committed),
-            "aborted" if self.session == Some(session) => Some(Outcome::Aborted),
+            "committed" if is_the_same => Some(Outcome::Committed),
+            "aborted" if is_the_same => Some(Outcome::Aborted),
             _ => Some(Outcome::Ended),
         })
     }

@@ -1,30 +1,16 @@
 //! The connection that a job has, and the transactions on it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
-use diesel::r2d2::{ConnectionManager, CustomizeConnection, PooledConnection};
+use diesel::r2d2::{ConnectionManager, PooledConnection};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::{PgConnection, QueryResult};
 
-use super::grant_row::GRANT_LOCK;
-use crate::config::DatabaseSettings;
+use super::statements::Beginnings;
 use crate::error::Error;
-
-/// The server ends a transaction of ours that does nothing for so long: its process is gone or frozen. Longer than the
-/// longest pause within a transaction, which is a step with Redis and the near wait.
-const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
-
-/// How long a transaction waits for rows and keys that another session holds while other writes wait behind it: longer
-/// than another service's transaction takes.
-const SHORT_LOCK_WAIT: Duration = Duration::from_millis(50);
-
-/// The beginning of a transaction that writes, in one round trip. The lock is the one of `grant_row.rs`. What is read
-/// in a later statement is what was there after the lock was taken: a snapshot each is what READ COMMITTED means.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; EXECUTE take_grant_lock";
-const BEGIN_WITH_SHORT_LOCK_WAIT: &str =
-    "BEGIN ISOLATION LEVEL READ COMMITTED; EXECUTE take_grant_lock_then_wait_shortly";
 
 /// How long a transaction waits for what another session holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,16 +30,6 @@ pub enum End {
     RollBack,
 }
 
-/// Refuses a server in recovery: it may lack what the primary has acknowledged. It cannot become one later, since a
-/// server enters recovery only as it starts. Refuses a database that cannot hold every name.
-const ONLY_A_USABLE_ONE: &str = "DO $$ BEGIN \
-     IF pg_is_in_recovery() THEN RAISE EXCEPTION 'the server is a standby'; END IF; \
-     IF current_setting('server_encoding') <> 'UTF8' THEN RAISE EXCEPTION 'the encoding is not UTF8'; END IF; END $$";
-
-/// An acknowledged write must survive a crash of the server, whatever the role's defaults are.
-pub const ALWAYS_DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', false) \
-     WHERE current_setting('synchronous_commit') IN ('off', 'local')";
-
 /// Where connections come from.
 pub type Pool = r2d2::Pool<ConnectionManager<PgConnection>>;
 
@@ -69,6 +45,7 @@ pub struct Seen<T> {
 /// The connection of a job, from when it needs one.
 pub struct Session {
     pool: Pool,
+    beginnings: Arc<Beginnings>,
     connection: Option<Pooled>,
 }
 
@@ -76,21 +53,32 @@ pub struct Session {
 pub type Pooled = PooledConnection<ConnectionManager<PgConnection>>;
 
 impl Session {
-    /// A session that takes its connections from `pool`.
-    pub fn new(pool: Pool) -> Self {
-        Self { pool, connection: None }
+    /// A session that takes its connections from `pool`, and begins transactions by `beginnings`.
+    pub fn new(pool: Pool, beginnings: Arc<Beginnings>) -> Self {
+        Self { pool, beginnings, connection: None }
     }
 
-    /// Runs `query`, again on another connection if the first turns out to be dead.
+    /// Runs `query`, again on another connection if the first turns out to be dead. It is one statement, or a
+    /// transaction of its own if settings must travel with that.
     pub fn read<T>(
         &mut self,
         deadline: Instant,
         query: impl Fn(&mut PgConnection) -> QueryResult<T>,
     ) -> Result<Seen<T>, Error> {
-        self.retry_if_lost(deadline, |connection| {
+        let beginnings = self.beginnings.clone();
+        let Some(sql) = beginnings.read() else {
+            return self.retry_if_lost(deadline, |connection| {
+                let as_of = Instant::now();
+                query(connection).map(|value| Seen { value, as_of })
+            });
+        };
+        let seen = self.retry_if_lost(deadline, |connection| {
             let as_of = Instant::now();
-            query(connection).map(|value| Seen { value, as_of })
-        })
+            begin(connection, sql, |connection| query(connection).map(|value| Ok(Seen { value, as_of })))
+        })?;
+        // It has changed nothing, so that its end says nothing.
+        let _ = self.end(AnsiTransactionManager::commit_transaction);
+        seen
     }
 
     /// Runs a transaction: `change`, again if the connection is lost under it, then `before_commit`, then COMMIT,
@@ -103,7 +91,9 @@ impl Session {
         change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>>,
         before_commit: impl FnOnce(T) -> Result<End, Error>,
     ) -> Result<(), Error> {
-        let value = self.retry_if_lost(deadline, |connection| begin(connection, lock_wait, &change))??;
+        let beginnings = self.beginnings.clone();
+        let sql = beginnings.write(lock_wait);
+        let value = self.retry_if_lost(deadline, |connection| begin(connection, sql, &change))??;
         let refused = match before_commit(value) {
             Ok(End::Commit) if may_commit() => None,
             Ok(End::Commit) => Some(Err(Error::waited_too_long())),
@@ -197,19 +187,14 @@ impl r2d2::HandleError<diesel::r2d2::Error> for Shortage {
     }
 }
 
-/// BEGIN, with the lock that keeps the grant from being given to another Redis meanwhile, then `change`. After an error
-/// or a refusal the transaction is rolled back.
+/// BEGIN by `sql`, then `change`. After an error or a refusal the transaction is rolled back.
 fn begin<T>(
     connection: &mut PgConnection,
-    lock_wait: LockWait,
+    sql: &str,
     change: impl Fn(&mut PgConnection) -> QueryResult<Result<T, Error>>,
 ) -> QueryResult<Result<T, Error>> {
-    let sql = match lock_wait {
-        LockWait::Short => BEGIN_WITH_SHORT_LOCK_WAIT,
-        LockWait::Long => BEGIN,
-    };
     if let Err(error) = AnsiTransactionManager::begin_transaction_sql(connection, sql) {
-        // The lock may have failed after BEGIN. Diesel would not know of that transaction.
+        // What follows BEGIN in the text may have failed. Diesel would not know of that transaction.
         let _ = connection.batch_execute("ROLLBACK");
         return Err(error);
     }
@@ -243,35 +228,4 @@ fn is_undone(error: &DieselError) -> bool {
             _
         )
     )
-}
-
-/// Sets up a new connection.
-#[derive(Debug)]
-pub struct Setup(String);
-
-impl Setup {
-    /// Sets the server's own limits, from `settings`, and lets it plan each statement once. All our statements go by
-    /// the primary key, so no other plan is ever better. By default, with few keys in a batch, the server would plan
-    /// anew each time, which takes a fifth of its time; and a plan made while the table was empty might read all rows.
-    /// No statement is worth being compiled. The beginning of a transaction is prepared, since it is sent as text.
-    pub fn of(settings: &DatabaseSettings) -> Self {
-        Self(format!(
-            "{ONLY_A_USABLE_ONE}; {ALWAYS_DURABLE}; SET statement_timeout = {}; SET lock_timeout = {}; \
-             SET idle_in_transaction_session_timeout = {}; \
-             SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off; \
-             PREPARE take_grant_lock AS SELECT pg_advisory_xact_lock_shared({GRANT_LOCK}); \
-             PREPARE take_grant_lock_then_wait_shortly AS \
-             SELECT pg_advisory_xact_lock_shared({GRANT_LOCK}), set_config('lock_timeout', '{}', true)",
-            settings.statement_timeout.as_millis(),
-            settings.lock_timeout.as_millis(),
-            IDLE_IN_TRANSACTION.as_millis(),
-            SHORT_LOCK_WAIT.as_millis(),
-        ))
-    }
-}
-
-impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for Setup {
-    fn on_acquire(&self, connection: &mut PgConnection) -> Result<(), diesel::r2d2::Error> {
-        connection.batch_execute(&self.0).map_err(diesel::r2d2::Error::QueryError)
-    }
 }

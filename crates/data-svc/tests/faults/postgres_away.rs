@@ -1,11 +1,12 @@
-//! For how long hits go on without PostgreSQL: throughout while it refuses, and for the grant's life while it is silent.
+//! For how long hits go on without PostgreSQL: throughout while it refuses, and for the grant's life while it is silent,
+//! or may be up elsewhere.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use devstack::http::Response;
 use devstack::testing::{get, metric, wait_until};
-use devstack::{Proxy, Service, ServiceBuilder, Stack};
+use devstack::{Proxy, Service, ServiceBuilder, Stack, free_port};
 
 use crate::{insert, is_hit, is_unavailable, wait_for_a_hit, without_near};
 
@@ -84,6 +85,21 @@ fn while_postgres_is_silent_hits_go_on_without_a_gap_and_end_with_the_grant() {
     for replica in &replicas {
         wait_for_a_hit(replica, "john");
         assert_eq!(metric(replica, "cache_suspended"), 0);
+    }
+}
+
+/// Of several servers another may serve, and a pooler may be down alone.
+#[test]
+fn where_a_refusal_does_not_mean_that_postgres_is_down_hits_end_with_the_grant() {
+    let stack = Stack::private();
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", stack.postgres().port(), free_port());
+    let several = format!("postgres://postgres@{hosts}/{}", stack.database());
+    let settings = [("DATABASE_URL", &*several), ("DATABASE_PREPARED", "false")];
+    let replicas = settings.map(|(name, value)| replicas(&stack, |service| service.env(name, value)));
+    stack.postgres().kill();
+    for replica in replicas.iter().flatten() {
+        wait_until("the grant has ended", || get(replica, "john").status != 200);
+        is_unavailable(&get(replica, "john"));
     }
 }
 

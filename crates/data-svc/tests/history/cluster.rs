@@ -70,7 +70,7 @@ impl Replica {
         settings: Settings,
     ) -> Self {
         let redis = Path::to(stores.redis().port(), slowness);
-        let postgres = Path::to(stores.postgres().port(), slowness);
+        let postgres = Path::to(stores.database_port(), slowness);
         let builder = builder.redis_through(&redis.proxy).postgres_through(&postgres.proxy);
         let builder = settings.iter().fold(builder, |builder, (name, value)| builder.env(name, *value));
         let service = builder.start();
@@ -142,6 +142,11 @@ impl Cluster {
     /// Starts all of it, with the settings of each data-svc. The others are default settings.
     pub fn start(readers: [Settings; 2]) -> Self {
         Self::on(Stores::start(), readers)
+    }
+
+    /// Starts all of it, with a pooler before PostgreSQL.
+    pub fn pooled() -> Self {
+        Self::on(Stores::pooled(), [&[], &[]])
     }
 
     /// Starts another installation: another PostgreSQL, and the same Redis with the same database number.

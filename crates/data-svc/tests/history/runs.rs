@@ -26,7 +26,7 @@ const TIERS: [&str; 6] = ["near hit", "hit", "negative hit", "miss, stored", "fo
 const MORE_INFOS: u32 = u32::MAX / 2;
 
 /// Asserts that reads were answered in all of these ways.
-fn saw(report: &Report, tiers: &[&str]) {
+pub fn saw(report: &Report, tiers: &[&str]) {
     for source in tiers {
         assert!(report.source(source) >= 3, "few or none of {source:?}: {:?}", report.sources);
     }
@@ -53,16 +53,21 @@ pub fn single_faults(test: &str, promise: Promise, kinds: &[Fault], time: Durati
 }
 
 /// A recording under two faults at a time, one of each list.
-pub fn double_faults(test: &str, kinds: [&[Fault]; 2], time: Duration, load: &Load) -> Report {
-    let cluster = Cluster::start([&[], &[]]);
+pub fn double_faults(
+    cluster: &Cluster,
+    test: &str,
+    kinds: [&[Fault]; 2],
+    time: Duration,
+    load: &Load,
+) -> Report {
     let log = Log::default();
-    let recording = record(&cluster, load, || {
+    let recording = record(cluster, load, || {
         scope(|scope| {
-            scope.spawn(|| faults::inject(&cluster, kinds[0], time, &log));
-            faults::inject(&cluster, kinds[1], time, &log);
+            scope.spawn(|| faults::inject(cluster, kinds[0], time, &log));
+            faults::inject(cluster, kinds[1], time, &log);
         });
     });
-    Report::of(test, Promise::Linearizable, &cluster, &recording, &log).good(&cluster, &recording)
+    Report::of(test, Promise::Linearizable, cluster, &recording, &log).good(cluster, &recording)
 }
 
 /// How long a standby is disturbed before it is promoted.
@@ -70,23 +75,22 @@ const STANDBY_TIME: Duration = Duration::from_secs(4);
 
 /// A recording in which the synchronous standby is slow or away for a time, and is then promoted; again with a new one
 /// until `time` is over.
-pub fn standby(time: Duration, load: &Load) -> Report {
-    let cluster = Cluster::start([&[], &[]]);
+pub fn standby(cluster: &Cluster, time: Duration, load: &Load) -> Report {
     let log = Log::default();
     cluster.stores.standby();
-    let recording = record(&cluster, load, || {
+    let recording = record(cluster, load, || {
         let end = Instant::now() + time;
         loop {
-            faults::inject(&cluster, &[Fault::FreezeStandby, Fault::DetachStandby], STANDBY_TIME, &log);
-            faults::inject(&cluster, &[Fault::Promote], Duration::ZERO, &log);
+            faults::inject(cluster, &[Fault::FreezeStandby, Fault::DetachStandby], STANDBY_TIME, &log);
+            faults::inject(cluster, &[Fault::Promote], Duration::ZERO, &log);
             sleep(Duration::from_secs(2));
             if Instant::now() >= end {
                 return;
             }
         }
     });
-    let report = Report::of("standby promoted", Promise::Linearizable, &cluster, &recording, &log);
-    report.good(&cluster, &recording)
+    let report = Report::of("standby promoted", Promise::Linearizable, cluster, &recording, &log);
+    report.good(cluster, &recording)
 }
 
 /// Two recordings, and between them PostgreSQL goes back to a time within the first.
@@ -153,7 +157,8 @@ fn reads_are_linearizable_under_two_brief_faults_that_keep_barriers() {
     let _turn = one_at_a_time();
     let others = [POSTGRES, SERVICES].concat();
     let time = Duration::from_secs(10);
-    let report = double_faults("brief faults", [REDIS_BRIEF, &others], time, &Load::default());
+    let cluster = Cluster::start([&[], &[]]);
+    let report = double_faults(&cluster, "brief faults", [REDIS_BRIEF, &others], time, &Load::default());
     report.is_good();
     saw(&report, &TIERS);
     assert!(
@@ -191,7 +196,7 @@ fn reads_are_linearizable_when_redis_is_lost_comes_back_with_the_past_or_fails_o
 #[test]
 fn reads_are_linearizable_when_a_synchronous_standby_is_slow_away_or_promoted() {
     let _turn = one_at_a_time();
-    let report = standby(Duration::ZERO, &Load::default());
+    let report = standby(&Cluster::start([&[], &[]]), Duration::ZERO, &Load::default());
     report.is_good();
     saw(&report, &TIERS);
 }

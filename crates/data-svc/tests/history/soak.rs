@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use devstack::postgres::Timeline;
 
+use crate::cluster::Cluster;
 use crate::faults::{Counts, MEMBERS, POSTGRES, REDIS_BRIEF, REDIS_LOSES_BARRIERS, REDIS_LOST, SERVICES};
 use crate::one_at_a_time;
 use crate::recorder::Load;
@@ -51,12 +52,13 @@ fn round(number: usize, time: Duration) -> Vec<Report> {
     let load = Load { readers: MORE_READERS * usual.readers, ..usual };
     let linearizable =
         |test, kinds: &[_], load: &Load| vec![single_faults(test, Promise::Linearizable, kinds, time, load)];
+    let plain = || Cluster::start([&[], &[]]);
     let brief = [REDIS_BRIEF, MEMBERS].concat();
     let others = [POSTGRES, SERVICES].concat();
     match number % 9 {
-        0 => vec![double_faults("brief faults", [&brief, &others], time, &load)],
+        0 => vec![double_faults(&plain(), "brief faults", [&brief, &others], time, &load)],
         1 => linearizable("Redis lost", REDIS_LOST, &patient(&load)),
-        2 => vec![standby(time, &load)],
+        2 => vec![standby(&plain(), time, &load)],
         3 => {
             let kinds = [REDIS_LOSES_BARRIERS, SERVICES].concat();
             vec![single_faults("barriers lost", Promise::VisibleWithLostBarriers, &kinds, time, &load)]

@@ -7,6 +7,7 @@ mod commit;
 mod grant;
 mod memory;
 mod overload;
+mod pooler;
 mod postgres;
 mod race;
 mod server;

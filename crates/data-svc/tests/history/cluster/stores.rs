@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use devstack::{Postgres, Redis, ServiceBuilder};
+use devstack::{PgBouncer, Postgres, Proxy, Redis, ServiceBuilder};
 use parking_lot::Mutex;
 
 /// The database's name.
@@ -18,26 +18,41 @@ pub struct Stores {
     postgres: Mutex<Arc<Postgres>>,
     standby: Mutex<Option<Arc<Postgres>>>,
     redis: Mutex<Arc<Redis>>,
+    pooler: Option<Pooler>,
+}
+
+/// A pooler through which all services reach PostgreSQL, and its way there.
+struct Pooler {
+    server: PgBouncer,
+    link: Proxy,
 }
 
 impl Stores {
     /// Starts both, with a migrated database.
     pub fn start() -> Self {
-        Self::of(Arc::new(Redis::start_with_defaults()))
+        Self::of(Arc::new(Redis::start_with_defaults()), Postgres::start_with(&SETTINGS), None)
+    }
+
+    /// Starts both, and a pooler before PostgreSQL.
+    pub fn pooled() -> Self {
+        let postgres = Postgres::start_with(&SETTINGS);
+        let link = Proxy::start(("127.0.0.1", postgres.port()));
+        let pooler = Pooler { server: PgBouncer::start(link.port()), link };
+        Self::of(Arc::new(Redis::start_with_defaults()), postgres, Some(pooler))
     }
 
     /// Another PostgreSQL, and the same Redis.
     pub fn beside(other: &Self) -> Self {
-        Self::of(other.redis())
+        Self::of(other.redis(), Postgres::start_with(&SETTINGS), None)
     }
 
-    fn of(redis: Arc<Redis>) -> Self {
-        let postgres = Postgres::start_with(&SETTINGS);
+    fn of(redis: Arc<Redis>, postgres: Postgres, pooler: Option<Pooler>) -> Self {
         postgres.create_database(DATABASE, None);
         let stores = Self {
             postgres: Mutex::new(Arc::new(postgres)),
             standby: Mutex::default(),
             redis: Mutex::new(redis),
+            pooler,
         };
         let migrated = stores.service("user-svc").run(&["migrate"]);
         assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
@@ -46,8 +61,18 @@ impl Stores {
 
     /// A service on both, not started yet.
     pub fn service(&self, name: &str) -> ServiceBuilder {
-        let builder = ServiceBuilder::new(name).env("DATABASE_URL", self.postgres().url(DATABASE));
-        builder.env("REDIS_URL", self.redis().url(0))
+        let builder = ServiceBuilder::new(name).env("REDIS_URL", self.redis().url(0));
+        match &self.pooler {
+            None => builder.env("DATABASE_URL", self.postgres().url(DATABASE)),
+            Some(pooler) => {
+                builder.env("DATABASE_URL", pooler.server.url(DATABASE)).env("DATABASE_PREPARED", "false")
+            }
+        }
+    }
+
+    /// Where services reach PostgreSQL.
+    pub fn database_port(&self) -> u16 {
+        self.pooler.as_ref().map_or_else(|| self.postgres().port(), |pooler| pooler.server.port())
     }
 
     /// The primary.
@@ -86,13 +111,16 @@ impl Stores {
         started.clone()
     }
 
-    /// Kills the primary, and makes its standby the primary. Returns the new primary.
-    pub fn promote(&self) -> Arc<Postgres> {
+    /// Kills the primary, and makes its standby the primary, to which the pooler leads then, if there is one.
+    pub fn promote(&self) {
         let promoted = self.standby.lock().take().expect("there is a standby");
         // Fenced: of two primaries one would acknowledge what the other does not have.
         self.postgres().kill();
         promoted.promote();
-        *self.postgres.lock() = promoted.clone();
-        promoted
+        if let Some(pooler) = &self.pooler {
+            pooler.link.retarget(("127.0.0.1", promoted.port()));
+            pooler.link.reset();
+        }
+        *self.postgres.lock() = promoted;
     }
 }

@@ -64,9 +64,9 @@ pub fn promote(cluster: &Cluster) -> String {
         sleep(random_ms(20, 1_000));
         what = "of the standby, which was detached before";
     }
-    let promoted = cluster.stores.promote();
+    cluster.stores.promote();
     for replica in cluster.replicas() {
-        replica.postgres.lead_to(promoted.port());
+        replica.postgres.lead_to(cluster.stores.database_port());
     }
     what.into()
 }

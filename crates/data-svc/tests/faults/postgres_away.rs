@@ -88,16 +88,25 @@ fn while_postgres_is_silent_hits_go_on_without_a_gap_and_end_with_the_grant() {
     }
 }
 
-/// Of several servers another may serve, and a pooler may be down alone.
 #[test]
-fn where_a_refusal_does_not_mean_that_postgres_is_down_hits_end_with_the_grant() {
+fn without_one_of_several_postgres_servers_hits_end_with_the_grant_since_another_may_serve() {
+    hits_end_with_the_grant(|stack, service| {
+        let hosts = format!("127.0.0.1:{},127.0.0.1:{}", stack.postgres().port(), free_port());
+        service.env("DATABASE_URL", format!("postgres://postgres@{hosts}/{}", stack.database()))
+    });
+}
+
+#[test]
+fn without_a_pooler_hits_end_with_the_grant_since_postgres_may_serve_others() {
+    hits_end_with_the_grant(|_, service| service.env("DATABASE_PREPARED", "false"));
+}
+
+/// Asserts that hits end although each connection is refused.
+fn hits_end_with_the_grant(set: impl Fn(&Stack, ServiceBuilder) -> ServiceBuilder) {
     let stack = Stack::private();
-    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", stack.postgres().port(), free_port());
-    let several = format!("postgres://postgres@{hosts}/{}", stack.database());
-    let settings = [("DATABASE_URL", &*several), ("DATABASE_PREPARED", "false")];
-    let replicas = settings.map(|(name, value)| replicas(&stack, |service| service.env(name, value)));
+    let replicas = replicas(&stack, |service| set(&stack, service));
     stack.postgres().kill();
-    for replica in replicas.iter().flatten() {
+    for replica in &replicas {
         wait_until("the grant has ended", || get(replica, "john").status != 200);
         is_unavailable(&get(replica, "john"));
     }

@@ -41,11 +41,15 @@ impl PgBouncer {
         let dir = TempDir::new(account.as_ref());
         let [users, ini] = ["users.txt", "pgbouncer.ini"].map(|name| dir.path().join(name));
         let port = free_port();
-        let mut text = format!(
-            "{CONFIGURATION}\n[databases]\n* = host=127.0.0.1 port={postgres_port}\n\
-             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = trust\nauth_file = {}\n",
-            users.display()
-        );
+        // A second section of the same name would begin from the defaults again.
+        let database = format!("* = host=127.0.0.1 port={postgres_port}\n[pgbouncer]");
+        let mut text = CONFIGURATION.replacen("[pgbouncer]", &database, 1);
+        let users_path = users.display();
+        write!(
+            text,
+            "listen_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = trust\nauth_file = {users_path}\n"
+        )
+        .expect("a text takes all");
         for (name, value) in settings {
             writeln!(text, "{name} = {value}").expect("a text takes all");
         }

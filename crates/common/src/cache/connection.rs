@@ -273,10 +273,10 @@ impl Redis {
         }
     }
 
-    /// Takes a connection out of the pool for good: the pool validates at each checkout, which a hit need not pay.
-    /// Returns which process it leads to, if it says so within `limit`.
+    /// Takes a connection out of the pool for good: the pool validates at each checkout, which a hit need not pay, and
+    /// by commands that the user need not be allowed. Returns which process it leads to, if it says so within `limit`.
     async fn connect(&self, limit: Duration) -> Result<(MultiplexedConnection, Arc<str>), Failure> {
-        let mut connection = self.pool.get().await?;
+        let mut connection = Connection::take(self.pool.get().await?);
         let identify = async {
             let refused = permissions::refused(&mut connection, &self.commands).await?;
             if !refused.is_empty() {
@@ -285,7 +285,6 @@ impl Redis {
             process(&cmd("INFO").query_async(&mut connection).await?)
         };
         let process = timeout(limit, identify).await??;
-        let mut connection = Connection::take(connection);
         // The client has a time-out of its own (500 ms), which looks like a broken connection: ours must come first.
         connection.set_response_timeout(self.attempts.1 * 2);
         Ok((connection, process.into()))

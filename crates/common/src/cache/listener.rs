@@ -26,8 +26,15 @@ use super::near::Near;
 use super::subscription::{Channel, RECONNECT_INTERVAL};
 use crate::config::CacheSettings;
 
-/// How often the proof is renewed: a fifth of its life, so that a late reply does not end it.
+/// How often the proof is renewed while there are few near caches: a fifth of its life, so that a late reply does not end
+/// it.
 const RENEWAL_INTERVAL: Duration = Duration::from_millis(10);
+/// What a renewal takes of Redis' one thread, at most (docs/scaling.md has what it takes).
+const RENEWAL_COST: Duration = Duration::from_micros(25);
+/// The renewals of all near caches take one part in so many of that thread.
+const RENEWAL_SHARE: u32 = 10;
+/// How often the near caches are counted.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the connection has brought and the near cache has applied.
 #[derive(Debug, Clone)]
@@ -106,13 +113,19 @@ impl Listener {
         }
         let member = format!("{:016x}", rand::random::<u64>());
         *former = Some(member.clone());
+        let mut counted = Instant::now();
+        let mut interval = RENEWAL_INTERVAL;
         loop {
             // The cache's connections are watched for a server that has become another. This one is not.
             if self.cache.process().is_some_and(|now| now != process) {
                 return Err("another Redis answers now".into());
             }
             self.renew(&mut connection, &member).await?;
-            let next = Instant::now() + RENEWAL_INTERVAL;
+            if counted.elapsed() >= COUNT_INTERVAL {
+                interval = renewal_interval(cmd("HLEN").arg(MEMBERS).query_async(&mut connection).await?);
+                counted = Instant::now();
+            }
+            let next = Instant::now() + interval;
             while let Ok(changed) = timeout_at(next.into(), heard.changed()).await {
                 changed?;
                 let newest = heard.borrow_and_update().clone();
@@ -145,4 +158,31 @@ impl Listener {
     }
 }
 
+/// How often each of `members` near caches renews its proof, so that Redis has time for other work.
+///
+/// From 200 of them on that is longer than a proof holds. Then copies are used for a part of the time, and reads ask
+/// Redis for the rest of it.
+fn renewal_interval(members: u32) -> Duration {
+    RENEWAL_INTERVAL.max(RENEWAL_COST * RENEWAL_SHARE * members.min(MEMBERS_MAX))
+}
+
+/// More are not told apart: a second between renewals is enough to do Redis no harm.
+const MEMBERS_MAX: u32 = 4_000;
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewals_take_a_tenth_of_redis_at_most_however_many_near_caches_there_are() {
+        assert_eq!(renewal_interval(1), RENEWAL_INTERVAL);
+        for members in [1, 10, 40, 41, 100, 400, MEMBERS_MAX] {
+            let of_a_second =
+                f64::from(members) * RENEWAL_COST.as_secs_f64() / renewal_interval(members).as_secs_f64();
+            assert!(of_a_second <= 0.1 + f64::EPSILON, "{members}: {of_a_second}");
+        }
+        assert_eq!(renewal_interval(u32::MAX), Duration::from_secs(1));
+    }
+}

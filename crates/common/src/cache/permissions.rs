@@ -12,7 +12,7 @@ use super::acks::MEMBERS;
 pub fn needed(invalidations: &str, acks: &str) -> Vec<String> {
     let plain = ["INFO", "PING", "EVALSHA x 0", "SCRIPT LOAD x"].map(str::to_owned);
     let strings = ["GET", "GETRANGE 0 0", "SET x", "DEL", "TYPE", "PEXPIRE 1"];
-    let hash = ["HGETALL", "HGET x", "HSET x 1", "HSETNX x 1", "HINCRBY x 1", "HDEL x"];
+    let hash = ["HGETALL", "HGET x", "HSET x 1", "HSETNX x 1", "HINCRBY x 1", "HDEL x", "HLEN"];
     let on_channels = ["PUBLISH x", "SUBSCRIBE"];
     let on = |object: &str, command: &str| match command.split_once(' ') {
         Some((name, rest)) => format!("{name} {object} {rest}"),

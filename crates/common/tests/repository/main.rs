@@ -9,7 +9,7 @@ mod shared_loads;
 use std::time::Duration;
 
 use common::cache::{Cache, Near};
-use common::config::{CacheSettings, Conninfo, DatabaseSettings, WithoutPostgres};
+use common::config::{CacheSettings, Conninfo, DatabaseSettings, Kept, WithoutPostgres};
 use common::database::{Database, Schema, Status};
 use common::metrics::Metrics;
 use common::repository::{CacheAside, Repository};
@@ -38,6 +38,7 @@ fn database_settings(stack: &Stack) -> DatabaseSettings {
     DatabaseSettings {
         url: Conninfo::parse(&stack.database_url()).expect("a URL"),
         connections: 8,
+        kept: Kept::Session,
         queue: 100,
         timeout: Duration::from_secs(9),
         statement_timeout: Duration::from_secs(1),

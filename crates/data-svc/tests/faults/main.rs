@@ -2,6 +2,7 @@
 
 mod acks;
 mod fake_redis;
+mod fanout;
 mod held;
 mod leases;
 mod permissions;

@@ -10,6 +10,7 @@ mod arrival;
 mod chart;
 mod comparison;
 mod docs;
+mod fanout;
 mod goals;
 mod growth;
 mod instructions;
@@ -79,6 +80,8 @@ enum Command {
     Extras(Length),
     /// Measure ten times the clients
     Overload(Length),
+    /// Measure what near caches cost Redis, up to 400 of them (Redis 7.0 or newer)
+    Fanout(Length),
     /// Count instructions and compare them with bench/instructions.json
     Instructions {
         /// Write that file instead
@@ -159,6 +162,7 @@ fn main() -> ExitCode {
             let overloads = overload::overloads(&Stores::start(USERS), &length.plan(128));
             println!("{}", report::overloads(&overloads));
         }
+        Command::Fanout(length) => fanout::measure(&length.plan(0)),
         Command::Instructions { expect } => {
             let counted = count_instructions();
             if !expect {

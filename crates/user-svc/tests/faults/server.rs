@@ -166,3 +166,31 @@ fn the_lock_of_migrations_is_waited_for_shortly_too_and_ends_with_their_transact
          WHERE locktype = 'advisory' AND datname = current_database()";
     assert_eq!(stack.sql(advisory), "0");
 }
+
+/// What the sessions of a user-svc on this stack are told about planning.
+fn planner_settings(stack: &Stack) -> String {
+    assert_eq!(register(&stack.user_svc().start(), "john").status, 201);
+    let seen = stack.sql("SELECT settings FROM seen");
+    stack.sql("TRUNCATE users, seen");
+    seen
+}
+
+#[test]
+fn statements_are_planned_once_but_by_citus_which_cannot_do_that() {
+    let stack = Stack::private();
+    stack.sql(
+        "CREATE TABLE seen (settings text); \
+         CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO seen SELECT \
+         concat_ws(' ', current_setting('plan_cache_mode'), current_setting('enable_seqscan'), \
+         current_setting('jit')); RETURN NULL; END $$; \
+         CREATE TRIGGER see BEFORE INSERT ON users FOR EACH STATEMENT EXECUTE FUNCTION see()",
+    );
+    assert_eq!(planner_settings(&stack), "force_generic_plan off off");
+    // No package has it, so its entry must do.
+    stack.sql(
+        "SET allow_system_table_mods = on; \
+         INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion) \
+         VALUES (99999, 'citus', 10, 11, false, '1')",
+    );
+    assert_eq!(planner_settings(&stack), "auto off off");
+}

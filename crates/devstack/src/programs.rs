@@ -137,6 +137,13 @@ pub(crate) fn find(name: &str) -> Result<PathBuf, String> {
     on_path(name).into_iter().next().ok_or_else(|| format!("no {name} on PATH: run `make setup`"))
 }
 
+/// HAProxy. Debian puts it where only root's PATH leads.
+pub(crate) fn haproxy() -> Result<PathBuf, String> {
+    let debian = PathBuf::from("/usr/sbin/haproxy");
+    find("haproxy")
+        .or_else(|_| debian.is_file().then_some(debian).ok_or("haproxy is not installed".to_owned()))
+}
+
 fn on_path(name: &str) -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).map(|folder| folder.join(name)).filter(|file| file.is_file()).collect()

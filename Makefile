@@ -14,7 +14,7 @@ setup: ## Install what is missing (compiler, libpq, Postgres, Redis, curl; tools
 needs:
 	@scripts/setup
 
-up: ## Run Postgres, Redis and both services; print their URLs (USER_SVC_PORT, DATA_SVC_PORT)
+up: ## Run Postgres, Redis and both services; print their URLs (USER_SVC_PORT, DATA_SVC_PORT). REPLICAS=2 runs two of each behind HAProxy
 	@scripts/stack up
 
 down: ## Stop everything, keep the data

@@ -12,6 +12,7 @@ mod recorder;
 mod report;
 mod runs;
 mod soak;
+mod topologies;
 
 use parking_lot::{Mutex, MutexGuard};
 

@@ -1,0 +1,55 @@
+//! Recordings of installations as they are run past one machine. Each runs for some seconds with the other tests, and for
+//! minutes by `make topologies`.
+
+use std::thread::scope;
+use std::time::Duration;
+
+use devstack::haproxy::Program;
+
+use crate::cluster::Cluster;
+use crate::faults::{self, Fault, Log, REDIS_PAIR, SERVICES};
+use crate::one_at_a_time;
+use crate::recorder::{Load, record};
+use crate::report::{Promise, Report};
+use crate::runs::patient;
+
+/// How long a long recording is.
+const LONG: Duration = Duration::from_secs(300);
+
+/// Clients reach two replicas of each service through HAProxy, and these a Redis that fails over. Replicas are killed
+/// meanwhile.
+fn behind_haproxy(program: &Program, time: Duration, load: &Load) -> Report {
+    let cluster = Cluster::behind_haproxy(program);
+    let log = Log::default();
+    let recording = record(&cluster, load, || {
+        scope(|scope| {
+            scope.spawn(|| faults::inject(&cluster, SERVICES, time, &log));
+            faults::inject(&cluster, REDIS_PAIR, time, &log);
+        });
+    });
+    let report = Report::of("behind HAProxy", Promise::Linearizable, &cluster, &recording, &log);
+    report.good(&cluster, &recording)
+}
+
+fn saw(report: &Report, failovers: usize) {
+    report.is_good();
+    for source in ["near hit", "hit", "miss, stored", "bypass", "suspended"] {
+        assert!(report.source(source) >= 3, "few or none of {source:?}: {:?}", report.sources);
+    }
+    assert!(report.faults[&Fault::FailOverBehindHaproxy] >= failovers, "{:?}", report.faults);
+}
+
+#[test]
+fn reads_are_linearizable_behind_haproxy_while_a_redis_behind_it_fails_over() {
+    let Some(program) = Program::find() else { return };
+    let _turn = one_at_a_time();
+    saw(&behind_haproxy(&program, Duration::ZERO, &patient(&Load::default())), 1);
+}
+
+#[test]
+#[ignore = "five minutes, by `make topologies`"]
+fn reads_are_linearizable_for_long_behind_haproxy_while_a_redis_behind_it_fails_over() {
+    let Some(program) = Program::find() else { return };
+    let _turn = one_at_a_time();
+    saw(&behind_haproxy(&program, LONG, &patient(&Load::default())), 5);
+}

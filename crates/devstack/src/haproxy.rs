@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use crate::commands::{haproxy_arguments, haproxy_settings};
 use crate::process::{free_port, until};
-use crate::programs::haproxy;
+use crate::programs::{clean, haproxy, output};
 use crate::redis::Redis;
 use crate::supervise::{Supervised, supervised};
 use crate::tempdir::TempDir;
@@ -56,6 +56,20 @@ impl Program {
             let arguments = haproxy_arguments(folder, users, data).expect("our own folder");
             command.args(arguments).envs(haproxy_settings(ports));
         })
+    }
+
+    /// Reads files of `deploy/haproxy` as it would at its start. Returns what it prints if it takes them.
+    ///
+    /// # Errors
+    /// What it prints if it does not.
+    pub fn check(&self, files: &[&str]) -> Result<String, String> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/haproxy");
+        let mut command = clean(&self.0);
+        command.arg("-c").current_dir(folder);
+        for file in files {
+            command.args(["-f", file]);
+        }
+        output(&mut command)
     }
 
     /// Starts it in front of two Redis servers, of which the first is used while it is a primary.

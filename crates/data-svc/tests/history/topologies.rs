@@ -27,6 +27,9 @@ fn behind_haproxy(program: &Program, time: Duration, load: &Load) -> Report {
             faults::inject(&cluster, REDIS_PAIR, time, &log);
         });
     });
+    let lost: Vec<_> =
+        log.entries().into_iter().filter(|entry| entry.what.contains("no Redis was granted")).collect();
+    assert!(lost.is_empty(), "HAProxy leads to no primary: {lost:?}");
     let report = Report::of("behind HAProxy", Promise::Linearizable, &cluster, &recording, &log);
     report.good(&cluster, &recording)
 }

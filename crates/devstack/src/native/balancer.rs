@@ -43,17 +43,15 @@ pub(super) fn check(replicas: usize, setting: impl Fn(&str) -> Option<String>) -
 }
 
 /// The settings of a service behind HAProxy. `setting` looks up one that is given.
-pub(super) fn settings_of_replicas(
-    setting: impl Fn(&str) -> Option<String>,
-) -> impl Iterator<Item = (&'static str, String)> {
-    let drain_delay = setting("DRAIN_DELAY").is_none().then(|| ("DRAIN_DELAY", "2s".to_owned()));
-    [("TRUSTED_PROXIES", "127.0.0.1".to_owned())].into_iter().chain(drain_delay)
+pub(super) fn settings_of_replicas(setting: impl Fn(&str) -> Option<String>) -> Vec<(&'static str, String)> {
+    // Until HAProxy has noticed that a replica stops.
+    let drain_delay = setting("DRAIN_DELAY").unwrap_or_else(|| "2s".to_owned());
+    vec![("TRUSTED_PROXIES", "127.0.0.1".to_owned()), ("DRAIN_DELAY", drain_delay)]
 }
 
 /// Starts or keeps HAProxy on these ports, in front of the replicas of user-svc and data-svc. Returns when both are ready.
-pub(super) fn up(paths: &Paths, ports: [u16; 2], replicas: &[Vec<u16>; 2]) -> Result<()> {
+pub(super) fn up(paths: &Paths, ports: [u16; 2], users: &[u16], data: &[u16]) -> Result<()> {
     let folder = paths.folder("haproxy")?;
-    let [users, data] = replicas;
     let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
     let arguments = haproxy_arguments(&folder, users, data).map_err(failed)?;
     let files: Vec<_> =

@@ -32,17 +32,17 @@ pub(super) fn is_ready(port: u16) -> bool {
     http::try_send("GET", &format!("{}/readyz", url(port)), &[], "").is_ok_and(|answer| answer.status == 200)
 }
 
-/// The names of the services' parts, users first.
-fn names(replicas: usize) -> [Vec<String>; 2] {
-    [USER_SVC, DATA_SVC].map(|service| match replicas {
+/// The names of a service's parts.
+fn names(service: &str, replicas: usize) -> Vec<String> {
+    match replicas {
         1 => vec![service.to_owned()],
         _ => (1..=replicas).map(|number| format!("{service}-{number}")).collect(),
-    })
+    }
 }
 
-/// The parts of another number of replicas, which an `up` for this one does not want. HAProxy, if it is one, comes last.
+/// The parts of another number of replicas, which an `up` for this one does not want.
 fn others(paths: &Paths, replicas: usize) -> Vec<String> {
-    let wanted = names(replicas).concat();
+    let wanted = [USER_SVC, DATA_SVC].map(|service| names(service, replicas)).concat();
     let is_service = |name: &str| name.starts_with(USER_SVC) || name.starts_with(DATA_SVC);
     let is_unwanted_balancer = |name: &str| replicas == 1 && name == HAPROXY;
     let unwanted = |name: &String| is_service(name) && !wanted.contains(name) || is_unwanted_balancer(name);
@@ -76,36 +76,44 @@ pub(super) fn up(paths: &Paths, replicas: usize, database_port: u16, redis_url: 
             ("PUBLIC_DATA_URL", data_url.clone()),
         ]
     };
-    let [users, data] = names(replicas);
-    let mut started = [Vec::new(), Vec::new()];
     // user-svc runs first, since it migrates.
-    let kinds = [(USER_SVC, users, OWNER, ports[0]), (DATA_SVC, data, READER, ports[1])];
-    for ((service, names, role, port), started) in kinds.into_iter().zip(&mut started) {
-        for name in names {
-            let part = Part::of(paths, &name);
-            let mut settings = settings(role).to_vec();
-            let ports = if replicas == 1 {
-                let previous = part.previous().map(|record| record.metrics_port);
-                (port, ports::for_metrics(service, previous, &own_ports(&part))?)
-            } else {
-                settings.extend(balancer::settings_of_replicas(|name| setting(paths, name)));
-                ports::for_replica(&part)
-            };
-            run(paths, &name, plan(paths, service, ports, settings)?)?;
-            started.push((name, ports.0));
-        }
-    }
-    for (name, port) in started.iter().flatten() {
+    let users = start(paths, replicas, USER_SVC, ports[0], &settings(OWNER))?;
+    let data = start(paths, replicas, DATA_SVC, ports[1], &settings(READER))?;
+    for (name, port) in users.iter().chain(&data) {
         let part = Part::of(paths, name);
         if !part.becomes_ready(READY_TIMEOUT, || is_ready(*port)) {
             return Err(part.failure("is not ready"));
         }
     }
     if replicas > 1 {
-        let replicas = started.map(|started| started.into_iter().map(|(_, port)| port).collect::<Vec<_>>());
-        balancer::up(paths, ports, &replicas)?;
+        let [users, data] = [users, data].map(|it| it.into_iter().map(|(_, port)| port).collect::<Vec<_>>());
+        balancer::up(paths, ports, &users, &data)?;
     }
     Ok([user_url, data_url])
+}
+
+/// Starts or keeps a service: one at the port for clients, or replicas at any ports. Returns their names and ports.
+fn start(
+    paths: &Paths,
+    replicas: usize,
+    service: &str,
+    client_port: u16,
+    settings: &[(&str, String)],
+) -> Result<Vec<(String, u16)>> {
+    let behind_haproxy = balancer::settings_of_replicas(|name| setting(paths, name));
+    let mut started = Vec::new();
+    for name in names(service, replicas) {
+        let part = Part::of(paths, &name);
+        let (ports, settings) = if replicas == 1 {
+            let previous = part.previous().map(|record| record.metrics_port);
+            ((client_port, ports::for_metrics(service, previous, &own_ports(&part))?), settings.to_vec())
+        } else {
+            (ports::for_replica(&part), [settings, &behind_haproxy].concat())
+        };
+        run(paths, &name, plan(paths, service, ports, settings)?)?;
+        started.push((name, ports.0));
+    }
+    Ok(started)
 }
 
 /// Fails if a service's binary is missing, its port is taken, or there are too many replicas.

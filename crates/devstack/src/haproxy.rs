@@ -42,10 +42,8 @@ impl Program {
         if let Err(error) = &found {
             // Not by `eprintln!`, whose lines the tests' harness shows only for tests that fail.
             let test = std::thread::current().name().unwrap_or_default().to_owned();
-            let _ = writeln!(
-                std::io::stderr(),
-                "NOT RUN, since {error} (`scripts/setup check` installs it): {test}"
-            );
+            let line = format!("NOT RUN, since {error} (`scripts/setup check` installs it): {test}\n");
+            let _ = std::io::stderr().write_all(line.as_bytes());
         }
         found.ok().map(Program)
     }

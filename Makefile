@@ -1,6 +1,6 @@
 # `make` lists what there is. Longer recipes are in scripts/.
 .DEFAULT_GOAL := help
-.PHONY: help setup needs up down status logs reset test check soak mutations bench bench-full migrate schema
+.PHONY: help setup needs up down status logs reset test check soak topologies mutations bench bench-full migrate schema
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,7 +14,7 @@ setup: ## Install what is missing (compiler, libpq, Postgres, Redis, curl; tools
 needs:
 	@scripts/setup
 
-up: ## Run Postgres, Redis and both services; print their URLs (USER_SVC_PORT, DATA_SVC_PORT)
+up: ## Run Postgres, Redis and both services; print their URLs (USER_SVC_PORT, DATA_SVC_PORT). REPLICAS=2 runs two of each behind HAProxy
 	@scripts/stack up
 
 down: ## Stop everything, keep the data
@@ -37,6 +37,9 @@ check: setup ## What CI runs: all of scripts/check, or the steps in STEPS="forma
 
 soak: needs ## Record histories under faults until 10,000,000 reads (SOAK_READS) or an hour (SOAK_SECONDS)
 	bash -c '. scripts/environment && exec cargo test -p data-svc --test history -- --nocapture --ignored --exact soak::no_promise_is_broken_for_as_long_as_a_soak_goes_on'
+
+topologies: setup ## Record histories of installations past one machine, for minutes each: behind HAProxy, with a Redis that fails over
+	bash -c '. scripts/environment && exec cargo test --workspace -- --nocapture --ignored topologies::'
 
 mutations: needs ## Break the protocol's rules one at a time, and see the tests fail
 	@scripts/mutations

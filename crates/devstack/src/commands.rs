@@ -1,4 +1,4 @@
-//! The commands that start and ask Postgres and Redis, for tests and `make up` alike.
+//! The commands that start and ask Postgres, Redis and HAProxy, for tests and `make up` alike.
 
 use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -10,6 +10,11 @@ use crate::programs::{Account, clean, output, run_as};
 
 /// What makes the services' roles, for Compose too.
 const ROLES: &str = include_str!("../../../docker/roles.sql");
+/// What HAProxy does in front of replicas, in production too.
+const BALANCER: &str = include_str!("../../../deploy/haproxy/haproxy.cfg");
+
+/// How many connections Postgres gives.
+pub(crate) const MAX_CONNECTIONS: u16 = 200;
 
 /// The command that runs a statement by psql, without the developer's own settings of psql.
 pub(crate) fn psql(folder: &Path, url: &str, statement: &str) -> Command {
@@ -50,11 +55,12 @@ pub(crate) fn initdb(folder: &Path, data: &Path, account: Option<&Account>) -> C
 }
 
 /// The arguments of `postgres` on these data and this port: TCP on 127.0.0.1 alone, no Unix socket (its path may be too
-/// long), and 200 connections, enough for several replicas of both services.
+/// long), and enough connections for several replicas of both services.
 pub(crate) fn postgres_arguments(data: &Path, port: u16) -> Vec<String> {
     let mut arguments = vec!["-D".to_owned(), data.display().to_string()];
     let port = format!("port={port}");
-    for setting in [&port, "listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200"] {
+    let connections = format!("max_connections={MAX_CONNECTIONS}");
+    for setting in [&port, "listen_addresses=127.0.0.1", "unix_socket_directories=", &connections] {
         arguments.extend(["-c".to_owned(), setting.to_owned()]);
     }
     arguments
@@ -90,4 +96,31 @@ pub(crate) fn redis_is_ready(port: u16) -> bool {
             stream.read_exact(&mut answer)
         });
     asked.is_ok() && &answer == b"+PONG"
+}
+
+/// Writes the configuration of HAProxy in front of the replicas of user-svc and data-svc on these ports of 127.0.0.1 into
+/// `folder`, and returns the arguments that make HAProxy use it. Where it listens, the environment says:
+/// [`haproxy_settings`].
+pub(crate) fn haproxy_arguments(folder: &Path, users: &[u16], data: &[u16]) -> std::io::Result<Vec<String>> {
+    let backend = |service: &str, kind: &str, ports: &[u16]| {
+        let servers = ports.iter().zip(1..).map(|(port, number)| {
+            // A name of its own for each replica: the lines are otherwise those of deploy/haproxy/servers.cfg.
+            format!("    server {service}-{number} 127.0.0.1:{port}\n")
+        });
+        format!("backend {service} from {kind}\n{}\n", servers.collect::<String>())
+    };
+    let servers = backend("user-svc", "writes", users) + &backend("data-svc", "reads", data);
+    let mut arguments = Vec::new();
+    for (name, text) in [("haproxy.cfg", BALANCER), ("servers.cfg", &servers)] {
+        let path = folder.join(name);
+        std::fs::write(&path, text)?;
+        arguments.extend(["-f".to_owned(), path.display().to_string()]);
+    }
+    Ok(arguments)
+}
+
+/// The environment variables with which HAProxy listens on these ports of 127.0.0.1: for user-svc and for data-svc.
+pub(crate) fn haproxy_settings(ports: [u16; 2]) -> [(String, String); 2] {
+    let [users, data] = ports.map(|port| format!("127.0.0.1:{port}"));
+    [("USER_SVC_BIND".to_owned(), users), ("DATA_SVC_BIND".to_owned(), data)]
 }

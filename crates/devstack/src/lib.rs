@@ -14,6 +14,7 @@
 //! | `service` | one running `user-svc` or `data-svc`: its address, log, signals and end |
 //! | `testing` | what tests of both services do: register, read, wait for a condition |
 //! | `postgres`, `redis` | the servers: start, freeze, kill, restart, replicate and fail over, bring the past back |
+//! | `haproxy` | HAProxy in front of replicas, or of a Redis and its replica, as deploy/haproxy has it |
 //! | `pgbouncer` | a pooler before Postgres that gives each transaction another session |
 //! | `proxy` | a TCP proxy that cuts, delays, stalls, garbles, holds a single message, and moves to another server |
 //! | `certificates` | a certificate authority and a certificate for 127.0.0.1 |
@@ -35,6 +36,10 @@ mod programs;
 
 #[cfg(feature = "testing")]
 pub mod certificates;
+#[cfg(feature = "testing")]
+pub mod haproxy;
+#[cfg(feature = "testing")]
+mod installed;
 #[cfg(feature = "testing")]
 pub mod log;
 #[cfg(feature = "testing")]
@@ -62,6 +67,8 @@ pub use rustix::process::Signal;
 #[cfg(feature = "testing")]
 pub use {
     certificates::Certificates,
+    haproxy::Haproxy,
+    installed::Installed,
     pgbouncer::PgBouncer,
     postgres::Postgres,
     proxy::{Direction, Proxy},

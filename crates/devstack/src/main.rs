@@ -18,7 +18,8 @@ usage: devstack COMMAND
   reset [--yes]  stop everything and remove the data
   database-url   the URL of the running database
 
-USER_SVC_PORT and DATA_SVC_PORT set the ports; otherwise they are 8080 and 8081, or the next free ones.";
+USER_SVC_PORT and DATA_SVC_PORT set the ports; otherwise they are 8080 and 8081, or the next free ones.
+REPLICAS=N starts N of each service, and HAProxy in front of them on these ports.";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);

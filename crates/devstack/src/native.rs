@@ -1,10 +1,12 @@
-//! `make up` without Docker: private Postgres and Redis servers and both services, in the background.
+//! `make up` without Docker: private Postgres and Redis servers and both services, in the background. With `REPLICAS` several
+//! of each service, and HAProxy in front of them.
 //!
 //! All state is in `.local` of the checkout: `run/` records which processes are ours and where they listen, `log/` has
 //! their output, `postgres/` the data, and `lock` lets one command work at a time. Records are checked and not trusted:
 //! each command looks which processes live, and starts, keeps or replaces them.
 
 mod background;
+mod balancer;
 mod database;
 mod paths;
 mod ports;
@@ -19,7 +21,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use self::background::{DATA_SVC, PARTS, POSTGRES, Part, REDIS, Start, USER_SVC};
+use self::background::{HAPROXY, POSTGRES, Part, REDIS, Start, parts};
 use self::database::OWNER;
 use self::paths::Paths;
 use self::services::GRACE;
@@ -53,9 +55,10 @@ pub enum Consent {
 pub fn up(checkout: &Path) -> Result<()> {
     let paths = Paths::of(checkout)?;
     let _lock = paths.lock()?;
-    services::check(&paths)?;
+    let replicas = balancer::replicas()?;
+    services::check(&paths, replicas)?;
     let token = tokens::curl_option(&paths)?;
-    let [user, data] = start_all(&paths)?;
+    let [user, data] = start_all(&paths, replicas)?;
     let json = r#"{"name":"john_doe","info":"likes tea"}"#;
     say(format!("\nuser-svc  {user}\ndata-svc  {data}\n\nRegister a user, then read it:"));
     say(format!("  curl -i {user}/register{token} -H 'Content-Type: application/json' -d '{json}'"));
@@ -64,20 +67,23 @@ pub fn up(checkout: &Path) -> Result<()> {
 }
 
 /// Starts or keeps each part, stores before services, and returns the URLs of user-svc and data-svc.
-fn start_all(paths: &Paths) -> Result<[String; 2]> {
-    let living = || PARTS.map(|name| Part::of(paths, name).alive().is_some());
+fn start_all(paths: &Paths, replicas: usize) -> Result<[String; 2]> {
+    services::remove_others(paths, replicas)?;
+    let names = parts(paths);
+    let living =
+        || -> Vec<bool> { names.iter().map(|name| Part::of(paths, name).alive().is_some()).collect() };
     let attempt = || {
         let database_port = database::up(paths)?;
         let redis_url = redis_up(paths)?;
-        services::up(paths, database_port, &redis_url)
+        services::up(paths, replicas, database_port, &redis_url)
     };
     // A process that was killed a moment ago may still look alive, so that its part is kept and then fails. Try again
     // while a part ends: each can do so once.
     let mut done = Err(String::new());
-    for _ in PARTS {
+    for _ in &names {
         let before = living();
         done = attempt();
-        let has_ended = || before.into_iter().zip(living()).any(|(before, now)| before && !now);
+        let has_ended = || before.iter().zip(living()).any(|(before, now)| *before && !now);
         if done.is_ok() || !until(Duration::from_secs(2), has_ended) {
             break;
         }
@@ -95,39 +101,41 @@ pub fn down(checkout: &Path) -> Result<()> {
 
 fn stop_all(paths: &Paths) {
     let postgres_fast_shutdown = Signal::INT;
-    let steps = [
-        (USER_SVC, Signal::TERM, GRACE),
-        (DATA_SVC, Signal::TERM, GRACE),
-        (REDIS, Signal::TERM, GRACE),
-        // A fast shutdown writes out all changed pages.
-        (POSTGRES, postgres_fast_shutdown, Duration::from_secs(60)),
-    ];
-    let living = steps.map(|(name, ..)| Part::of(paths, name).alive().is_some());
-    // Both services drain at the same time; the loop below waits for each.
-    for name in [USER_SVC, DATA_SVC] {
+    let (stores, mut steps): (Vec<String>, Vec<String>) =
+        parts(paths).into_iter().partition(|name| [POSTGRES, REDIS].contains(&name.as_str()));
+    // All services drain at the same time; the loop below waits for each. Postgres is the last one: it stands first.
+    steps.extend(stores.into_iter().rev());
+    let living: Vec<bool> = steps.iter().map(|name| Part::of(paths, name).alive().is_some()).collect();
+    for name in steps.iter().filter(|name| ![POSTGRES, REDIS].contains(&name.as_str())) {
         Part::of(paths, name).signal(Signal::TERM);
     }
-    for ((name, signal, timeout), lived) in steps.into_iter().zip(living) {
+    for (name, lived) in steps.iter().zip(living) {
+        let (signal, timeout) = match name.as_str() {
+            // A fast shutdown writes out all changed pages.
+            POSTGRES => (postgres_fast_shutdown, Duration::from_secs(60)),
+            _ => (Signal::TERM, GRACE),
+        };
         Part::of(paths, name).stop(signal, timeout);
-        say(format!("{name:<9} {}", if lived { "stopped" } else { "not running" }));
+        say(format!("{name:<10} {}", if lived { "stopped" } else { "not running" }));
     }
 }
 
 /// Prints a line for each part: whether it runs, where, and whether it is ready.
 pub fn status(checkout: &Path) -> Result<()> {
     let paths = Paths::of(checkout)?;
-    for name in PARTS {
-        let Some(record) = Part::of(&paths, name).alive() else {
-            say(format!("{name:<9} not running"));
+    for name in parts(&paths) {
+        let Some(record) = Part::of(&paths, &name).alive() else {
+            say(format!("{name:<10} not running"));
             continue;
         };
-        let (address, ready) = match name {
+        let (address, ready) = match name.as_str() {
+            HAPROXY => balancer::state([record.port, record.metrics_port]),
             POSTGRES => (database::url(record.port, OWNER), database::is_ready(record.port)),
             REDIS => (redis_url(record.port), redis_is_ready(record.port)),
             _ => (services::url(record.port), services::is_ready(record.port)),
         };
         let ready = if ready { "ready" } else { "NOT READY" };
-        say(format!("{name:<9} running  pid {:<8} {ready:<10} {address}", record.pid));
+        say(format!("{name:<10} running  pid {:<8} {ready:<10} {address}", record.pid));
     }
     Ok(())
 }
@@ -135,8 +143,8 @@ pub fn status(checkout: &Path) -> Result<()> {
 /// Shows the last lines of all logs, and with [`Lines::Follow`] continues until Ctrl-C. Returns only on failure.
 pub fn logs(checkout: &Path, lines: Lines) -> Result<()> {
     let paths = Paths::of(checkout)?;
-    let logs = PARTS.map(|name| paths.log(name));
-    let present: Vec<_> = logs.into_iter().filter(|log| log.exists()).collect();
+    let logs = parts(&paths).into_iter().map(|name| paths.log(&name));
+    let present: Vec<_> = logs.filter(|log| log.exists()).collect();
     if present.is_empty() {
         return Err("no logs yet: `make up` first".to_owned());
     }
@@ -187,6 +195,6 @@ fn redis_up(paths: &Paths) -> Result<String> {
     if !part.becomes_ready(GRACE, || redis_is_ready(port)) {
         return Err(part.failure("does not answer"));
     }
-    say(format!("redis     {how}"));
+    say(format!("redis      {how}"));
     Ok(redis_url(port))
 }

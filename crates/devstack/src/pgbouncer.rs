@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::installed::Installed;
 use crate::process::free_port;
-use crate::programs::{Account, find, give, run_as};
+use crate::programs::{Account, give, run_as};
 use crate::supervise::{Supervised, supervised};
 use crate::tempdir::TempDir;
 
@@ -29,13 +30,12 @@ pub struct PgBouncer {
 impl PgBouncer {
     /// Starts it before the server on this port of 127.0.0.1, for all its databases and the users `postgres`, `user_svc`
     /// and `data_svc`.
-    pub fn start(postgres_port: u16) -> PgBouncer {
-        PgBouncer::start_with(postgres_port, &[])
+    pub fn start(program: &Installed, postgres_port: u16) -> PgBouncer {
+        PgBouncer::start_with(program, postgres_port, &[])
     }
 
     /// Starts it with more settings, such as `[("default_pool_size", "2")]`.
-    pub fn start_with(postgres_port: u16, settings: &[(&str, &str)]) -> PgBouncer {
-        let program = find("pgbouncer").unwrap_or_else(|error| panic!("{error}"));
+    pub fn start_with(program: &Installed, postgres_port: u16, settings: &[(&str, &str)]) -> PgBouncer {
         // It refuses to run as root.
         let account = Account::unprivileged();
         let dir = TempDir::new(account.as_ref());
@@ -60,7 +60,7 @@ impl PgBouncer {
                 .expect("the folder takes files");
         }
         // SIGINT and SIGTERM would wait for clients in some versions.
-        let mut command = supervised(Signal::KILL, &program);
+        let mut command = supervised(Signal::KILL, program.path());
         run_as(command.arg(&ini).current_dir(dir.path()), account.as_ref());
         let server = Supervised::start(command);
         assert!(

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use devstack::{free_port, http};
+use devstack::{Installed, free_port, http};
 use tempfile::TempDir;
 
 const PARTS: [&str; 4] = ["postgres", "redis", "user-svc", "data-svc"];
@@ -14,6 +14,8 @@ const PARTS: [&str; 4] = ["postgres", "redis", "user-svc", "data-svc"];
 struct Checkout {
     parent: TempDir,
     ports: [u16; 2],
+    /// What `REPLICAS` says.
+    replicas: &'static str,
 }
 
 impl Checkout {
@@ -32,7 +34,7 @@ impl Checkout {
             let copied = Command::new("cp").arg(from).arg(parent.path().join("bin").join(to)).status();
             assert!(copied.expect("cp runs").success());
         }
-        Checkout { parent, ports: free_ports() }
+        Checkout { parent, ports: free_ports(), replicas: "" }
     }
 
     fn binary(&self, name: &str) -> PathBuf {
@@ -43,6 +45,7 @@ impl Checkout {
         let mut command = Command::new(self.binary("devstack"));
         command.args(arguments).current_dir(self.parent.path().join(folder)).stdin(Stdio::null());
         command.env("USER_SVC_PORT", ports[0].to_string()).env("DATA_SVC_PORT", ports[1].to_string());
+        command.env("REPLICAS", self.replicas);
         command.output().expect("devstack runs")
     }
 
@@ -60,6 +63,18 @@ impl Checkout {
 
     fn pids(&self) -> [String; 4] {
         PARTS.map(|part| self.pid(part))
+    }
+
+    /// The parts that run.
+    fn running(&self) -> Vec<String> {
+        let status = self.run(&["status"]);
+        let running = status.lines().filter(|line| line.contains(" running ") && !line.contains("NOT READY"));
+        running.filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect()
+    }
+
+    /// The statuses of both services' `/readyz`, at the ports for clients.
+    fn readiness(&self) -> [u16; 2] {
+        self.ports.map(|port| http::get(&format!("http://127.0.0.1:{port}/readyz")).status)
     }
 
     /// Runs a statement as the owner of the tables.
@@ -281,4 +296,69 @@ fn up_makes_the_token_list_that_is_missing_shows_its_token_once_and_prints_curl_
     assert_eq!(mode & 0o077, 0, "for its owner alone");
     let second = checkout.run(&["up"]);
     assert!(!second.contains("a-token") && second.contains("$USERS_TOKEN"), "{second}");
+}
+
+#[test]
+fn replicas_run_behind_haproxy_and_a_second_up_starts_and_stops_only_what_differs() {
+    if Installed::find("haproxy").is_none() {
+        return;
+    }
+    let mut checkout = Checkout::new();
+    checkout.run(&["up"]);
+    let one_of_each = ["postgres", "redis", "user-svc", "data-svc"];
+    let two_of_each =
+        ["postgres", "redis", "user-svc-1", "user-svc-2", "data-svc-1", "data-svc-2", "haproxy"];
+    assert_eq!(checkout.running(), one_of_each);
+
+    checkout.replicas = "2";
+    let printed = checkout.run(&["up"]);
+    assert!(
+        printed.contains(&format!("curl -i http://127.0.0.1:{}/register", checkout.ports[0])),
+        "{printed}"
+    );
+    assert_eq!(checkout.running(), two_of_each);
+    assert_eq!(checkout.readiness(), [200, 200], "at the ports that the single services had");
+    let before = two_of_each.map(|part| checkout.pid(part));
+    assert_eq!(checkout.run(&["up"]).matches("kept").count(), 7);
+    assert_eq!(two_of_each.map(|part| checkout.pid(part)), before);
+
+    checkout.replicas = "3";
+    checkout.run(&["up"]);
+    assert_eq!(two_of_each.map(|part| checkout.pid(part))[..6], before[..6], "the others are kept");
+    assert_eq!(checkout.running().len(), 9);
+    checkout.replicas = "2";
+    checkout.run(&["up"]);
+    assert_eq!(checkout.running(), two_of_each);
+
+    for part in ["haproxy", "data-svc-2"] {
+        kill(&checkout.pid(part));
+    }
+    checkout.run(&["up"]);
+    assert_eq!(checkout.running(), two_of_each);
+    assert_eq!(checkout.readiness(), [200, 200]);
+
+    checkout.run(&["down"]);
+    assert_eq!(checkout.run(&["status"]).matches("not running").count(), 7);
+    assert!(checkout.run_in("main", checkout.ports, &["logs"]).status.success());
+    checkout.replicas = "";
+    checkout.run(&["up"]);
+    assert_eq!(checkout.running(), one_of_each, "without REPLICAS it is one of each");
+    assert_eq!(checkout.readiness(), [200, 200]);
+}
+
+#[test]
+fn more_replicas_than_postgresql_has_connections_for_are_refused_with_a_number_that_fits() {
+    if Installed::find("haproxy").is_none() {
+        return;
+    }
+    let mut checkout = Checkout::new();
+    checkout.replicas = "9";
+    let output = checkout.run_in("main", checkout.ports, &["up"]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(
+        message.contains("REPLICAS=9 needs 198 connections") && message.contains("REPLICAS=8 fits"),
+        "{message}"
+    );
+    assert_eq!(checkout.running(), [] as [&str; 0], "nothing was started");
 }

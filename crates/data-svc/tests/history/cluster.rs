@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use devstack::{Proxy, Redis, Service, ServiceBuilder};
+use devstack::http;
+use devstack::testing::wait_until;
+use devstack::{Haproxy, Installed, Proxy, Redis, Service, ServiceBuilder, free_port};
 use parking_lot::Mutex;
 
 use self::stores::Stores;
@@ -50,6 +52,8 @@ pub struct Replica {
     pub name: &'static str,
     pub redis: Path,
     pub postgres: Path,
+    /// Where HAProxy listens, if clients reach the service through it.
+    front: Option<SocketAddr>,
     builder: ServiceBuilder,
     running: Mutex<Running>,
 }
@@ -65,24 +69,30 @@ impl Replica {
     fn start(
         name: &'static str,
         builder: ServiceBuilder,
-        stores: &Stores,
+        [redis, postgres]: [u16; 2],
+        front: Option<SocketAddr>,
         slowness: Duration,
         settings: Settings,
     ) -> Self {
-        let redis = Path::to(stores.redis().port(), slowness);
-        let postgres = Path::to(stores.database_port(), slowness);
+        let redis = Path::to(redis, slowness);
+        let postgres = Path::to(postgres, slowness);
         let builder = builder.redis_through(&redis.proxy).postgres_through(&postgres.proxy);
         let builder = settings.iter().fold(builder, |builder, (name, value)| builder.env(name, *value));
         let service = builder.start();
         service.wait_for_log("Redis is there");
         let address = address(&service);
         let running = Mutex::new(Running { service: Some(service), address, logs: String::new() });
-        Self { name, redis, postgres, builder, running }
+        Self { name, redis, postgres, front, builder, running }
     }
 
-    /// Where it listens, or where it listened when it was killed.
+    /// Where clients reach it: where it listens, or listened when it was killed; or HAProxy, which may lead elsewhere.
     pub fn address(&self) -> SocketAddr {
-        self.running.lock().address
+        self.front.unwrap_or_else(|| self.running.lock().address)
+    }
+
+    /// Who answers there.
+    pub fn answers_as(&self) -> &'static str {
+        if self.front.is_some() { "haproxy" } else { self.name }
     }
 
     /// Ends it by SIGKILL.
@@ -108,7 +118,7 @@ impl Replica {
         }
     }
 
-    /// Starts it again, at another port, and waits until it listens.
+    /// Starts it again, at another port unless it is behind HAProxy, and waits until it listens.
     pub fn restart(&self) {
         // Not under the lock: meanwhile clients must find no service, and must not wait for one.
         let service = self.builder.spawn();
@@ -129,10 +139,19 @@ fn address(service: &Service) -> SocketAddr {
     service.address().parse().expect("it listens at an IP address")
 }
 
+/// HAProxy between the clients and the services, and between the services and two Redis servers.
+pub struct Balancers {
+    front: Haproxy,
+    redis: Haproxy,
+    /// The one that HAProxy prefers while it is a primary, and the other one.
+    pub pair: [Arc<Redis>; 2],
+}
+
 /// An installation: both services, twice, on stores of their own unless [`Cluster::beside`] another one.
 pub struct Cluster {
     pub readers: Vec<Replica>,
     pub writers: Vec<Replica>,
+    pub balancers: Option<Balancers>,
     pub stores: Stores,
     /// When the recording began.
     pub beginning: Instant,
@@ -141,31 +160,66 @@ pub struct Cluster {
 impl Cluster {
     /// Starts all of it, with the settings of each data-svc. The others are default settings.
     pub fn start(readers: [Settings; 2]) -> Self {
-        Self::on(Stores::start(), readers)
+        Self::on(Stores::start(), readers, None)
     }
 
     /// Starts all of it, with a pooler before PostgreSQL.
-    pub fn pooled() -> Self {
-        Self::on(Stores::pooled(), [&[], &[]])
+    pub fn pooled(pooler: &Installed) -> Self {
+        Self::on(Stores::pooled(pooler), [&[], &[]], None)
     }
 
     /// Starts another installation: another PostgreSQL, and the same Redis with the same database number.
     pub fn beside(other: &Self) -> Self {
-        Self::on(Stores::beside(&other.stores), [&[], &[]])
+        Self::on(Stores::beside(&other.stores), [&[], &[]], None)
     }
 
-    fn on(stores: Stores, readers: [Settings; 2]) -> Self {
-        // The writers first: they grant Redis. The second of each is a little slower.
-        let writers = [("user-0", Duration::ZERO), ("user-1", SLOWNESS)]
-            .map(|(name, slowness)| Replica::start(name, stores.service("user-svc"), &stores, slowness, &[]));
-        let [first, second] = readers;
+    /// Starts all of it behind HAProxy, with a replica of Redis.
+    pub fn behind_haproxy(program: &Installed) -> Self {
+        let stores = Stores::start();
+        let primary = stores.redis();
+        let replica = Arc::new(Redis::replica_of(&primary));
+        let redis = Haproxy::redis(program, &primary, &replica);
+        Self::on(stores, [&[], &[]], Some((program, redis, [primary, replica])))
+    }
+
+    fn on(
+        stores: Stores,
+        [first, second]: [Settings; 2],
+        balanced: Option<(&Installed, Haproxy, [Arc<Redis>; 2])>,
+    ) -> Self {
+        let ports = [[free_port(), free_port()], [free_port(), free_port()]];
+        let balancers = balanced.map(|(program, redis, pair)| {
+            let [users, data] = &ports;
+            Balancers { front: Haproxy::balance(program, users, data), redis, pair }
+        });
+        let redis = balancers.as_ref().map_or(stores.redis().port(), |balancers| balancers.redis.port());
+        let start = |service, at: usize, name, settings: Settings| {
+            let kind = usize::from(service == "data-svc");
+            let mut builder = stores.service(service);
+            let mut front = None;
+            if let Some(Balancers { front: haproxy, .. }) = &balancers {
+                builder = builder.env("PORT", ports[kind][at].to_string());
+                let address = [haproxy.address(), haproxy.data_address()][kind].parse();
+                front = Some(address.expect("an IP address"));
+            }
+            // The second of each is a little slower.
+            let slowness = [Duration::ZERO, SLOWNESS][at];
+            Replica::start(name, builder, [redis, stores.database_port()], front, slowness, settings)
+        };
+        // The writers first: they grant Redis.
+        let writers = [start("user-svc", 0, "user-0", &[]), start("user-svc", 1, "user-1", &[])];
         // The second one's entries live so briefly that some are always being refreshed early.
         let second = [&[("CACHE_TTL", "2s")], second].concat();
-        let reader = |name, slowness, settings: Settings| {
-            Replica::start(name, stores.service("data-svc"), &stores, slowness, settings)
-        };
-        let readers = [reader("data-0", Duration::ZERO, first), reader("data-1", SLOWNESS, &second)];
-        Self { readers: readers.into(), writers: writers.into(), stores, beginning: Instant::now() }
+        let readers = [start("data-svc", 0, "data-0", first), start("data-svc", 1, "data-1", &second)];
+        if let Some(Balancers { front, .. }) = &balancers {
+            // It has looked while they were not there yet.
+            for address in [front.address(), front.data_address()] {
+                let is_ready = || http::get(&format!("http://{address}/readyz")).status == 200;
+                wait_until("HAProxy knows that replicas are ready", is_ready);
+            }
+        }
+        let [readers, writers] = [readers.into(), writers.into()];
+        Self { readers, writers, balancers, stores, beginning: Instant::now() }
     }
 
     /// Nanoseconds since the recording began.

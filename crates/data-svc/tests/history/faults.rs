@@ -4,6 +4,7 @@ mod members;
 mod network;
 pub mod postgres;
 mod redis;
+mod redis_pair;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
@@ -55,6 +56,11 @@ pub enum Fault {
     FailOverRedis,
     /// The same while the old one lives on: some replicas still use it for a moment.
     SplitRedis,
+    /// Redis behind HAProxy dies, and its replica is promoted. The dead one comes back, a primary with old data for a moment,
+    /// and then follows the other one.
+    FailOverBehindHaproxy,
+    /// The replica is promoted while its primary lives on, so that HAProxy sees two.
+    TwoPrimariesBehindHaproxy,
     /// A planned failover: Redis is demoted, and the connections that listen stay there.
     DemoteRedis,
 
@@ -100,11 +106,11 @@ pub enum Fault {
 
 use Fault::{
     CutPostgres, CutRedisFromReader, CutRedisFromWriter, DelayPostgres, DelayRedis, DemoteRedis,
-    DetachStandby, EvictAnything, EvictCopies, FailOverRedis, FlushRedis, FreezePostgres, FreezeReader,
-    FreezeRedis, FreezeRedisLong, FreezeStandby, HoldAcks, HoldAcksFromWriter, HoldInvalidations, Isolate,
-    KillPostgres, KillReader, KillWriter, LoseMembers, LosePackets, PauseRedis, PauseRedisWrites, Promote,
-    Recovery, ResetPostgres, ResetRedis, RestartPostgres, RestartRedis, RestoreRedis, SplitRedis,
-    TerminateAnything, TerminateCommits,
+    DetachStandby, EvictAnything, EvictCopies, FailOverBehindHaproxy, FailOverRedis, FlushRedis,
+    FreezePostgres, FreezeReader, FreezeRedis, FreezeRedisLong, FreezeStandby, HoldAcks, HoldAcksFromWriter,
+    HoldInvalidations, Isolate, KillPostgres, KillReader, KillWriter, LoseMembers, LosePackets, PauseRedis,
+    PauseRedisWrites, Promote, Recovery, ResetPostgres, ResetRedis, RestartPostgres, RestartRedis,
+    RestoreRedis, SplitRedis, TerminateAnything, TerminateCommits, TwoPrimariesBehindHaproxy,
 };
 
 /// Brief faults of Redis and of the paths to it, under which no barrier is lost. The grant mostly stays.
@@ -134,6 +140,8 @@ pub const REDIS_LOST: &[Fault] = &[
     CutRedisFromWriter,
     Isolate,
 ];
+/// Faults of a Redis and its replica behind HAProxy, which cost the grant.
+pub const REDIS_PAIR: &[Fault] = &[FailOverBehindHaproxy, TwoPrimariesBehindHaproxy];
 /// Faults of PostgreSQL and of the paths to it. Not of one with a synchronous standby: a COMMIT that is terminated, or whose
 /// server is restarted, while it waits for the standby is shown without being there.
 pub const POSTGRES: &[Fault] = &[
@@ -222,7 +230,7 @@ fn any_of<T>(all: &[T]) -> &T {
 
 impl Fault {
     fn costs_the_grant(self) -> bool {
-        REDIS_LOST.contains(&self)
+        REDIS_LOST.contains(&self) || REDIS_PAIR.contains(&self)
     }
 
     /// Injects the fault and ends it. Returns its details, for a trace.
@@ -246,6 +254,8 @@ impl Fault {
             RestoreRedis => redis::restore(cluster),
             FailOverRedis => redis::fail_over(cluster),
             SplitRedis => redis::split(cluster),
+            FailOverBehindHaproxy => redis_pair::fail_over(cluster),
+            TwoPrimariesBehindHaproxy => redis_pair::two_primaries(cluster),
             DemoteRedis => redis::demote(cluster),
             CutRedisFromReader => network::cut(any_of(&cluster.readers), |it| &it.redis, random_ms(50, 800)),
             CutRedisFromWriter => {

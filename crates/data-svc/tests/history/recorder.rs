@@ -213,7 +213,8 @@ impl Shared<'_> {
                 (200, Some(info)) => (Some(info), answer),
                 (304, _) if known.is_some() => (known, answer),
                 (404, _) => (None, answer),
-                (503, _) => {
+                // All but 503 are HAProxy's.
+                (502..=504, _) => {
                     recording.unanswered += 1;
                     sleep(Duration::from_millis(1));
                     return None;
@@ -230,7 +231,7 @@ impl Shared<'_> {
                 return None;
             }
         };
-        let via = Via { replica: replica.name, source: source(&answer.cache_status) };
+        let via = Via { replica: replica.answers_as(), source: source(&answer.cache_status) };
         if via.source == "suspended" {
             // Without this, reads of a suspended cache would be most of a history, and the cache would be granted late.
             sleep(Duration::from_millis(2));
@@ -283,7 +284,7 @@ impl Shared<'_> {
                 (409, Action::Register(_)) | (404, Action::Replace(_) | Action::Delete) => {
                     Some(Outcome::Refused)
                 }
-                (503, _) if has(&answer, "/problems/outcome-unknown") => Some(Outcome::Unknown),
+                (502..=504, _) if has(&answer, "/problems/outcome-unknown") => Some(Outcome::Unknown),
                 (503, _) if has(&answer, "/problems/unavailable") || has(&answer, "/problems/overloaded") => {
                     None
                 }
@@ -299,7 +300,7 @@ impl Shared<'_> {
             return None;
         };
         let end = if outcome == Outcome::Unknown { OPEN } else { end };
-        let via = Via { replica: replica.name, source: method };
+        let via = Via { replica: replica.answers_as(), source: method };
         recording.add(name, Operation { start, end, action, outcome, via });
         Some(outcome)
     }

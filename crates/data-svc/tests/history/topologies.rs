@@ -1,4 +1,5 @@
-//! Recordings of systems that are more than one of each: the short form of each is in the suite, the long one is run by
-//! `make topologies`.
+//! Recordings of installations as they are run past one machine. Each runs for some seconds with the other tests, and for
+//! minutes by `make topologies`.
 
+mod balancer;
 mod pooler;

@@ -20,7 +20,7 @@ pub(super) const POSTGRES: &str = "postgres";
 pub(super) const REDIS: &str = "redis";
 pub(super) const USER_SVC: &str = "user-svc";
 pub(super) const DATA_SVC: &str = "data-svc";
-pub(super) const PARTS: [&str; 4] = [POSTGRES, REDIS, USER_SVC, DATA_SVC];
+pub(super) const HAPROXY: &str = "haproxy";
 
 /// The next start sets a longer log aside, and removes the one set aside before. So a part has at most two logs, and
 /// neither fills the disk.
@@ -35,6 +35,7 @@ pub(super) struct Record {
     /// Distinguishes the process from that of a checkout that this one was copied from.
     checkout: String,
     pub(super) port: u16,
+    /// Of HAProxy: its port for data-svc.
     pub(super) metrics_port: u16,
     /// Changes with the binary and settings: a process with another version is out of date.
     pub(super) version: String,
@@ -54,11 +55,27 @@ pub(super) struct Start {
     pub(super) version: String,
 }
 
-/// One of the four processes of a native stack.
+/// One of the processes of a native stack.
 #[derive(Debug)]
 pub(super) struct Part<'a> {
     paths: &'a Paths,
-    name: &'static str,
+    name: String,
+}
+
+/// The names of all parts: the stores, and what the last `up` has started besides. In the order of their start.
+pub(super) fn parts(paths: &Paths) -> Vec<String> {
+    let kinds = [POSTGRES, REDIS, USER_SVC, DATA_SVC, HAPROXY];
+    let kind = |name: &str| kinds.iter().position(|kind| name.starts_with(kind));
+    let mut names: Vec<String> = paths.records().into_iter().filter(|name| kind(name).is_some()).collect();
+    let is_there = |names: &[String], name: &str| names.iter().any(|it| it.starts_with(name));
+    for name in [POSTGRES, REDIS, USER_SVC, DATA_SVC] {
+        if !is_there(&names, name) {
+            names.push(name.to_owned());
+        }
+    }
+    // The length, since `user-svc-10` comes after `user-svc-9`.
+    names.sort_by_key(|name| (kind(name), name.len(), name.clone()));
+    names
 }
 
 impl Record {
@@ -83,13 +100,13 @@ impl Record {
 }
 
 impl Part<'_> {
-    pub(super) fn of<'a>(paths: &'a Paths, name: &'static str) -> Part<'a> {
-        Part { paths, name }
+    pub(super) fn of<'a>(paths: &'a Paths, name: &str) -> Part<'a> {
+        Part { paths, name: name.to_owned() }
     }
 
     /// The record of the last process, which need not be alive.
     pub(super) fn previous(&self) -> Option<Record> {
-        let record = Record::read(&self.paths.record(self.name))?;
+        let record = Record::read(&self.paths.record(&self.name))?;
         (record.checkout == self.paths.checkout.display().to_string()).then_some(record)
     }
 
@@ -101,7 +118,7 @@ impl Part<'_> {
     /// Starts the process in the background, and returns when its record is written.
     pub(super) fn start(&self, start: Start) -> Result<()> {
         let log =
-            self.open_log().map_err(|error| format!("{}: {error}", self.paths.log(self.name).display()))?;
+            self.open_log().map_err(|error| format!("{}: {error}", self.paths.log(&self.name).display()))?;
         let errors = log.try_clone().map_err(|error| error.to_string())?;
         let record = json!({
             "checkout": self.paths.checkout.display().to_string(),
@@ -115,7 +132,7 @@ impl Part<'_> {
         let own = std::env::current_exe().map_err(|error| error.to_string())?;
         // The shell's variables are not for the parts: many shells export a HOST, and conda's is no address.
         let mut command = clean(own);
-        command.arg("background").arg(self.paths.record(self.name)).args([record.to_string(), account]);
+        command.arg("background").arg(self.paths.record(&self.name)).args([record.to_string(), account]);
         command.arg(start.program).args(start.arguments).envs(start.settings);
         command.current_dir(&self.paths.checkout).stdin(Stdio::null()).stdout(log).stderr(errors);
         let mut child = command.spawn().map_err(|error| error.to_string())?;
@@ -128,7 +145,7 @@ impl Part<'_> {
     }
 
     fn open_log(&self) -> std::io::Result<File> {
-        let path = self.paths.log(self.name);
+        let path = self.paths.log(&self.name);
         if path.metadata().is_ok_and(|metadata| metadata.len() > LONG_LOG) {
             fs::rename(&path, path.with_extension("log.1"))?;
         }
@@ -154,7 +171,7 @@ impl Part<'_> {
         // A frozen process must be thawed to handle the signal.
         self.signal(Signal::CONT);
         if !until(timeout, || self.alive().is_none()) {
-            say(format!("{:<9} does not stop within {} s: killed", self.name, timeout.as_secs()));
+            say(format!("{:<10} does not stop within {} s: killed", self.name, timeout.as_secs()));
             let orphans = children(pid);
             self.signal(Signal::KILL);
             for orphan in orphans {
@@ -165,9 +182,16 @@ impl Part<'_> {
         }
     }
 
+    /// Ends the process as [`Part::stop`] does, and removes its record: it is no part any more.
+    pub(super) fn remove(&self, signal: Signal, timeout: Duration) -> Result<()> {
+        self.stop(signal, timeout);
+        let record = self.paths.record(&self.name);
+        fs::remove_file(&record).map_err(|error| format!("{}: {error}", record.display()))
+    }
+
     /// A message with the last lines that the process has written since it was started.
     pub(super) fn failure(&self, what: &str) -> String {
-        let path = self.paths.log(self.name);
+        let path = self.paths.log(&self.name);
         let bytes = fs::read(&path).unwrap_or_default();
         let start = self.previous().and_then(|record| usize::try_from(record.log_start).ok()).unwrap_or(0);
         let text = String::from_utf8_lossy(bytes.get(start..).unwrap_or_default());

@@ -64,7 +64,7 @@ pub(super) fn up(paths: &Paths) -> Result<u16> {
     }
     // Each time: a former release made the tables as the superuser.
     make_roles(&postgres_folder()?, &url(port, SUPERUSER))?;
-    say(format!("postgres  {how}"));
+    say(format!("postgres   {how}"));
     Ok(port)
 }
 
@@ -117,7 +117,7 @@ fn make_data(paths: &Paths, data: &Path) -> Result<PathBuf> {
     fs::create_dir(&new).map_err(failed)?;
     give(&new, paths.account.as_ref()).map_err(failed)?;
     let folder = postgres_folder()?;
-    say(format!("postgres  new data in {}", data.display()));
+    say(format!("postgres   new data in {}", data.display()));
     output(&mut initdb(&folder, &new, paths.account.as_ref()))?;
     fs::rename(&new, data).map_err(failed)?;
     Ok(folder)
@@ -164,7 +164,7 @@ fn stale_pid(data: &Path) -> Result<Option<Pid>> {
     if name(pid).as_deref() != Some("postgres") || folder.as_deref() != Some(data) {
         return Ok(Some(pid));
     }
-    say("postgres  stops a server on these data that was started before");
+    say("postgres   stops a server on these data that was started before");
     signal_if_born(pid, &born, Signal::INT);
     if until(TIMEOUT, || birth(pid).as_ref() != Some(&born)) {
         return Ok(Some(pid));

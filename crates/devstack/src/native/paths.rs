@@ -52,6 +52,13 @@ impl Paths {
         self.local.join("run").join(format!("{part}.json"))
     }
 
+    /// The names of the parts that have a record.
+    pub(super) fn records(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.local.join("run")).into_iter().flatten().flatten();
+        let name = |file: &str| file.strip_suffix(".json").map(str::to_owned);
+        entries.filter_map(|entry| name(entry.file_name().to_str()?)).collect()
+    }
+
     /// The output of a part.
     pub(super) fn log(&self, part: &str) -> PathBuf {
         self.local.join("log").join(format!("{part}.log"))
@@ -81,7 +88,7 @@ impl Paths {
         if parent == self.elsewhere() {
             make_own_folder(parent, self.account.as_ref())?;
             say(format!(
-                "postgres  the data are in {}, since its user cannot enter this checkout",
+                "postgres   the data are in {}, since its user cannot enter this checkout",
                 data.display()
             ));
         }
@@ -90,7 +97,8 @@ impl Paths {
 
     /// Removes all data, logs and records.
     pub(super) fn clear(&self) -> Result<()> {
-        let inside = ["postgres", "postgres.new", "redis", "log", "run"].map(|name| self.local.join(name));
+        let inside =
+            ["postgres", "postgres.new", "redis", "haproxy", "log", "run"].map(|name| self.local.join(name));
         for path in inside.into_iter().chain([self.elsewhere()]) {
             match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -18,36 +18,44 @@ pub(super) fn for_store(part: &Part<'_>) -> u16 {
     part.previous().map(|record| record.port).filter(|port| is_free(*port)).unwrap_or_else(free_port)
 }
 
-/// A service's port and its port for metrics; `setting` looks up an environment variable.
-pub(super) fn for_service(
-    service: &str,
-    part: &Part<'_>,
-    setting: impl Fn(&str) -> Option<String>,
-) -> Result<(u16, u16)> {
-    let (variable, usual) = usual(service);
-    let alive = part.alive();
+/// The ports of a replica behind HAProxy, which nobody needs to remember either.
+pub(super) fn for_replica(part: &Part<'_>) -> (u16, u16) {
+    let is_usable = |port: &u16| part.alive().is_some() || is_free(*port);
     let previous = part.previous();
-    let is_ours =
-        |port: u16| alive.as_ref().is_some_and(|record| [record.port, record.metrics_port].contains(&port));
-    let port = match setting(variable) {
-        Some(text) => {
-            let port = text.parse().map_err(|_| format!("{variable} is not a port: {text}"))?;
-            if !is_ours(port) && !is_free(port) {
-                return Err(format!("{variable}: another program listens on 127.0.0.1:{port}"));
-            }
-            port
-        }
-        None => choose(previous.as_ref().map(|record| record.port), usual, is_ours)?,
-    };
-    let metrics = choose(previous.as_ref().map(|record| record.metrics_port), usual + 1000, is_ours)?;
-    Ok((port, metrics))
+    let choose = |port: Option<u16>| port.filter(is_usable).unwrap_or_else(free_port);
+    (
+        choose(previous.as_ref().map(|record| record.port)),
+        choose(previous.as_ref().map(|record| record.metrics_port)),
+    )
+}
+
+/// The port where clients find a service, which had `previous`. Ports that are `ours` count as free. `setting` looks up an
+/// environment variable.
+pub(super) fn for_clients(
+    service: &str,
+    previous: Option<u16>,
+    ours: &[u16],
+    setting: impl Fn(&str) -> Option<String>,
+) -> Result<u16> {
+    let (variable, usual) = usual(service);
+    let Some(text) = setting(variable) else { return choose(previous, usual, ours) };
+    let port = text.parse().map_err(|_| format!("{variable} is not a port: {text}"))?;
+    if !ours.contains(&port) && !is_free(port) {
+        return Err(format!("{variable}: another program listens on 127.0.0.1:{port}"));
+    }
+    Ok(port)
+}
+
+/// The port for metrics of a service without replicas.
+pub(super) fn for_metrics(service: &str, previous: Option<u16>, ours: &[u16]) -> Result<u16> {
+    choose(previous, usual(service).1 + 1000, ours)
 }
 
 /// Chooses the previous port, else the first free one from `usual` on. It steps by two, so that the two services, whose
 /// usual ports are neighbours, never want the same one.
-fn choose(previous: Option<u16>, usual: u16, is_ours: impl Fn(u16) -> bool) -> Result<u16> {
+fn choose(previous: Option<u16>, usual: u16, ours: &[u16]) -> Result<u16> {
     let mut candidates = previous.into_iter().chain((usual..usual + 200).step_by(2));
     candidates
-        .find(|port| is_ours(*port) || is_free(*port))
+        .find(|port| ours.contains(port) || is_free(*port))
         .ok_or_else(|| format!("no free port from {usual} on"))
 }

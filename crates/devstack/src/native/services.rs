@@ -1,4 +1,4 @@
-//! Both services in the background.
+//! Both services in the background, one of each or several.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::background::{DATA_SVC, Part, Start, USER_SVC};
+use super::background::{DATA_SVC, HAPROXY, Part, Start, USER_SVC};
+use super::balancer;
 use super::database::{self, OWNER, READER};
 use super::paths::Paths;
 use super::ports;
@@ -31,13 +32,42 @@ pub(super) fn is_ready(port: u16) -> bool {
     http::try_send("GET", &format!("{}/readyz", url(port)), &[], "").is_ok_and(|answer| answer.status == 200)
 }
 
-/// Starts each service, or keeps it if it is up to date. Returns the URLs of user-svc and data-svc when both are ready.
-pub(super) fn up(paths: &Paths, database_port: u16, redis_url: &str) -> Result<[String; 2]> {
-    // Ports come first, since both services send addresses to clients.
-    let user_ports = ports(paths, USER_SVC)?;
-    let data_ports = ports(paths, DATA_SVC)?;
-    let user_url = url(user_ports.0);
-    let data_url = url(data_ports.0);
+/// The names of a service's parts.
+fn names(service: &str, replicas: usize) -> Vec<String> {
+    match replicas {
+        1 => vec![service.to_owned()],
+        _ => (1..=replicas).map(|number| format!("{service}-{number}")).collect(),
+    }
+}
+
+/// The parts of another number of replicas, which an `up` for this one does not want.
+fn others(paths: &Paths, replicas: usize) -> Vec<String> {
+    let wanted = [USER_SVC, DATA_SVC].map(|service| names(service, replicas)).concat();
+    let is_service = |name: &str| name.starts_with(USER_SVC) || name.starts_with(DATA_SVC);
+    let is_unwanted_balancer = |name: &str| replicas == 1 && name == HAPROXY;
+    let unwanted = |name: &String| is_service(name) && !wanted.contains(name) || is_unwanted_balancer(name);
+    paths.records().into_iter().filter(unwanted).collect()
+}
+
+/// Stops them.
+pub(super) fn remove_others(paths: &Paths, replicas: usize) -> Result<()> {
+    let others = others(paths, replicas);
+    for name in &others {
+        Part::of(paths, name).signal(Signal::TERM);
+    }
+    for name in others {
+        Part::of(paths, &name).remove(Signal::TERM, GRACE)?;
+        say(format!("{name:<10} stopped, since it is not wanted with REPLICAS={replicas}"));
+    }
+    Ok(())
+}
+
+/// Starts each service, or keeps it if it is up to date, and HAProxy in front of replicas. Returns the URLs of user-svc and
+/// data-svc when all are ready.
+pub(super) fn up(paths: &Paths, replicas: usize, database_port: u16, redis_url: &str) -> Result<[String; 2]> {
+    // Ports come first, since the services send addresses to clients.
+    let ports = client_ports(paths, replicas)?;
+    let [user_url, data_url] = ports.map(url);
     let settings = |role: &str| {
         [
             ("DATABASE_URL", database::url(database_port, role)),
@@ -46,35 +76,75 @@ pub(super) fn up(paths: &Paths, database_port: u16, redis_url: &str) -> Result<[
             ("PUBLIC_DATA_URL", data_url.clone()),
         ]
     };
-    let user = plan(paths, USER_SVC, user_ports, settings(OWNER))?;
-    let data = plan(paths, DATA_SVC, data_ports, settings(READER))?;
     // user-svc runs first, since it migrates.
-    let ports = [(USER_SVC, user.port), (DATA_SVC, data.port)];
-    run(paths, USER_SVC, user)?;
-    run(paths, DATA_SVC, data)?;
-    for (name, port) in ports {
+    let users = start(paths, replicas, USER_SVC, ports[0], &settings(OWNER))?;
+    let data = start(paths, replicas, DATA_SVC, ports[1], &settings(READER))?;
+    for (name, port) in users.iter().chain(&data) {
         let part = Part::of(paths, name);
-        if !part.becomes_ready(READY_TIMEOUT, || is_ready(port)) {
+        if !part.becomes_ready(READY_TIMEOUT, || is_ready(*port)) {
             return Err(part.failure("is not ready"));
         }
+    }
+    if replicas > 1 {
+        let [users, data] = [users, data].map(|it| it.into_iter().map(|(_, port)| port).collect::<Vec<_>>());
+        balancer::up(paths, ports, &users, &data)?;
     }
     Ok([user_url, data_url])
 }
 
-/// Fails if a service's binary is missing or its port is taken.
-pub(super) fn check(paths: &Paths) -> Result<()> {
-    for name in [USER_SVC, DATA_SVC] {
-        sibling(name)?;
-        ports(paths, name)?;
+/// Starts or keeps a service: one at the port for clients, or replicas at any ports. Returns their names and ports.
+fn start(
+    paths: &Paths,
+    replicas: usize,
+    service: &str,
+    client_port: u16,
+    settings: &[(&str, String)],
+) -> Result<Vec<(String, u16)>> {
+    let behind_haproxy = balancer::settings_of_replicas(|name| setting(paths, name));
+    let mut started = Vec::new();
+    for name in names(service, replicas) {
+        let part = Part::of(paths, &name);
+        let (ports, settings) = if replicas == 1 {
+            let previous = part.previous().map(|record| record.metrics_port);
+            ((client_port, ports::for_metrics(service, previous, &own_ports(&part))?), settings.to_vec())
+        } else {
+            (ports::for_replica(&part), [settings, &behind_haproxy].concat())
+        };
+        run(paths, &name, plan(paths, service, ports, settings)?)?;
+        started.push((name, ports.0));
     }
-    Ok(())
+    Ok(started)
 }
 
-/// The service's port, and its port for metrics.
-fn ports(paths: &Paths, name: &'static str) -> Result<(u16, u16)> {
+/// Fails if a service's binary is missing, its port is taken, or there are too many replicas.
+pub(super) fn check(paths: &Paths, replicas: usize) -> Result<()> {
+    [USER_SVC, DATA_SVC].into_iter().try_for_each(|name| sibling(name).map(drop))?;
+    client_ports(paths, replicas)?;
+    if replicas > 1 { balancer::check(replicas, |name| setting(paths, name)) } else { Ok(()) }
+}
+
+/// Where clients find user-svc and data-svc: the services' own ports, or HAProxy's.
+fn client_ports(paths: &Paths, replicas: usize) -> Result<[u16; 2]> {
+    let front = |name| Part::of(paths, if replicas == 1 { name } else { HAPROXY });
+    let parts = [front(USER_SVC), front(DATA_SVC)];
+    let stopping = others(paths, replicas);
+    let ours: Vec<u16> = stopping.iter().flat_map(|name| own_ports(&Part::of(paths, name))).collect();
     let environment = environment(paths);
     let setting = |variable: &str| std::env::var(variable).ok().or_else(|| line_of(&environment, variable));
-    ports::for_service(name, &Part::of(paths, name), setting)
+    let previous = [
+        parts[0].previous().map(|record| record.port),
+        parts[1].previous().map(|record| if replicas == 1 { record.port } else { record.metrics_port }),
+    ];
+    let port = |at: usize, name| {
+        let ours = [&ours[..], &own_ports(&parts[at])].concat();
+        ports::for_clients(name, previous[at], &ours, setting)
+    };
+    Ok([port(0, USER_SVC)?, port(1, DATA_SVC)?])
+}
+
+/// The ports on which a part listens now.
+fn own_ports(part: &Part<'_>) -> Vec<u16> {
+    part.alive().map(|record| vec![record.port, record.metrics_port]).unwrap_or_default()
 }
 
 /// The setting of this name in `.env`.
@@ -90,11 +160,11 @@ fn environment(paths: &Paths) -> String {
 /// How the service is to run now. It reads the checkout's `.env` too, but the settings here override that.
 fn plan(
     paths: &Paths,
-    name: &'static str,
+    service: &str,
     (port, metrics_port): (u16, u16),
-    settings: [(&str, String); 4],
+    settings: Vec<(&str, String)>,
 ) -> Result<Start> {
-    let program = sibling(name)?;
+    let program = sibling(service)?;
     let mut settings: Vec<(String, String)> =
         settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     settings.push(("PORT".to_owned(), port.to_string()));
@@ -112,7 +182,7 @@ fn line_of(environment: &str, name: &str) -> Option<String> {
 }
 
 /// A text that changes with the binary, the settings and `.env`.
-fn version(program: &Path, settings: &[(String, String)], environment: &str) -> String {
+pub(super) fn version(program: &Path, settings: &[(String, String)], environment: &str) -> String {
     let mut hasher = DefaultHasher::new();
     let file = program.metadata().ok();
     (program, file.as_ref().map(fs::Metadata::len), file.and_then(|file| file.modified().ok()))
@@ -121,7 +191,8 @@ fn version(program: &Path, settings: &[(String, String)], environment: &str) -> 
     format!("{:016x}", hasher.finish())
 }
 
-fn run(paths: &Paths, name: &'static str, start: Start) -> Result<()> {
+/// Starts a part, keeps it if it is up to date, or replaces it.
+pub(super) fn run(paths: &Paths, name: &str, start: Start) -> Result<()> {
     let part = Part::of(paths, name);
     let how = match part.alive() {
         Some(record) if record.version == start.version => "kept",
@@ -135,7 +206,7 @@ fn run(paths: &Paths, name: &'static str, start: Start) -> Result<()> {
             "started"
         }
     };
-    say(format!("{name:<9} {how}"));
+    say(format!("{name:<10} {how}"));
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! What `user-svc` does when parts of the system fail, are missing, or are hostile.
 
+mod balancer;
 mod batches;
 mod cache;
 mod clear;

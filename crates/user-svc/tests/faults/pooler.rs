@@ -3,7 +3,7 @@
 use std::thread::scope;
 
 use devstack::testing::{get, register, wait_until};
-use devstack::{PgBouncer, Service, ServiceBuilder, Stack, Stores, http};
+use devstack::{Installed, PgBouncer, Service, ServiceBuilder, Stack, Stores, http};
 
 use crate::{is_registered, unavailable};
 
@@ -20,9 +20,10 @@ fn put(service: &Service, name: &str, info: &str) -> u16 {
 
 #[test]
 fn without_prepared_statements_everything_works_through_a_pooler() {
+    let Some(program) = Installed::find("pgbouncer") else { return };
     let stack = Stack::shared();
     // Fewer sessions than the services have connections, so that those change from one to another.
-    let pooler = PgBouncer::start_with(stack.postgres().port(), &[("default_pool_size", "4")]);
+    let pooler = PgBouncer::start_with(&program, stack.postgres().port(), &[("default_pool_size", "4")]);
     let unprepared = |service| through(&pooler, &stack, service).env("DATABASE_PREPARED", "false");
     let writers = [(); 2].map(|()| unprepared(stack.user_svc()).start());
     let readers = [(); 2].map(|()| unprepared(stack.data_svc()).start());
@@ -66,9 +67,10 @@ const LEFT: &str = "(SELECT count(*) FROM pg_prepared_statements), \
 
 #[test]
 fn with_prepared_statements_it_is_not_ready_behind_a_pooler_says_why_and_runs_none() {
+    let Some(program) = Installed::find("pgbouncer") else { return };
     let stack = Stack::private();
     for settings in [&[][..], &[("server_round_robin", "1")], &[("default_pool_size", "1")]] {
-        let pooler = PgBouncer::start_with(stack.postgres().port(), settings);
+        let pooler = PgBouncer::start_with(&program, stack.postgres().port(), settings);
         let services = [stack.user_svc(), stack.data_svc()].map(|it| through(&pooler, &stack, it).spawn());
         for service in &services {
             service.wait_for_log("set DATABASE_PREPARED=false");
@@ -84,11 +86,12 @@ fn with_prepared_statements_it_is_not_ready_behind_a_pooler_says_why_and_runs_no
 
 #[test]
 fn a_pooler_that_comes_to_be_on_the_way_ends_the_readiness_and_the_queries() {
+    let Some(program) = Installed::find("pgbouncer") else { return };
     let stack = Stack::private();
     let link = stack.postgres_proxy();
     let service = stack.user_svc().postgres_through(&link).start();
     assert_eq!(register(&service, "before").status, 201);
-    let pooler = PgBouncer::start(stack.postgres().port());
+    let pooler = PgBouncer::start(&program, stack.postgres().port());
     link.retarget(("127.0.0.1", pooler.port()));
     link.reset();
     service.wait_for_log("set DATABASE_PREPARED=false");
@@ -100,9 +103,10 @@ fn a_pooler_that_comes_to_be_on_the_way_ends_the_readiness_and_the_queries() {
 
 #[test]
 fn twenty_services_that_migrate_through_a_pooler_leave_one_schema_and_no_lock() {
+    let Some(program) = Installed::find("pgbouncer") else { return };
     let stores = Stores::private();
     let stack = Stack::unmigrated(stores);
-    let pooler = PgBouncer::start_with(stack.postgres().port(), &[("default_pool_size", "4")]);
+    let pooler = PgBouncer::start_with(&program, stack.postgres().port(), &[("default_pool_size", "4")]);
     scope(|scope| {
         for number in 0..20 {
             let (stack, pooler) = (&stack, &pooler);
@@ -124,12 +128,13 @@ fn twenty_services_that_migrate_through_a_pooler_leave_one_schema_and_no_lock() 
 
 #[test]
 fn a_standby_behind_a_pooler_is_not_read_though_the_monitor_sees_the_primary() {
+    let Some(program) = Installed::find("pgbouncer") else { return };
     let stack = Stack::private();
     assert_eq!(register(&stack.user_svc().start(), "john").status, 201);
     let standby = devstack::Postgres::standby_of(stack.postgres());
     let reader = stack.data_svc().env("DATABASE_PREPARED", "false").env("NEAR_CACHE_MIB", "0");
     let link = stack.postgres_proxy();
-    let pooler = PgBouncer::start(link.port());
+    let pooler = PgBouncer::start(&program, link.port());
     let reader = through(&pooler, &stack, reader).start();
     assert_eq!(get(&reader, "john").status, 200);
     standby.detach(stack.postgres());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use devstack::{PgBouncer, Postgres, Proxy, Redis, ServiceBuilder};
+use devstack::{Installed, PgBouncer, Postgres, Proxy, Redis, ServiceBuilder};
 use parking_lot::Mutex;
 
 /// The database's name.
@@ -34,10 +34,10 @@ impl Stores {
     }
 
     /// Starts both, and a pooler before PostgreSQL.
-    pub fn pooled() -> Self {
+    pub fn pooled(pooler: &Installed) -> Self {
         let postgres = Postgres::start_with(&SETTINGS);
         let link = Proxy::start(("127.0.0.1", postgres.port()));
-        let pooler = Pooler { server: PgBouncer::start(link.port()), link };
+        let pooler = Pooler { server: PgBouncer::start(pooler, link.port()), link };
         Self::of(Arc::new(Redis::start_with_defaults()), postgres, Some(pooler))
     }
 

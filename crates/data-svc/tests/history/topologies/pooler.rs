@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use devstack::Installed;
+
 use crate::cluster::Cluster;
 use crate::faults::{POSTGRES, REDIS_BRIEF, SERVICES};
 use crate::one_at_a_time;
@@ -19,17 +21,25 @@ fn is_good(report: &Report) {
 
 #[test]
 fn reads_are_linearizable_through_a_pooler_when_the_standby_behind_it_is_promoted() {
+    let Some(pgbouncer) = Installed::find("pgbouncer") else { return };
     let _turn = one_at_a_time();
-    is_good(&standby(&Cluster::pooled(), Duration::from_secs(9), &Load::default()));
+    is_good(&standby(&Cluster::pooled(&pgbouncer), Duration::from_secs(9), &Load::default()));
 }
 
 #[test]
 #[ignore = "two minutes, by `make topologies`"]
 fn reads_are_linearizable_through_a_pooler_under_all_faults_for_minutes() {
+    let Some(pgbouncer) = Installed::find("pgbouncer") else { return };
     let _turn = one_at_a_time();
     let time = Duration::from_secs(60);
-    is_good(&standby(&Cluster::pooled(), time, &Load::default()));
+    is_good(&standby(&Cluster::pooled(&pgbouncer), time, &Load::default()));
     let others = [POSTGRES, SERVICES].concat();
     let kinds = [REDIS_BRIEF, &others];
-    is_good(&double_faults(&Cluster::pooled(), "brief faults, pooled", kinds, time, &Load::default()));
+    is_good(&double_faults(
+        &Cluster::pooled(&pgbouncer),
+        "brief faults, pooled",
+        kinds,
+        time,
+        &Load::default(),
+    ));
 }

@@ -134,7 +134,7 @@ impl Database {
     pub fn is_writable(&self) -> Result<(), &'static str> {
         self.is_readable()?;
         if self.status() == Status::Away {
-            return Err("PostgreSQL is away.");
+            return Err(self.monitor.obstacle().unwrap_or("PostgreSQL is away."));
         }
         if self.monitor.is_read_only() {
             return Err("PostgreSQL is read-only.");

@@ -214,7 +214,7 @@ impl Monitor {
     ) -> Result<Looked, Failure> {
         let mut current = match watched.take() {
             Some(watched) => watched,
-            None => self.connect(url)?,
+            None => self.connect(url).inspect_err(|_| *self.obstacle.lock() = None)?,
         };
         let look = current.look()?;
         *self.obstacle.lock() = look.obstacle();

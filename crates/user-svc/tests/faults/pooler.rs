@@ -96,6 +96,8 @@ fn a_pooler_that_comes_to_be_on_the_way_ends_the_readiness_and_the_queries() {
     link.reset();
     service.wait_for_log("set DATABASE_PREPARED=false");
     assert_eq!(unavailable(&register(&service, "john")), "unavailable");
+    let answer = http::get(&service.url_of("/readyz"));
+    assert!(answer.text().contains("DATABASE_PREPARED=false"), "{}", answer.text());
     link.retarget(("127.0.0.1", stack.postgres().port()));
     link.reset();
     wait_until("it is used again", || register(&service, "after").status == 201);

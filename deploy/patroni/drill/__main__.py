@@ -55,7 +55,7 @@ def kill_leader(cluster):
 
 
 def freeze_standby(cluster):
-    """The whole node: connections stay open, and nothing answers. It comes back 10 s after another one took its place."""
+    """The whole node: connections stay open, and nothing answers. It is back 10 s after another one took its place."""
     standby = cluster.synchronous_standby()
     processes = standby.processes()
     send(signal.SIGSTOP, processes)
@@ -84,11 +84,9 @@ class Row:
         self.is_whole = until(PATIENCE, lambda: cluster.is_whole() and load.succeeds())
         time.sleep(3)  # longer than a request of before takes
         acknowledged, rows = load.acknowledged(), cluster.users()
-        self.lost = [
-            f"{key}: {rows.get(key)}, and {version} was acknowledged"
-            for key, version in acknowledged.items()
-            if rows.get(key, -1) < version
-        ]
+        lost = [key for key, version in acknowledged.items() if rows.get(key, -1) < version]
+        load.forget(lost)  # each is lost once
+        self.lost = [f"{key}: {rows.get(key)}, and {acknowledged[key]} was acknowledged" for key in lost]
         self.counts = {of: count - before[of] for of, count in load.counts().items()}
         self.away = [load.away(kind, start) for kind in ("hit", "miss", "write")]
         self.old, self.unexpected = load.take_complaints()

@@ -92,6 +92,11 @@ class Load:
         with self.lock:
             return dict(self.acked)
 
+    def forget(self, keys):
+        with self.lock:
+            for key in keys:
+                del self.acked[key]
+
     def take_complaints(self):
         with self.lock:
             complaints = self.old, self.unexpected

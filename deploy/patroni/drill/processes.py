@@ -61,6 +61,8 @@ def guarded(drill, limit):
         while ended != child:
             ended, status = os.wait()
         end_children()
+    if os.WIFSIGNALED(status):
+        print(f"the drill was killed; it may take {limit} s", file=sys.stderr)
     return abs(os.waitstatus_to_exitcode(status))
 
 

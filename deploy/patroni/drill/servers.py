@@ -119,7 +119,8 @@ class Cluster:
 
     def start_service(self, name, number):
         log = f"{name}-{number}"
-        stores = {"DATABASE_URL": self.url(name.replace("-", "_"), "users"), "DATABASE_PASSWORD": PASSWORD}
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        stores = {"DATABASE_URL": f"postgres://{name.replace('-', '_')}@{hosts}/users", "DATABASE_PASSWORD": PASSWORD}
         stores["REDIS_URL"] = f"redis://127.0.0.1:{self.redis}/0"
         self.run(log, f"{self.folder}/{name}", PORT="0", METRICS_PORT="0", **stores)
 
@@ -131,13 +132,10 @@ class Cluster:
         until(30, lambda: Client((host, int(port))).send("GET", "/readyz")[0] == 200, f"{log} is ready")
         return host, int(port)
 
-    def url(self, role, database):
-        return f"postgres://{role}@{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}/{database}"
-
     def psql(self, database, *arguments):
-        """Runs psql on the primary, as superuser. Returns what it prints."""
+        """Runs psql on the leader, as superuser. Returns what it prints."""
         passwords = dict.fromkeys(("PGPASSWORD", "USER_SVC_DATABASE_PASSWORD", "DATA_SVC_DATABASE_PASSWORD"), PASSWORD)
-        url = self.url("postgres", database) + "?target_session_attrs=primary"
+        url = f"postgres://postgres@127.0.0.1:{self.leader().port}/{database}"
         command = [f"{self.programs.postgres}/psql", "-XqtA", "-d", url, *arguments]
         options = {"check": True, "stdout": subprocess.PIPE, "text": True, "env": {**os.environ, **passwords}}
         return subprocess.run(command, **options).stdout

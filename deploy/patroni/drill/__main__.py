@@ -40,6 +40,7 @@ def nothing(_):
 def switch_over(cluster):
     leader, standby = cluster.leader(), cluster.synchronous_standby()
     cluster.patronictl("switchover", "--leader", leader.name, "--candidate", standby.name, "--force", "users")
+    until(PATIENCE, lambda: cluster.leader(other_than=leader), "another node leads")
 
 
 def kill_leader(cluster):
@@ -99,7 +100,7 @@ def print_table(rows):
     print("\n| event | hits away | misses away | writes away | writes acked / lost | outcome unknown | reads / old |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     for row in rows:
-        away = " | ".join(f"{seconds:.1f} s" if seconds else "0" for seconds in row.away)
+        away = " | ".join(f"{seconds:.1f} s" for seconds in row.away)
         acked, unknown, reads = (row.counts[of] for of in ("acked", "unknown", "reads"))
         lost, old = len(row.lost), len(row.old)
         print(f"| {row.name} | {away} | {acked} / {lost} | {unknown} | {reads} / {old} |")

@@ -111,16 +111,11 @@ class Load:
         return all(ends and all(ends) for ends in newest)
 
     def away(self, kind, start):
-        """The longest time since `start`, from one success to the next, in which a request of this kind has failed."""
+        """The longest time since `start` from one success of this kind to the next."""
         with self.lock:
-            ends = [end for end in self.ends[kind] if end[0] > start]
-        longest, last, has_failed = 0, start, False
-        for at, is_good in [*ends, (time.monotonic(), True)]:
-            if is_good:
-                longest = max(longest, at - last) if has_failed else longest
-                last = at
-            has_failed = not is_good
-        return longest
+            successes = [at for at, is_good in self.ends[kind] if is_good and at > start]
+        times = [start, *successes, time.monotonic()]
+        return max(after - before for before, after in zip(times, times[1:]))
 
 
 class Client:

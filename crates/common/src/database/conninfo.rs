@@ -3,7 +3,7 @@
 use diesel::connection::CacheSize;
 use diesel::{Connection, ConnectionResult, PgConnection};
 
-use crate::config::{Conninfo, DatabaseSettings};
+use crate::config::DatabaseSettings;
 
 /// Connects as `settings` say, for few statements: none is kept prepared, so that they may go through any pooler.
 ///
@@ -40,14 +40,9 @@ pub fn connection_string(settings: &DatabaseSettings) -> String {
     for (name, value) in bounds {
         conninfo.set_default(name, value);
     }
-    if has_several_hosts(&conninfo) {
+    if ["host", "hostaddr"].into_iter().filter_map(|name| conninfo.get(name)).any(|hosts| hosts.contains(','))
+    {
         conninfo.set_default("target_session_attrs", "primary");
     }
     conninfo.to_string()
-}
-
-/// Whether it names more servers than one.
-#[must_use]
-pub fn has_several_hosts(conninfo: &Conninfo) -> bool {
-    ["host", "hostaddr"].into_iter().filter_map(|name| conninfo.get(name)).any(|hosts| hosts.contains(','))
 }

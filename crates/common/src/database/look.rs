@@ -211,12 +211,23 @@ fn ask(connection: &mut PgConnection, question: &str) -> QueryResult<bool> {
     Ok(yes)
 }
 
-/// Whether a new connection was refused because PostgreSQL is down. Silence is no refusal, and neither is "too many
-/// connections", a failed login, or the end of a connection: then it may be up, and take writes.
+/// How a server says that it takes no writes: it is down, or it is a standby.
+const REFUSALS: [&str; 4] = [
+    "Connection refused",
+    "the database system is starting up",
+    "the database system is shutting down",
+    "server is in hot standby mode",
+];
+
+/// Whether a new connection was refused because PostgreSQL is down: by each host, and each address of a host, for which
+/// libpq's message has a part. Silence is no refusal, and neither is "too many connections", a failed login, or the end
+/// of a connection: then it may be up, and take writes.
 pub fn is_refusal(reason: &str) -> bool {
-    let refusals =
-        ["Connection refused", "the database system is starting up", "the database system is shutting down"];
-    refusals.iter().any(|refusal| reason.contains(refusal))
+    // Before version 14 each part begins by the second form.
+    let reason = reason.replace("could not connect to server", "connection to server");
+    let mut attempts = reason.split("connection to server").filter(|part| !part.trim().is_empty()).peekable();
+    attempts.peek().is_some()
+        && attempts.all(|attempt| REFUSALS.iter().any(|refusal| attempt.contains(refusal)))
 }
 
 #[cfg(test)]
@@ -229,10 +240,20 @@ mod tests {
             "connection to server at \"127.0.0.1\", port 5432 failed: Connection refused",
             "FATAL:  the database system is starting up",
             "FATAL:  the database system is shutting down",
+            "connection to server at \"a\", port 1 failed: Connection refused\n\tIs the server running?\n\
+             connection to server at \"b\", port 1 failed: server is in hot standby mode",
+            "could not connect to server: Connection refused\n\tIs the server running?\n\
+             could not connect to server: Connection refused",
         ] {
             assert!(is_refusal(refusal), "{refusal}");
         }
         for other in [
+            "connection to server at \"a\", port 1 failed: Connection refused\n\tIs the server running?\n\
+             connection to server at \"b\", port 1 failed: timeout expired",
+            "connection to server at \"a\", port 1 failed: server is in hot standby mode\n\
+             connection to server at \"b\", port 1 failed: server closed the connection unexpectedly",
+            "could not connect to server: Connection refused\ncould not connect to server: Connection timed out",
+            "",
             "timeout expired",
             "No route to host",
             "Connection reset by peer",

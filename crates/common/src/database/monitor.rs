@@ -12,7 +12,6 @@ use diesel::QueryResult;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::conninfo::has_several_hosts;
 use super::grant::{Grant, Grants};
 use super::grant_row::Reason;
 use super::granter::{Granter, Offer};
@@ -47,9 +46,6 @@ pub struct Monitor {
     start: Instant,
     schema: Schema,
     kept: Kept,
-    /// Whether a refused connection means that PostgreSQL is down. A pooler may be down alone, and of several servers
-    /// another may serve.
-    refusals_count: bool,
     /// The workers' connections.
     pool: Pool,
     /// What is known of the grant.
@@ -82,7 +78,6 @@ impl Monitor {
             start: Instant::now(),
             schema,
             kept: settings.kept,
-            refusals_count: settings.kept == Kept::Session && !has_several_hosts(&settings.url),
             pool,
             grants: Grants::new(settings.without_postgres),
             metrics,
@@ -187,7 +182,8 @@ impl Monitor {
             if was_connected {
                 continue; // the connection is lost; the next attempt shows whether the server is
             }
-            if self.refusals_count && is_refusal(&reason) {
+            // A pooler may be down alone.
+            if self.kept == Kept::Session && is_refusal(&reason) {
                 self.grants.refused(asked);
             }
             // One failure may be the monitor's own: its connection was reset while it was made, or another client took

@@ -88,25 +88,40 @@ fn while_postgres_is_silent_hits_go_on_without_a_gap_and_end_with_the_grant() {
     }
 }
 
-#[test]
-fn without_one_of_several_postgres_servers_hits_end_with_the_grant_since_another_may_serve() {
-    hits_end_with_the_grant(|stack, service| {
-        let hosts = format!("127.0.0.1:{},127.0.0.1:{}", stack.postgres().port(), free_port());
-        service.env("DATABASE_URL", format!("postgres://postgres@{hosts}/{}", stack.database()))
-    });
+/// A service that knows two servers, of which the first is down.
+fn beside_one_that_is_down(stack: &Stack, service: ServiceBuilder, port: u16) -> ServiceBuilder {
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{port}", free_port());
+    service.env("DATABASE_URL", format!("postgres://postgres@{hosts}/{}", stack.database()))
 }
 
 #[test]
-fn without_a_pooler_hits_end_with_the_grant_since_postgres_may_serve_others() {
-    hits_end_with_the_grant(|_, service| service.env("DATABASE_PREPARED", "false"));
-}
-
-/// Asserts that hits end although each connection is refused.
-fn hits_end_with_the_grant(set: impl Fn(&Stack, ServiceBuilder) -> ServiceBuilder) {
+fn while_each_of_several_postgres_servers_refuses_hits_go_on() {
     let stack = Stack::private();
-    let replicas = replicas(&stack, |service| set(&stack, service));
+    let port = stack.postgres().port();
+    let replicas = replicas(&stack, |service| beside_one_that_is_down(&stack, service, port));
+    are_hits_throughout(&replicas, LIFE + LIFE, || stack.postgres().kill());
+}
+
+#[test]
+fn while_one_of_several_postgres_servers_refuses_and_another_does_not_hits_end_with_the_grant() {
+    let stack = Stack::private();
+    let link = stack.postgres_proxy();
+    let replicas = replicas(&stack, |service| beside_one_that_is_down(&stack, service, link.port()));
+    // It closes each connection: the server may take those of others.
+    link.cut();
+    hits_end(&replicas);
+}
+
+#[test]
+fn a_pooler_that_refuses_may_be_down_alone_so_hits_end_with_the_grant() {
+    let stack = Stack::private();
+    let replicas = replicas(&stack, |service| service.env("DATABASE_PREPARED", "false"));
     stack.postgres().kill();
-    for replica in &replicas {
+    hits_end(&replicas);
+}
+
+fn hits_end(replicas: &[Service; 2]) {
+    for replica in replicas {
         wait_until("the grant has ended", || get(replica, "john").status != 200);
         is_unavailable(&get(replica, "john"));
     }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use devstack::http;
 use devstack::postgres::Timeline;
 use devstack::testing::{StopAtEnd, get, get_with, wait_until};
-use devstack::{Postgres, Proxy, Redis, Service, ServiceBuilder, Stack};
+use devstack::{Postgres, Proxy, Redis, Service, ServiceBuilder, Stack, free_port};
 use serde_json::json;
 
-use crate::{Fleet, HIT, NO_CACHE, WATCH, cache_status};
+use crate::{Fleet, HIT, NO_CACHE, WATCH, WRITER, cache_status};
 
 /// A fleet, and a standby of its PostgreSQL that has the users of now.
 fn with_standby() -> (Fleet, Postgres) {
@@ -196,4 +196,22 @@ fn a_synchronous_standby_promoted_under_load_loses_nothing_acknowledged_and_is_f
         }
         fleet.replace_and_watch("next", "newer");
     });
+}
+
+/// A replica takes PostgreSQL for down only if each of its servers says so.
+#[test]
+fn a_server_that_is_down_beside_a_primary_that_is_cut_off_is_no_outage_of_postgresql() {
+    let fleet = Fleet::with_own_postgres();
+    let link = fleet.stack.postgres_proxy();
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", free_port(), link.port());
+    let url = format!("postgres://postgres@{hosts}/{}", fleet.stack.database());
+    let lonely = fleet.more(fleet.stack.data_svc()).env("DATABASE_URL", url).start();
+    fleet.register_and_warm("john", "old");
+    wait_until("it has a copy", || cache_status(&get(&lonely, "john")).starts_with(HIT));
+    link.cut();
+    // Writers go on without Redis, and without barriers, when no reader uses it.
+    fleet.links[WRITER].cut();
+    fleet.replace("john", "new");
+    let answer = get(&lonely, "john");
+    assert!(answer.status == 503 || answer.json()["info"] == "new", "{}", answer.text());
 }

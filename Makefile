@@ -38,7 +38,7 @@ check: setup ## What CI runs: all of scripts/check, or the steps in STEPS="forma
 soak: needs ## Record histories under faults until 10,000,000 reads (SOAK_READS) or an hour (SOAK_SECONDS)
 	bash -c '. scripts/environment && exec cargo test -p data-svc --test history -- --nocapture --ignored --exact soak::no_promise_is_broken_for_as_long_as_a_soak_goes_on'
 
-topologies: setup ## Record histories of installations past one machine, for minutes each: behind HAProxy, with a Redis that fails over
+topologies: setup ## Record histories past one machine for minutes: behind HAProxy with a Redis that fails over, through PgBouncer with a standby that is promoted
 	bash -c '. scripts/environment && exec cargo test --workspace -- --nocapture --ignored topologies::'
 
 mutations: needs ## Break the protocol's rules one at a time, and see the tests fail

@@ -123,7 +123,7 @@ fn client(address: &str, stop: &AtomicBool, mut act: impl FnMut(&mut Connection)
             connection = Connection::open(address);
         }
         // Light load: what is looked for is a request that fails, and the machine has other work.
-        sleep(Duration::from_millis(2));
+        sleep(Duration::from_millis(10));
     }
 }
 

@@ -41,7 +41,7 @@ soak: needs ## Record histories under faults until 10,000,000 reads (SOAK_READS)
 topologies: setup ## Record histories past one machine for minutes: behind HAProxy with a Redis that fails over, through PgBouncer with a standby that is promoted
 	bash -c '. scripts/environment && exec cargo test --workspace -- --nocapture --ignored topologies::'
 
-mutations: needs ## Break the protocol's rules one at a time, and see the tests fail
+mutations: setup ## Break the protocol's rules one at a time, and see the tests fail
 	@scripts/mutations
 
 bench: needs ## Measure the services against a ceiling and peers: the main rows at 64 clients (about eight minutes)

@@ -17,9 +17,9 @@ use crate::row::{Plan, median};
 
 /// How many near caches there are.
 const LISTENERS: [u32; 4] = [1, 24, 100, 400];
-/// How often each renews its proof while there are few.
+/// How often each renews its proof while there are few: `RENEWAL_INTERVAL` of listener.rs.
 const INTERVAL: Duration = Duration::from_millis(10);
-/// By how much the interval grows with each, as data-svc has it.
+/// By how much the interval grows with each: `RENEWAL_COST` times `RENEWAL_SHARE` of listener.rs.
 const INTERVAL_STEP: Duration = Duration::from_micros(250);
 /// How many messages writers publish a second. More at once would share their way to a listener.
 const MESSAGES: f64 = 100.0;

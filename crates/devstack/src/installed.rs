@@ -13,9 +13,12 @@ pub struct Installed(PathBuf);
 impl Installed {
     /// The program of this name. If it is missing, says that the test was not run:
     /// `let Some(haproxy) = Installed::find("haproxy") else { return }`.
+    ///
+    /// Panics instead in `make check`, which sets `NOTHING_NOT_RUN`.
     pub fn find(name: &str) -> Option<Installed> {
         let found = find(name);
         if found.is_err() {
+            assert!(std::env::var_os("NOTHING_NOT_RUN").is_none(), "{name} is not installed");
             // Not by `eprintln!`, whose lines the tests' harness shows only for tests that fail.
             let test = thread::current().name().unwrap_or_default().to_owned();
             let _ = writeln!(

@@ -150,6 +150,12 @@ impl Postgres {
         self.try_sql(database, statement).unwrap_or_else(|error| panic!("{statement}\n{error}"))
     }
 
+    /// Runs a statement through what listens at this URL, such as a pooler. Panics if the statement fails.
+    pub fn sql_at(&self, url: &str, statement: &str) -> String {
+        output(&mut psql(&self.programs, url, statement))
+            .unwrap_or_else(|error| panic!("{statement}\n{error}"))
+    }
+
     /// As [`Postgres::sql`], but returns psql's message if the statement fails or the server cannot be reached.
     pub fn try_sql(&self, database: &str, statement: &str) -> Result<String, String> {
         output(psql(&self.programs, &self.url(database), statement).env("PGCONNECT_TIMEOUT", "10"))

@@ -29,12 +29,14 @@ use crate::config::CacheSettings;
 /// How often the proof is renewed while there are few near caches: a fifth of its life, so that a late reply does not end
 /// it.
 const RENEWAL_INTERVAL: Duration = Duration::from_millis(10);
-/// What a renewal takes of Redis' one thread, at most (docs/scaling.md has what it takes).
+/// What a renewal is reckoned to take of Redis' one thread. docs/scaling.md has what it takes, which is less.
 const RENEWAL_COST: Duration = Duration::from_micros(25);
 /// The renewals of all near caches take one part in so many of that thread.
 const RENEWAL_SHARE: u32 = 10;
 /// How often the near caches are counted.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+/// More are not told apart: a second between renewals is enough to do Redis no harm.
+const LISTENERS_MAX: u32 = 4_000;
 
 /// What the connection has brought and the near cache has applied.
 #[derive(Debug, Clone)]
@@ -122,7 +124,7 @@ impl Listener {
             }
             self.renew(&mut connection, &member).await?;
             if counted.elapsed() >= COUNT_INTERVAL {
-                interval = renewal_interval(cmd("HLEN").arg(MEMBERS).query_async(&mut connection).await?);
+                interval = renewal_interval(self.listeners(&mut connection).await?);
                 counted = Instant::now();
             }
             let next = Instant::now() + interval;
@@ -136,6 +138,13 @@ impl Listener {
                 self.acknowledge(&mut connection, &member, &position).await?;
             }
         }
+    }
+
+    /// How many near caches listen. (The list of members may have some that are gone.)
+    async fn listeners(&self, connection: &mut MultiplexedConnection) -> Result<u32, RedisError> {
+        let name = &self.invalidations.name;
+        let (_, count): (String, u32) = cmd("PUBSUB").arg("NUMSUB").arg(name).query_async(connection).await?;
+        Ok(count)
     }
 
     /// Renews the proof. On a field that is there, it changes nothing.
@@ -158,16 +167,13 @@ impl Listener {
     }
 }
 
-/// How often each of `members` near caches renews its proof, so that Redis has time for other work.
+/// How often each of `listeners` near caches renews its proof, so that Redis has time for other work.
 ///
 /// From 200 of them on that is longer than a proof holds. Then copies are used for a part of the time, and reads ask
 /// Redis for the rest of it.
-fn renewal_interval(members: u32) -> Duration {
-    RENEWAL_INTERVAL.max(RENEWAL_COST * RENEWAL_SHARE * members.min(MEMBERS_MAX))
+fn renewal_interval(listeners: u32) -> Duration {
+    RENEWAL_INTERVAL.max(RENEWAL_COST * RENEWAL_SHARE * listeners.min(LISTENERS_MAX))
 }
-
-/// More are not told apart: a second between renewals is enough to do Redis no harm.
-const MEMBERS_MAX: u32 = 4_000;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -178,7 +184,7 @@ mod tests {
     #[test]
     fn renewals_take_a_tenth_of_redis_at_most_however_many_near_caches_there_are() {
         assert_eq!(renewal_interval(1), RENEWAL_INTERVAL);
-        for members in [1, 10, 40, 41, 100, 400, MEMBERS_MAX] {
+        for members in [1, 10, 40, 41, 100, 400, LISTENERS_MAX] {
             let of_a_second =
                 f64::from(members) * RENEWAL_COST.as_secs_f64() / renewal_interval(members).as_secs_f64();
             assert!(of_a_second <= 0.1 + f64::EPSILON, "{members}: {of_a_second}");

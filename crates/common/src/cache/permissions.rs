@@ -12,7 +12,7 @@ use super::acks::MEMBERS;
 pub fn needed(invalidations: &str, acks: &str) -> Vec<String> {
     let plain = ["INFO", "PING", "EVALSHA x 0", "SCRIPT LOAD x"].map(str::to_owned);
     let strings = ["GET", "GETRANGE 0 0", "SET x", "DEL", "TYPE", "PEXPIRE 1"];
-    let hash = ["HGETALL", "HGET x", "HSET x 1", "HSETNX x 1", "HINCRBY x 1", "HDEL x", "HLEN"];
+    let hash = ["HGETALL", "HGET x", "HSET x 1", "HSETNX x 1", "HINCRBY x 1", "HDEL x"];
     let on_channels = ["PUBLISH x", "SUBSCRIBE"];
     let on = |object: &str, command: &str| match command.split_once(' ') {
         Some((name, rest)) => format!("{name} {object} {rest}"),
@@ -23,6 +23,7 @@ pub fn needed(invalidations: &str, acks: &str) -> Vec<String> {
     commands.extend(strings.map(|command| on(&key, command)));
     commands.extend(hash.map(|command| on(MEMBERS, command)));
     commands.extend(on_channels.map(|command| on(invalidations, command)));
+    commands.push(format!("PUBSUB NUMSUB {invalidations}"));
     commands.extend(on_channels.map(|command| on(acks, command)));
     commands
 }

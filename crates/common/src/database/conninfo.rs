@@ -3,7 +3,7 @@
 use diesel::connection::CacheSize;
 use diesel::{Connection, ConnectionResult, PgConnection};
 
-use crate::config::DatabaseSettings;
+use crate::config::{Conninfo, DatabaseSettings};
 
 /// Connects as `settings` say, for few statements: none is kept prepared, so that they may go through any pooler.
 ///
@@ -40,9 +40,15 @@ pub fn connection_string(settings: &DatabaseSettings) -> String {
     for (name, value) in bounds {
         conninfo.set_default(name, value);
     }
-    if ["host", "hostaddr"].into_iter().filter_map(|name| conninfo.get(name)).any(|hosts| hosts.contains(','))
-    {
+    if hosts(&conninfo) > 1 {
         conninfo.set_default("target_session_attrs", "primary");
     }
     conninfo.to_string()
+}
+
+/// How many servers it names.
+#[must_use]
+pub fn hosts(conninfo: &Conninfo) -> usize {
+    let lists = ["host", "hostaddr"].into_iter().filter_map(|name| conninfo.get(name));
+    lists.map(|list| list.split(',').count()).max().unwrap_or(1)
 }

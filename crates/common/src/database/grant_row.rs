@@ -10,7 +10,7 @@ use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 use super::conninfo::connect;
 use super::grant::wait;
 use super::schema::cache_grant;
-use super::statements::DURABLE;
+use super::statements::{DURABLE, IDLE_IN_TRANSACTION};
 use crate::config::DatabaseSettings;
 use crate::error::CommandResult;
 
@@ -123,13 +123,16 @@ pub fn grant(connection: &mut PgConnection, epoch: i64, redis: &str, life: Durat
     })
 }
 
-/// Does `change` in a transaction that survives a crash of the server.
+/// Does `change` in a transaction that survives a crash of the server, and that ends without this process.
 fn durably<T>(
     connection: &mut PgConnection,
     change: impl FnOnce(&mut PgConnection) -> QueryResult<T>,
 ) -> QueryResult<T> {
     connection.transaction(|connection| {
-        connection.batch_execute(DURABLE)?;
+        connection.batch_execute(&format!(
+            "{DURABLE}; SET LOCAL idle_in_transaction_session_timeout = {}",
+            IDLE_IN_TRANSACTION.as_millis()
+        ))?;
         change(connection)
     })
 }

@@ -1,5 +1,7 @@
 //! A look at PostgreSQL: the monitor's query, and its connection.
 
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
@@ -105,10 +107,11 @@ impl Watched {
         let mut shared = "false".to_owned();
         if kept == Kept::Session {
             let word = new_word();
-            connection.batch_execute(&format!("SET statement_timeout = {}", timeout.as_millis()))?;
-            shared = format!("current_setting('{MARK}', true) IS DISTINCT FROM '{word}'");
-            if is_shared(&mut connection, &word, url)? {
+            if is_shared(&mut connection, &word, url, timeout)? {
                 shared = "true".to_owned();
+            } else {
+                shared = format!("current_setting('{MARK}', true) IS DISTINCT FROM '{word}'");
+                connection.batch_execute(&format!("SET statement_timeout = {}", timeout.as_millis()))?;
             }
         }
         let is_usable = format!(
@@ -182,13 +185,18 @@ fn grant_table(connection: &mut PgConnection) -> QueryResult<&'static str> {
 /// A pooler takes the session that was used last, which is then another client's, or the one that was not used for
 /// longest, which then changes from statement to statement. On a busy one others may come in between, so this tries
 /// again; and each later look compares the mark.
-fn is_shared(connection: &mut PgConnection, word: &str, url: &str) -> QueryResult<bool> {
+///
+/// # Errors
+/// The database's; also that it cannot be tried, for another reason than that the role may have no more connections.
+fn is_shared(
+    connection: &mut PgConnection,
+    word: &str,
+    url: &str,
+    timeout: Duration,
+) -> Result<bool, Failure> {
+    connection.batch_execute(&mark(word))?;
     let other_word = new_word();
-    // Without a second connection, as when the role may have one only, the looks must do.
-    let Ok(mut other) = connect_to(url) else {
-        connection.batch_execute(&mark(word))?;
-        return Ok(false);
-    };
+    let Some(mut other) = second_connection(url, timeout)? else { return Ok(false) };
     let is_marked = format!("current_setting('{MARK}', true) IS NOT DISTINCT FROM '{other_word}'");
     for _ in 0..3 {
         other.batch_execute(&mark(&other_word))?;
@@ -198,6 +206,28 @@ fn is_shared(connection: &mut PgConnection, word: &str, url: &str) -> QueryResul
         }
     }
     Ok(false)
+}
+
+/// Another connection. None if the role may have no more, or if there is none within `timeout`: a pooler that gives each
+/// client a session of its own lets it wait when all are taken.
+fn second_connection(url: &str, timeout: Duration) -> Result<Option<PgConnection>, Failure> {
+    let (sender, receiver) = mpsc::channel();
+    let url = url.to_owned();
+    // The receiver may have given up.
+    thread::Builder::new()
+        .name("database-probe".into())
+        .spawn(move || drop(sender.send(connect_to(&url))))?;
+    match receiver.recv_timeout(timeout) {
+        Ok(Ok(connection)) => Ok(Some(connection)),
+        Ok(Err(error)) if is_shortage(&error.to_string()) => Ok(None),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether PostgreSQL has refused a connection since there are too many.
+fn is_shortage(reason: &str) -> bool {
+    reason.contains("too many") || reason.contains("remaining connection slots")
 }
 
 /// The answer to a question of yes or no.
@@ -211,23 +241,22 @@ fn ask(connection: &mut PgConnection, question: &str) -> QueryResult<bool> {
     Ok(yes)
 }
 
-/// How a server says that it takes no writes: it is down, or it is a standby.
-const REFUSALS: [&str; 4] = [
-    "Connection refused",
-    "the database system is starting up",
-    "the database system is shutting down",
-    "server is in hot standby mode",
-];
+/// How a server says that it takes no connections.
+const REFUSALS: [&str; 3] =
+    ["Connection refused", "the database system is starting up", "the database system is shutting down"];
+/// How libpq says that a server is not the primary. Of several: one alone is not the one that the operator meant.
+const STANDBY: &str = "server is in hot standby mode";
 
-/// Whether a new connection was refused because PostgreSQL is down: by each host, and each address of a host, for which
-/// libpq's message has a part. Silence is no refusal, and neither is "too many connections", a failed login, or the end
-/// of a connection: then it may be up, and take writes.
-pub fn is_refusal(reason: &str) -> bool {
-    // Before version 14 each part begins by the second form.
-    let reason = reason.replace("could not connect to server", "connection to server");
-    let mut attempts = reason.split("connection to server").filter(|part| !part.trim().is_empty()).peekable();
-    attempts.peek().is_some()
-        && attempts.all(|attempt| REFUSALS.iter().any(|refusal| attempt.contains(refusal)))
+/// Whether a new connection was refused because PostgreSQL is down: libpq's message, `reason`, has a line for each of the
+/// `hosts` that were tried, and each says so. Silence is no refusal, and neither is "too many connections", a failed
+/// login, a name without an address, or the end of a connection: then it may be up, and take writes.
+pub fn is_refusal(reason: &str, hosts: usize) -> bool {
+    let is_down = |line: &str| {
+        REFUSALS.iter().any(|refusal| line.contains(refusal)) || (hosts > 1 && line.contains(STANDBY))
+    };
+    // Lines that begin with a tab are hints about the line before.
+    let mut lines = reason.lines().filter(|line| !line.is_empty() && !line.starts_with('\t'));
+    lines.clone().count() >= hosts && lines.all(is_down)
 }
 
 #[cfg(test)]
@@ -237,33 +266,45 @@ mod tests {
     #[test]
     fn only_a_server_that_is_down_refuses() {
         for refusal in [
-            "connection to server at \"127.0.0.1\", port 5432 failed: Connection refused",
+            "connection to server at \"127.0.0.1\", port 5432 failed: Connection refused\n\tIs the server running?\n",
             "FATAL:  the database system is starting up",
             "FATAL:  the database system is shutting down",
-            "connection to server at \"a\", port 1 failed: Connection refused\n\tIs the server running?\n\
-             connection to server at \"b\", port 1 failed: server is in hot standby mode",
-            "could not connect to server: Connection refused\n\tIs the server running?\n\
-             could not connect to server: Connection refused",
+            "could not connect to server: Connection refused\n\tIs the server running?",
         ] {
-            assert!(is_refusal(refusal), "{refusal}");
+            assert!(is_refusal(refusal, 1), "{refusal}");
         }
         for other in [
-            "connection to server at \"a\", port 1 failed: Connection refused\n\tIs the server running?\n\
-             connection to server at \"b\", port 1 failed: timeout expired",
-            "connection to server at \"a\", port 1 failed: server is in hot standby mode\n\
-             connection to server at \"b\", port 1 failed: server closed the connection unexpectedly",
-            "could not connect to server: Connection refused\ncould not connect to server: Connection timed out",
             "",
             "timeout expired",
             "No route to host",
             "Connection reset by peer",
             "server closed the connection unexpectedly",
+            "connection to server at \"a\", port 1 failed: server is in hot standby mode",
             "FATAL:  sorry, too many clients already",
             "FATAL:  password authentication failed for user \"users\"",
             "FATAL:  the database system is in recovery mode",
             "DATABASE_URL leads to a standby, which may lack what the primary has acknowledged.",
         ] {
-            assert!(!is_refusal(other), "{other}");
+            assert!(!is_refusal(other, 1), "{other}");
+        }
+    }
+
+    #[test]
+    fn of_several_hosts_each_must_refuse_or_be_a_standby() {
+        const A: &str =
+            "connection to server at \"a\", port 1 failed: Connection refused\n\tIs the server running?\n";
+        for b in
+            ["failed: Connection refused\n\tIs the server running?", "failed: server is in hot standby mode"]
+        {
+            assert!(is_refusal(&format!("{A}connection to server at \"b\", port 1 {b}"), 2), "{b}");
+        }
+        for b in [
+            "",
+            "connection to server at \"b\", port 1 failed: timeout expired",
+            "connection to server at \"b\", port 1 failed: server closed the connection unexpectedly",
+            "could not translate host name \"b\" to address: Temporary failure in name resolution",
+        ] {
+            assert!(!is_refusal(&format!("{A}{b}"), 2), "{b}");
         }
     }
 }

@@ -12,6 +12,7 @@ use diesel::QueryResult;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::conninfo::hosts;
 use super::grant::{Grant, Grants};
 use super::grant_row::Reason;
 use super::granter::{Granter, Offer};
@@ -46,6 +47,8 @@ pub struct Monitor {
     start: Instant,
     schema: Schema,
     kept: Kept,
+    /// How many servers the connection string names.
+    hosts: usize,
     /// The workers' connections.
     pool: Pool,
     /// What is known of the grant.
@@ -78,6 +81,7 @@ impl Monitor {
             start: Instant::now(),
             schema,
             kept: settings.kept,
+            hosts: hosts(&settings.url),
             pool,
             grants: Grants::new(settings.without_postgres),
             metrics,
@@ -183,7 +187,7 @@ impl Monitor {
                 continue; // the connection is lost; the next attempt shows whether the server is
             }
             // A pooler may be down alone.
-            if self.kept == Kept::Session && is_refusal(&reason) {
+            if self.kept == Kept::Session && is_refusal(&reason, self.hosts) {
                 self.grants.refused(asked);
             }
             // One failure may be the monitor's own: its connection was reset while it was made, or another client took
@@ -249,7 +253,9 @@ impl Monitor {
         let start = Instant::now();
         let watched = match Watched::connect(url, self.kept, schema, MONITOR_TIMEOUT) {
             Err(error)
-                if was_ready && !is_refusal(&error.to_string()) && start.elapsed() < BORROW_TIMEOUT =>
+                if was_ready
+                    && !is_refusal(&error.to_string(), self.hosts)
+                    && start.elapsed() < BORROW_TIMEOUT =>
             {
                 Watched::borrow(&self.pool, BORROW_TIMEOUT).map_err(|_| error)?
             }

@@ -1,8 +1,8 @@
 //! What is sent to PostgreSQL before a query of ours: as a connection is set up, and as a transaction begins.
 //!
 //! A connection that is a session of the server keeps its settings and statements. Behind a pooler in transaction mode
-//! it keeps nothing, and the next transaction may be on another server. Then each transaction brings its settings, makes
-//! sure of its server, and prepares nothing.
+//! it keeps nothing, and the next transaction may be on another server. Then each job's transaction brings its settings,
+//! makes sure of its server, and prepares nothing.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::config::{DatabaseSettings, Kept};
 
 /// The server ends a transaction of ours that does nothing for so long: its process is gone or frozen. Longer than the
 /// longest pause within a transaction, which is a step with Redis and the near wait.
-const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
+pub const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
 
 /// How long a transaction waits for rows and keys that another session holds while other writes wait behind it: longer
 /// than another service's transaction takes.

@@ -1,5 +1,6 @@
 //! PgBouncer in transaction mode before PostgreSQL: Debian's 1.18, which knows nothing of prepared statements.
 
+use std::collections::HashSet;
 use std::thread::scope;
 
 use devstack::testing::{get, register, wait_until};
@@ -23,7 +24,11 @@ fn without_prepared_statements_everything_works_through_a_pooler() {
     let Some(program) = Installed::find("pgbouncer") else { return };
     let stack = Stack::shared();
     // Fewer sessions than the services have connections, so that those change from one to another.
-    let pooler = PgBouncer::start_with(&program, stack.postgres().port(), &[("default_pool_size", "4")]);
+    let pooler = PgBouncer::start_with(
+        &program,
+        stack.postgres().port(),
+        &[("default_pool_size", &SESSIONS.to_string())],
+    );
     let unprepared = |service| through(&pooler, &stack, service).env("DATABASE_PREPARED", "false");
     let writers = [(); 2].map(|()| unprepared(stack.user_svc()).start());
     let readers = [(); 2].map(|()| unprepared(stack.data_svc()).start());
@@ -52,12 +57,29 @@ fn without_prepared_statements_everything_works_through_a_pooler() {
             log.lines().filter(|line| line.contains("common::database") && !line.contains("INFO"));
         assert_eq!(complaints.collect::<Vec<_>>(), Vec::<&str>::new());
     }
-    // What a session keeps of them is nothing.
-    let left =
-        format!("SELECT current_setting('statement_timeout'), current_setting('lock_timeout'), {LEFT}");
-    for _ in 0..8 {
-        assert_eq!(stack.postgres().sql(stack.database(), &left), "0|0|0|0");
-    }
+    let kept = kept_by_sessions(&stack, &pooler);
+    assert_eq!(kept, ["0|0|0|0|0"; SESSIONS]);
+}
+
+/// How many sessions the pooler has.
+const SESSIONS: usize = 4;
+
+/// What each session of the pooler has: time-outs, prepared statements, advisory locks.
+fn kept_by_sessions(stack: &Stack, pooler: &PgBouncer) -> Vec<String> {
+    let kept = format!(
+        "SELECT pg_backend_pid(), current_setting('statement_timeout'), current_setting('lock_timeout'), \
+         current_setting('idle_in_transaction_session_timeout'), {LEFT}, pg_sleep(1)"
+    );
+    // As long as one looks, the others get another session.
+    let looks: Vec<String> = scope(|scope| {
+        let look = || stack.postgres().sql_at(&pooler.url(stack.database()), &kept);
+        let looks: Vec<_> = (0..SESSIONS).map(|_| scope.spawn(look)).collect();
+        looks.into_iter().map(|look| look.join().expect("no panic")).collect()
+    });
+    let looks = looks.iter().map(|look| look.trim_end_matches('|').split_once('|').expect("columns"));
+    let (sessions, kept): (Vec<&str>, Vec<&str>) = looks.unzip();
+    assert_eq!(sessions.iter().collect::<HashSet<_>>().len(), SESSIONS, "{sessions:?}");
+    kept.into_iter().map(str::to_owned).collect()
 }
 
 /// Prepared statements of the session, and advisory locks of all.
@@ -129,7 +151,7 @@ fn twenty_services_that_migrate_through_a_pooler_leave_one_schema_and_no_lock() 
 }
 
 #[test]
-fn a_standby_behind_a_pooler_is_not_read_though_the_monitor_sees_the_primary() {
+fn a_standby_behind_a_pooler_is_not_read() {
     let Some(program) = Installed::find("pgbouncer") else { return };
     let stack = Stack::private();
     assert_eq!(register(&stack.user_svc().start(), "john").status, 201);

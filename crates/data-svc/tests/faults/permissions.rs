@@ -76,7 +76,7 @@ fn each_right_of_the_line_is_needed_and_named_when_it_is_missing() {
             right => match right.strip_prefix('+') {
                 // The error is of the script that looks.
                 Some("evalsha" | "script|load") => right[1..].split('|').next().expect("a name").to_owned(),
-                Some(command) => command.to_uppercase(),
+                Some(command) => command.to_uppercase().replace('|', " "),
                 None => continue,
             },
         };

@@ -50,8 +50,27 @@ impl<T> Pending<T> {
     /// The result, whenever it is there.
     ///
     /// # Errors
-    /// The thread panicked.
+    /// The work was not begun by the deadline, or the thread panicked.
     pub async fn whenever_done(self) -> Result<T, Error> {
+        if self.result.is_terminated() {
+            return Err(Error::waited_too_long()); // seen by `before_deadline`
+        }
         self.result.await.map_err(|_| Error::thread_panicked())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_is_dropped_at_its_deadline_is_undone_and_never_has_a_result() {
+        let (reply, result) = oneshot::channel::<()>();
+        let timeouts = IntCounter::new("timeouts", "of this test").expect("a valid name");
+        let mut pending = Pending { result, decided: Arc::default(), deadline: Instant::now(), timeouts };
+        // As a worker does that takes a job too late.
+        drop(reply);
+        assert_eq!(pending.before_deadline().await.err(), Some(Late::Undone));
+        assert!(pending.whenever_done().await.is_err());
     }
 }

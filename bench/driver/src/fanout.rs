@@ -124,7 +124,7 @@ impl Listeners {
         let publisher = TcpStream::connect(("127.0.0.1", redis.port())).expect("Redis listens");
         publisher.set_nodelay(true).expect("a socket");
         let mut listeners = Listeners { epoll, connections, count, publisher };
-        // What they are told of their subscription.
+        // Redis confirms each subscription.
         listeners.hear_until(Instant::now() + Duration::from_millis(300), Answer::Nothing);
         listeners
     }

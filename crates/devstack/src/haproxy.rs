@@ -84,9 +84,7 @@ impl Haproxy {
         }
         panic!("no free port for HAProxy");
     }
-}
 
-impl Haproxy {
     /// Where it listens for user-svc, or for Redis: `127.0.0.1:PORT`.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port())

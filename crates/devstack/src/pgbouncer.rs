@@ -23,7 +23,7 @@ const CONFIGURATION: &str = include_str!("../../../deploy/pgbouncer/pgbouncer.in
 #[derive(Debug)]
 pub struct PgBouncer {
     port: u16,
-    server: Supervised,
+    _server: Supervised,
     _dir: TempDir,
 }
 
@@ -68,7 +68,7 @@ impl PgBouncer {
             "PgBouncer does not start:\n{}",
             server.log().text()
         );
-        PgBouncer { port, server, _dir: dir }
+        PgBouncer { port, _server: server, _dir: dir }
     }
 
     /// The port on 127.0.0.1.
@@ -79,10 +79,5 @@ impl PgBouncer {
     /// The URL of a database, as superuser.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
-    }
-
-    /// Its output.
-    pub fn log(&self) -> String {
-        self.server.log().text()
     }
 }

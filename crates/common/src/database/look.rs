@@ -67,7 +67,8 @@ impl Look {
 }
 
 /// Through such a pooler a statement that is prepared may be another client's.
-const SHARED_SESSION: &str = "DATABASE_URL leads through a pooler that gives each transaction another session: set DATABASE_PREPARED=false.";
+const SHARED_SESSION: &str = "DATABASE_URL leads through a pooler that gives each transaction another session: \
+     set DATABASE_PREPARED=false.";
 
 /// The query of a look, but for whether the session is shared and the table.
 const LOOK: &str = "\

@@ -167,7 +167,7 @@ fn the_lock_of_migrations_is_waited_for_shortly_too_and_ends_with_their_transact
     assert_eq!(stack.sql(advisory), "0");
 }
 
-/// What the sessions of a user-svc on this stack are told about planning.
+/// The planner settings in a session of a user-svc on this stack.
 fn planner_settings(stack: &Stack) -> String {
     assert_eq!(register(&stack.user_svc().start(), "john").status, 201);
     let seen = stack.sql("SELECT settings FROM seen");

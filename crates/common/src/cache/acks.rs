@@ -15,9 +15,9 @@ use redis::{RedisError, cmd};
 use tokio::sync::Notify;
 use tokio::time::{sleep, sleep_until, timeout_at};
 
-use super::Cache;
 use super::near::{PROOF_LIFE, PROOF_MARGIN};
 use super::subscription::RECONNECT_INTERVAL;
+use super::{Cache, CacheError};
 
 /// The key of the list. Keys of entities hold a colon more.
 pub const MEMBERS: &str = "2:members";
@@ -235,6 +235,24 @@ impl Cache {
             Ok(false) => {}
             Err(error) => log::debug!("silent near caches were not dropped: {error:?}"),
         }
+    }
+
+    /// Gives the list of near members a new roll, and removes `members` from it, if its roll is still `roll`. Returns
+    /// whether it was.
+    pub(super) async fn rename_members(&self, roll: &str, members: &[&str]) -> Result<bool, CacheError> {
+        let mut call = self.0.rename.key(MEMBERS);
+        let new_roll = new_roll();
+        call.arg(roll).arg(&new_roll);
+        for member in members {
+            call.arg(*member);
+        }
+        let call = &call;
+        let ask = |mut connection| async move { call.invoke_async(&mut connection).await };
+        let (renamed, process) = self.0.redis.call_or_connect(ask).await?;
+        if renamed {
+            self.0.acks.note_rename(&process, roll, new_roll);
+        }
+        Ok(renamed)
     }
 
     /// Hears acks for as long as the process lives. Without, writers wait for the whole time.

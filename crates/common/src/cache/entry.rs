@@ -23,7 +23,7 @@ const TAG_AT: usize = 2;
 const LEASE_BYTES: usize = 1 + TAG_BYTES + TOKEN_BYTES;
 const LOAD_TIME_AT: usize = TAG_AT + TAG_BYTES + TOKEN_BYTES;
 const EXPIRY_AT: usize = LOAD_TIME_AT + 8;
-const HEAD_BYTES: usize = EXPIRY_AT + 8;
+pub const HEAD_BYTES: usize = EXPIRY_AT + 8;
 const LENGTH_BYTES: usize = 4;
 const ETAG_BYTES: usize = 16;
 const VALUE_HEAD_BYTES: usize = HEAD_BYTES + LENGTH_BYTES + ETAG_BYTES;
@@ -137,7 +137,7 @@ impl Entry {
     /// How long the entry will live. Only `ttl=` and early refresh use it: correctness does not depend on a wall clock.
     #[must_use]
     pub fn ttl(&self) -> Duration {
-        Duration::from_millis(number(&self.0, EXPIRY_AT).saturating_sub(unix_ms()))
+        ttl_of(&self.0)
     }
 
     /// The head of the entry, which tells it from every other: it holds the id of the fill.
@@ -185,6 +185,12 @@ pub fn barrier(token: &Token) -> Bytes {
     [b"B".as_slice(), token].concat().into()
 }
 
+/// How the values begin that were stored under the grant of `tag`.
+#[must_use]
+pub fn head_of_values(tag: Tag) -> Bytes {
+    [[b'V', FORMAT].as_slice(), &tag.to_be_bytes()].concat().into()
+}
+
 /// The bytes of an entry with `answer`, or with its absence, under the grant of `tag`. It took `load_time` to load, and
 /// lives for `ttl`.
 #[must_use]
@@ -222,6 +228,13 @@ pub fn decode(bytes: Option<Bytes>) -> Held {
         (Some(b'A'), HEAD_BYTES) => Held::Entry(Entry(bytes)),
         _ => Held::Garbage(bytes),
     }
+}
+
+/// How long the entry will live that begins with `head`; zero if that is none.
+#[must_use]
+pub fn ttl_of(head: &[u8]) -> Duration {
+    let expiry = if head.len() < HEAD_BYTES { 0 } else { number(head, EXPIRY_AT) };
+    Duration::from_millis(expiry.saturating_sub(unix_ms()))
 }
 
 fn number(bytes: &[u8], at: usize) -> u64 {

@@ -3,11 +3,20 @@
 -- acknowledges the message on the channel ARGV[6], and so does the script, so that a writer sees whether it hears acks.
 -- The hash has a random name, ARGV[4] if it is new, and counts the messages. All in one script: messages leave in the
 -- order of their numbers, and the members are those that were listed after the barriers stood.
+--
+-- Returns first how the values began that were there and began with ARGV[7]: the place of the key, the second being 0,
+-- and the ARGV[8] bytes of the value's head.
+local heads = {}
 for at = 2, #KEYS do
+  local head = redis.pcall('GETRANGE', KEYS[at], 0, ARGV[8] - 1)
+  if ARGV[7] ~= '' and type(head) == 'string' and string.sub(head, 1, #ARGV[7]) == ARGV[7] then
+    heads[#heads + 1] = at - 2
+    heads[#heads + 1] = head
+  end
   redis.call('SET', KEYS[at], ARGV[1], 'PX', ARGV[2])
 end
 if ARGV[3] == '' then
-  return {}
+  return {heads, {}}
 end
 redis.call('HSETNX', KEYS[1], 'roll', ARGV[4])
 local position = redis.call('HGET', KEYS[1], 'roll') .. ' ' .. redis.call('HINCRBY', KEYS[1], 'seq', 1)
@@ -16,4 +25,4 @@ local members = redis.call('HGETALL', KEYS[1])
 if #members > 4 then
   redis.call('PUBLISH', ARGV[6], position .. ' echo')
 end
-return members
+return {heads, members}

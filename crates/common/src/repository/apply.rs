@@ -8,7 +8,7 @@ use diesel::{PgConnection, QueryResult};
 
 use super::write::Waiter;
 use super::{CacheAside, Change};
-use crate::cache::Changes;
+use crate::cache::{ChangedKey, Changes};
 use crate::database::{LockWait, Transaction};
 use crate::error::Error;
 
@@ -115,7 +115,11 @@ fn try_to_apply<T: CacheAside>(
     if !deleted.is_empty() {
         changed.extend(T::delete(connection, &deleted)?);
     }
-    keys.changed = replaced.iter().map(|(key, _)| *key).chain(deleted).map(T::cache_key).collect();
+    let replaced = replaced
+        .iter()
+        .map(|(key, value)| ChangedKey { key: T::cache_key(key), copy: Some(T::encode(key, value)) });
+    let deleted = deleted.iter().map(|key| ChangedKey { key: T::cache_key(key), copy: None });
+    keys.changed = replaced.chain(deleted).collect();
     let Some((_, seen)) = changed.first() else {
         return Ok(Ok(Applied { verdicts, keys, transaction: None }));
     };
@@ -147,8 +151,8 @@ fn lock<'a, T: CacheAside>(
     let missing: Vec<&T::Key> =
         rows.iter().filter(|(_, row)| matches!(row, Row::Absent)).map(|(key, _)| *key).collect();
     if lock_wait == LockWait::Short && !missing.is_empty() {
-        for (record, _) in T::load(connection, &missing)? {
-            if let Some(row) = rows.get_mut(T::key(&record)) {
+        for (key, ..) in T::load(connection, &missing)? {
+            if let Some(row) = rows.get_mut(&key) {
                 *row = Row::Held;
             }
         }

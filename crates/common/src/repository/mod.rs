@@ -50,6 +50,9 @@ const READS_WAITING_MIN: usize = 128;
 /// Changed keys, each with the value of [`crate::database::InTransaction`] in the same statement.
 pub type Changed<K> = Vec<(K, Option<String>)>;
 
+/// Records as they were loaded: the key, the value, and whether the row is clear.
+pub type Loaded<K, V> = Vec<(K, V, bool)>;
+
 /// What can be kept in a [`Repository`]: its key, its codec, and its statements. Each is for several keys, in their
 /// order.
 ///
@@ -58,9 +61,7 @@ pub type Changed<K> = Vec<(K, Option<String>)>;
 pub trait CacheAside: Send + Sync + 'static {
     /// What a record is found by.
     type Key: Clone + Eq + Hash + Ord + Send + Sync + 'static;
-    /// A row.
-    type Record;
-    /// What a row holds beside its key.
+    /// What a record holds beside its key.
     type Value: Send + Sync + 'static;
     /// What a replace or delete requires of the row that is there.
     type Condition: Send + Sync + 'static;
@@ -69,18 +70,18 @@ pub trait CacheAside: Send + Sync + 'static {
     /// tag).
     fn cache_key(key: &Self::Key) -> String;
 
-    /// The key of `record`.
-    fn key(record: &Self::Record) -> &Self::Key;
-
-    /// The finished answer for `record`, which is sent as it is on every hit.
-    fn encode(record: &Self::Record) -> Representation;
+    /// The finished answer for the record of `key` that holds `value`, which is sent as it is on every hit.
+    fn encode(key: &Self::Key, value: &Self::Value) -> Representation;
 
     /// Whether the row of `key` that holds `value` meets `condition`.
     fn holds(condition: &Self::Condition, key: &Self::Key, value: &Self::Value) -> bool;
 
     /// Loads those of `keys` that exist, in any order, each with whether its row is clear: the value of
     /// [`crate::database::RowIsClear`] in the same statement. Outside of any older snapshot.
-    fn load(connection: &mut PgConnection, keys: &[&Self::Key]) -> QueryResult<Vec<(Self::Record, bool)>>;
+    fn load(
+        connection: &mut PgConnection,
+        keys: &[&Self::Key],
+    ) -> QueryResult<Loaded<Self::Key, Self::Value>>;
 
     /// Loads those of `keys` that exist and locks them `FOR UPDATE`, one after the other; with [`LockWait::Short`]
     /// without those that another session has locked (`SKIP LOCKED`).

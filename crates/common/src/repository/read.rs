@@ -298,9 +298,11 @@ impl<T: CacheAside> Repository<T> {
                 return Ok(HashMap::new()); // another batch has taken them
             }
             let rows = T::load(connection, &keys)?;
-            let row =
-                |(record, clear): &(T::Record, bool)| (T::key(record).clone(), (T::encode(record), *clear));
-            Ok(rows.iter().map(row).collect())
+            let encoded = |(key, value, clear): (T::Key, T::Value, bool)| {
+                let answer = T::encode(&key, &value);
+                (key, (answer, clear))
+            };
+            Ok(rows.into_iter().map(encoded).collect())
         };
         let seen = self.0.database.read(batch.deadline, query).await;
         // The next query need not wait for Redis.

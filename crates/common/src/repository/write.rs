@@ -14,7 +14,8 @@ use tokio::time::{sleep, timeout_at};
 
 use super::apply::{Applied, Verdict, apply};
 use super::{CacheAside, Change, Repository};
-use crate::cache::{BARRIER, Barriers, CacheError, Changes};
+use crate::cache::entry::Tag;
+use crate::cache::{BARRIER, Barriers, CacheError, Changes, Ended};
 use crate::database::{Batch, End, Late, LockWait, Outcome, Reason, UnderWay, Waited};
 use crate::error::Error;
 
@@ -150,11 +151,12 @@ impl<T: CacheAside> Repository<T> {
             // While it held its rows, no load stored what was before. So nothing hangs on their barriers any more.
             writes.settle(prepared, &result, Settle::AllButCreations);
             let barriers = prepared.and_then(|prepared| prepared.barriers.as_ref());
-            let lowered = self.lower(barriers, deadline).await;
+            let ended = if result.is_ok() { Ended::Committed } else { Ended::Otherwise };
+            let lowered = self.lower(barriers, ended, deadline).await;
             // A creation had no row to lock. If its barrier was lost, an absence may have been stored, which is removed
             // by now.
             writes.settle(prepared, &result, Settle::All);
-            if lowered.is_err() && self.lower(barriers, Instant::now() + BARRIER).await.is_err() {
+            if lowered.is_err() && self.lower(barriers, ended, Instant::now() + BARRIER).await.is_err() {
                 log::warn!("barriers could not be lowered, and stand until they expire");
             }
             return;
@@ -235,8 +237,10 @@ impl<T: CacheAside> Repository<T> {
         let database = &self.0.database;
         let Some(known) = database.grants().known() else { return Err(Error::Suspended) };
         let shown = known.shows(&transaction);
+        // Without one, no copy is left. Not the tag that is current after COMMIT: that may be another epoch's.
+        let tag = shown.then_some(known.grant.tag);
         let barriers = match &transaction.redis {
-            Some(granted) => Some(self.raise_barriers(keys, granted).map_err(|reason| {
+            Some(granted) => Some(self.raise_barriers(keys, granted, tag).map_err(|reason| {
                 database.suspend(transaction.epoch, reason);
                 database.look_beyond(known.grant.tag);
                 Error::Suspended
@@ -267,8 +271,8 @@ impl<T: CacheAside> Repository<T> {
     ///
     /// # Errors
     /// Why the grant must be suspended: no replica may use what this writer cannot guard.
-    fn raise_barriers(&self, keys: Changes, granted: &str) -> Result<Barriers, Reason> {
-        match self.0.runtime.block_on(self.0.cache.raise_barriers(keys)) {
+    fn raise_barriers(&self, keys: Changes, granted: &str, tag: Option<Tag>) -> Result<Barriers, Reason> {
+        match self.0.runtime.block_on(self.0.cache.raise_barriers(keys, tag)) {
             Ok(barriers) if *barriers.process == *granted => Ok(barriers),
             Ok(_) => Err(Reason::OtherProcess),
             Err(error) => {
@@ -315,14 +319,19 @@ impl<T: CacheAside> Repository<T> {
         result
     }
 
-    /// Lowers the barriers of a transaction that has ended.
+    /// Lowers the barriers of a transaction that has `ended`.
     ///
     /// # Errors
     /// Redis has not answered until `until`.
-    async fn lower(&self, barriers: Option<&Barriers>, until: Instant) -> Result<(), CacheError> {
+    async fn lower(
+        &self,
+        barriers: Option<&Barriers>,
+        ended: Ended,
+        until: Instant,
+    ) -> Result<(), CacheError> {
         let Some(barriers) = barriers else { return Ok(()) };
         loop {
-            match self.0.cache.lower_barriers(barriers).await {
+            match self.0.cache.lower_barriers(barriers, ended).await {
                 Err(_) if Instant::now() < until => sleep(UNBARRIER_PAUSE).await,
                 result => return result,
             }

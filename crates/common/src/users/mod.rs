@@ -14,6 +14,7 @@ mod request;
 use actix_web::web::Bytes;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Text};
+use serde::Serialize;
 
 pub use self::etag::{Conditions, entity_tag, etag};
 pub use self::model::{Info, NewInfo, NewUser, User};
@@ -23,7 +24,7 @@ pub use self::request::{NoIfMatch, PathName};
 use crate::cache::{EDITION, Representation};
 use crate::database::schema::users;
 use crate::database::{InTransaction, LockWait, RowIsClear};
-use crate::repository::{CacheAside, Changed, Repository};
+use crate::repository::{CacheAside, Changed, Loaded, Repository};
 
 /// The users, cached.
 pub type Users = Repository<User>;
@@ -43,9 +44,15 @@ extern "SQL" {
     fn any(array: Array<Text>) -> Text;
 }
 
+/// A user as it is sent, but for the end.
+#[derive(Serialize)]
+struct StoredUser<'a> {
+    name: &'a UserName,
+    info: &'a Info,
+}
+
 impl CacheAside for User {
     type Key = UserName;
-    type Record = Self;
     type Value = Info;
     type Condition = Conditions;
 
@@ -53,25 +60,22 @@ impl CacheAside for User {
         [EDITION, "user:{", name.as_str(), "}"].concat()
     }
 
-    fn key(user: &Self) -> &UserName {
-        &user.name
-    }
-
-    fn encode(user: &Self) -> Representation {
-        let mut body = serde_json::to_vec(user).unwrap_or_default(); // two strings can always be written
+    fn encode(name: &UserName, info: &Info) -> Representation {
+        // Two strings can always be written.
+        let mut body = serde_json::to_vec(&StoredUser { name, info }).unwrap_or_default();
         body.pop();
         body.extend_from_slice(FROM_CACHE.as_bytes());
-        Representation { etag: etag(user.name.as_str(), &user.info), body: body.into() }
+        Representation { etag: etag(name.as_str(), info.as_str()), body: body.into() }
     }
 
     fn holds(conditions: &Conditions, name: &UserName, info: &Info) -> bool {
         conditions.hold(&etag(name.as_str(), info.as_str()))
     }
 
-    fn load(connection: &mut PgConnection, names: &[&UserName]) -> QueryResult<Vec<(Self, bool)>> {
+    fn load(connection: &mut PgConnection, names: &[&UserName]) -> QueryResult<Loaded<UserName, Info>> {
         let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
         let users = users::table.filter(users::name.eq(any(names)));
-        users.select((Self::as_select(), RowIsClear)).load(connection)
+        users.select((users::name, users::info, RowIsClear)).load(connection)
     }
 
     fn lock(

@@ -16,7 +16,8 @@
 //!   filled, whether there is a barrier or not. [`one_key`](crate::one_key) and [`long_commit`](crate::long_commit)
 //!   check that.
 //! - *A replace or delete is answered as its COMMIT takes effect*, which may be long after COMMIT is sent. Its
-//!   un-barrier is an eviction of the key, which may come at any time.
+//!   un-barrier is an eviction of the key, which may come at any time. Where it leaves the new copy, that is a load just
+//!   after COMMIT: no other writer has raised a barrier since.
 //! - *A near copy is fetched in one step*: a put that a message overtook is refused.
 //! - *An epoch's validity is one step*: a view is valid until it lapses, and writers wait for that where they must.
 //!   [`grant`](crate::grant) checks the clock, and that an entry of an older epoch is never used.

@@ -107,6 +107,8 @@ pub enum Rule {
     Tags,
     /// A fill carries the tag of its lease, not the one that is current when it is sent.
     TagOfLease,
+    /// The copy that a replace leaves carries the tag of the grant that its transaction has read.
+    TagOfTransaction,
     /// A replica uses only the granted process.
     ReadGranted,
     /// A near copy is used only under a valid grant with its tag.
@@ -215,6 +217,7 @@ impl Grants {
             past.extend(copies.filter(|copy| state.past & Self::bit(*copy) != 0).map(Held::Entry));
         }
         past.extend((0..SLOTS).filter(|load| state.past_leases & (1 << load) != 0).map(Held::Lease));
+        past.extend(state.writers.iter().any(|writer| writer.barriers.was_in_a).then_some(Held::Barrier));
         past
     }
 
@@ -263,6 +266,7 @@ impl Grants {
         if state.is_there(Process::B) {
             state.past = 0;
             state.past_leases = 0;
+            state.writers.iter_mut().for_each(|writer| writer.barriers.was_in_a = false);
         }
         for index in 0..SLOTS {
             let has_lease = state.keys.contains(&Some(Held::Lease(index)));
@@ -272,6 +276,7 @@ impl Grants {
         }
         for writer in &mut state.writers {
             writer.forget(state.grant.epoch);
+            writer.forget_barriers();
         }
         if self.keeps(Rule::ValidFromQuestion) {
             state.look = state.look.filter(|look| look.is_valid(self.validity));
@@ -307,6 +312,7 @@ impl State {
 
     fn set(&mut self, process: Process, held: Held) {
         self.keys[process as usize] = Some(held);
+        self.writers.iter_mut().for_each(|writer| writer.barriers.stand[process as usize] = false);
         if process == Process::A {
             match held {
                 Held::Entry(copy) => self.past |= Grants::bit(copy),
@@ -386,7 +392,12 @@ impl Model for Grants {
                 state.look.iter_mut().for_each(|look| look.tick(self.validity));
                 state.writers.iter_mut().for_each(|writer| writer.tick(self.validity));
             }
-            Action::Promote(held) => state.set(Process::B, held),
+            Action::Promote(held) => {
+                state.set(Process::B, held);
+                if held == Held::Barrier {
+                    state.writers.iter_mut().for_each(Writer::promote_barrier);
+                }
+            }
             Action::Evict(process) => state.set(process, Held::Nothing),
             Action::Bypass => state.history.returned(state.committed, self.promise),
             Action::Grant(process) => state.change_grant(Some(process)),

@@ -72,6 +72,8 @@ pub enum Rule {
     ExtendAnyBarrier,
     /// The un-barrier leaves another writer's barrier.
     SpareForeignBarriers,
+    /// A replace leaves its copy only in place of its own barrier, by comparison.
+    CopyOverOwnBarrier,
 }
 
 /// What may go wrong, besides what always may: eviction of entries and leases; replaces and deletes that lose their

@@ -61,6 +61,10 @@ pub enum Rule {
     SpareUnansweredBarriers,
     /// A write is acknowledged after its un-barrier.
     AcknowledgeLast,
+    /// A writer leaves its copy only in place of its own barrier, by comparison.
+    CopyOverOwnBarrier,
+    /// A writer leaves its copy only if its transaction is known to be committed.
+    CopyAfterCommit,
 }
 
 /// What may go wrong, besides what always may: eviction of entries and leases, crashes, unanswered calls of readers and

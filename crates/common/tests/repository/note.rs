@@ -37,7 +37,6 @@ static READ: Mutex<Option<HashMap<i32, UnboundedSender<Paused>>>> = Mutex::new(N
 
 impl CacheAside for Note {
     type Key = i32;
-    type Record = Self;
     type Value = String;
     type Condition = ();
 
@@ -45,7 +44,7 @@ impl CacheAside for Note {
         format!("{EDITION}note:{{{number}}}")
     }
 
-    fn load(connection: &mut PgConnection, numbers: &[&i32]) -> QueryResult<Vec<(Self, bool)>> {
+    fn load(connection: &mut PgConnection, numbers: &[&i32]) -> QueryResult<Vec<(i32, String, bool)>> {
         let query = sql_query("SELECT number, text FROM notes WHERE number = ANY ($1)");
         let notes: Vec<Self> = query.bind::<Array<Integer>, _>(numbers).load(connection)?;
         for number in numbers {
@@ -57,15 +56,11 @@ impl CacheAside for Note {
             // Always an error, since nothing is ever sent: it returns when the sender is dropped.
             let _ = resumed.recv();
         }
-        Ok(notes.into_iter().map(|note| (note, true)).collect())
+        Ok(notes.into_iter().map(|note| (note.number, note.text, true)).collect())
     }
 
-    fn key(note: &Self) -> &i32 {
-        &note.number
-    }
-
-    fn encode(note: &Self) -> Representation {
-        Representation { etag: [0; 16], body: note.text.clone().into() }
+    fn encode(_: &i32, text: &String) -> Representation {
+        Representation { etag: [0; 16], body: text.clone().into() }
     }
 
     fn holds((): &(), _: &i32, _: &String) -> bool {

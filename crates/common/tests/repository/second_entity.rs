@@ -46,7 +46,6 @@ fn change(
 
 impl CacheAside for Country {
     type Key = i32;
-    type Record = Self;
     type Value = String;
     /// The capital that it must have.
     type Condition = String;
@@ -55,29 +54,22 @@ impl CacheAside for Country {
         format!("{EDITION}country:{{{number}}}")
     }
 
-    fn key(country: &Self) -> &i32 {
-        &country.number
-    }
-
-    fn encode(country: &Self) -> Representation {
-        Representation { etag: [country.number as u8; 16], body: country.capital.clone().into() }
+    fn encode(number: &i32, capital: &String) -> Representation {
+        Representation { etag: [*number as u8; 16], body: capital.clone().into() }
     }
 
     fn holds(required: &String, _: &i32, capital: &String) -> bool {
         capital == required
     }
 
-    fn load(connection: &mut PgConnection, numbers: &[&i32]) -> QueryResult<Vec<(Self, bool)>> {
+    fn load(connection: &mut PgConnection, numbers: &[&i32]) -> QueryResult<Vec<(i32, String, bool)>> {
         let query = sql_query(format!(
             "SELECT number, capital, {} AS clear FROM countries WHERE number = ANY ($1)",
             RowIsClear::SQL
         ));
         let countries: Vec<Self> = query.bind::<Array<Integer>, _>(numbers).load(connection)?;
-        let with_clear = |country: Self| {
-            let clear = country.clear;
-            (country, clear)
-        };
-        Ok(countries.into_iter().map(with_clear).collect())
+        let row = |country: Self| (country.number, country.capital, country.clear);
+        Ok(countries.into_iter().map(row).collect())
     }
 
     fn lock(

@@ -17,10 +17,18 @@ const PROTOCOL: Grants = Grants {
 /// PostgreSQL restarts, and a refused look renews a view.
 const RESTARTS: Grants = Grants { restarts: Restarts::Once, writers: 1, changes: 1, validity: 2, ..PROTOCOL };
 
+/// The copy of one replace may arrive after another.
+const LEFT_COPIES: Grants = Grants { writes: &[Write::Replace, Write::Replace], loads: 0, ..PROTOCOL };
+
 // With all rules, writes are visible too: linearizable requires that and more.
 #[test]
 fn reads_are_linearizable_with_a_promoted_process() {
     passes(Grants { promise: Promise::Linearizable, ..PROTOCOL });
+}
+
+#[test]
+fn reads_are_linearizable_with_two_replaces_that_leave_copies() {
+    passes(Grants { promise: Promise::Linearizable, ..LEFT_COPIES });
 }
 
 #[test]
@@ -103,6 +111,11 @@ fn entries_without_a_tag_break_visible() {
 #[test]
 fn a_fill_with_the_tag_that_is_current_breaks_visible() {
     breaks_visible_without(Rule::TagOfLease);
+}
+
+#[test]
+fn a_left_copy_with_the_tag_that_is_current_breaks_visible() {
+    breaks(Grants { without: Some(Rule::TagOfTransaction), ..LEFT_COPIES }, "visible");
 }
 
 #[test]

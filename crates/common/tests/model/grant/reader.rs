@@ -120,7 +120,7 @@ impl Grants {
     }
 
     /// The tags that a load may use in `process`: it has looked at the grant at some time before.
-    fn tags(&self, state: &State, process: Process) -> impl Iterator<Item = Epoch> {
+    pub(super) fn tags(&self, state: &State, process: Process) -> impl Iterator<Item = Epoch> {
         let any = !self.keeps(Rule::ReadGranted);
         let granted = state.granted;
         (0..=state.grant.epoch).filter(move |&epoch| match granted[usize::from(epoch)] {

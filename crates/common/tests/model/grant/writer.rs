@@ -1,6 +1,6 @@
 //! A writer under the grant: with a barrier in the granted process, or without one while the grant is suspended.
 
-use super::{Action, Epoch, Grant, Grants, Held, Process, Rule, State};
+use super::{Action, Copy, Epoch, Grant, Grants, Held, Process, Rule, State};
 use crate::check::Write;
 
 /// A process of user-svc and the one write that it is at.
@@ -9,6 +9,16 @@ pub struct Writer {
     stage: Stage,
     /// The suspension that this process knows of, and for how many ticks.
     suspension: Option<(Epoch, u8)>,
+    pub barriers: Barriers,
+}
+
+/// Where the barriers of a writer are, which its un-barrier may find.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Barriers {
+    /// In each process now.
+    pub stand: [bool; 2],
+    /// In A, of whose past B may be promoted.
+    pub was_in_a: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,7 +35,9 @@ enum Stage {
         barrier: Option<Process>,
     },
     /// COMMIT is next, or under way; with a barrier in this process, if there is one. The writer may have died.
-    Ready(Option<Process>),
+    Ready(Option<(Process, Epoch)>),
+    /// A replace is committed and acknowledged. Its un-barrier, which may leave this copy, arrives soon, late or never.
+    Leaving(Copy),
     /// Rolled back, since the process of this grant takes no barrier. It is to be suspended.
     Refused(Epoch),
 }
@@ -49,12 +61,18 @@ pub enum Step {
     Wait,
     /// COMMIT takes effect, and is acknowledged.
     Commit,
+    /// The un-barrier finds the writer's own barrier in this process, and leaves a copy with this tag.
+    LeaveCopy(Process, Epoch),
     /// The transaction is rolled back, or the writer ends.
     End,
 }
 
 impl Writer {
-    pub const IDLE: Self = Self { stage: Stage::Idle, suspension: None };
+    pub const IDLE: Self = Self {
+        stage: Stage::Idle,
+        suspension: None,
+        barriers: Barriers { stand: [false; 2], was_in_a: false },
+    };
 
     /// Whether a transaction is under way. It has the shared advisory lock.
     pub fn has_transaction(&self) -> bool {
@@ -68,7 +86,8 @@ impl Writer {
     /// Whether it set a barrier there for a COMMIT that may still come.
     pub fn has_barrier(&self, process: Process) -> bool {
         match self.stage {
-            Stage::Locked { barrier, .. } | Stage::Ready(barrier) => barrier == Some(process),
+            Stage::Locked { barrier, .. } => barrier == Some(process),
+            Stage::Ready(barrier) => barrier.is_some_and(|(raised_in, _)| raised_in == process),
             _ => false,
         }
     }
@@ -83,6 +102,21 @@ impl Writer {
     pub fn forget(&mut self, epoch: Epoch) {
         self.suspension = self.suspension.filter(|(known, _)| *known == epoch);
         if matches!(self.stage, Stage::Refused(failed) if failed != epoch) {
+            self.stage = Stage::Idle;
+        }
+    }
+
+    /// B is promoted from a state in which this writer's barrier, or another's, was in A.
+    pub fn promote_barrier(&mut self) {
+        self.barriers.stand[Process::B as usize] = self.barriers.was_in_a;
+    }
+
+    /// Only a replace that is under way, or that may leave its copy, finds its barriers again.
+    pub fn forget_barriers(&mut self) {
+        if !matches!(self.stage, Stage::Locked { .. } | Stage::Ready(_) | Stage::Leaving(_)) {
+            self.barriers = Barriers::default();
+        }
+        if matches!(self.stage, Stage::Leaving(_)) && self.barriers == Barriers::default() {
             self.stage = Stage::Idle;
         }
     }
@@ -140,6 +174,19 @@ impl Grants {
                     may(Step::Commit);
                     may(Step::End);
                 }
+                Stage::Leaving(copy) => {
+                    for process in [Process::A, Process::B] {
+                        if !writer.barriers.stand[process as usize] {
+                            continue;
+                        }
+                        if self.keeps(Rule::TagOfTransaction) {
+                            may(Step::LeaveCopy(process, copy.tag));
+                        } else {
+                            self.tags(state, process).for_each(|tag| may(Step::LeaveCopy(process, tag)));
+                        }
+                    }
+                    may(Step::End);
+                }
                 Stage::Refused(_) => {
                     if state.grant.epoch < self.changes {
                         may(Step::Suspend);
@@ -189,6 +236,8 @@ impl Grants {
             }
             (Step::Barrier(process), Stage::Locked { grant, .. }) => {
                 state.set(process, Held::Barrier);
+                writer.barriers.stand[process as usize] = true;
+                writer.barriers.was_in_a |= process == Process::A;
                 self.ready(state, Stage::Locked { grant, barrier: Some(process) })
             }
             (Step::Refused, Stage::Locked { grant: Some(Grant { epoch, .. }), .. }) => Stage::Refused(epoch),
@@ -205,9 +254,19 @@ impl Grants {
                 writer.learn(epoch, if waits { 0 } else { self.validity });
                 Stage::Idle
             }
-            (Step::Commit, _) => {
+            (Step::Commit, stage) => {
+                let write = self.next_write(state);
                 state.committed += 1;
                 state.history.acknowledged(state.committed);
+                match stage {
+                    Stage::Ready(Some((_, tag))) if write == Some(Write::Replace) => {
+                        Stage::Leaving(Copy { version: state.committed, tag })
+                    }
+                    _ => Stage::Idle,
+                }
+            }
+            (Step::LeaveCopy(process, tag), Stage::Leaving(copy)) => {
+                state.set(process, Held::Entry(Copy { tag, ..copy }));
                 Stage::Idle
             }
             (Step::End, _) => Stage::Idle,
@@ -218,7 +277,7 @@ impl Grants {
 
     /// COMMIT is next, if the grant names the process that has the barrier; unless this is a register, after a wait.
     fn ready(&self, state: &mut State, stage: Stage) -> Stage {
-        let Stage::Locked { grant: Some(Grant { process: Some(granted), .. }), barrier: Some(barrier) } =
+        let Stage::Locked { grant: Some(Grant { process: Some(granted), epoch }), barrier: Some(barrier) } =
             stage
         else {
             return stage;
@@ -230,6 +289,6 @@ impl Grants {
             // Near copies that renewals in this process prove have run out.
             state.near = state.near.filter(|near| near.process != barrier);
         }
-        Stage::Ready(Some(barrier))
+        Stage::Ready(Some((barrier, epoch)))
     }
 }

@@ -127,3 +127,8 @@ fn an_extension_that_spares_anothers_late_barrier_breaks_linearizable() {
 fn an_un_barrier_that_removes_a_registers_barrier_breaks_linearizable() {
     breaks_linearizable_without(Rule::SpareForeignBarriers);
 }
+
+#[test]
+fn a_copy_left_over_anothers_barrier_breaks_visible() {
+    breaks_visible_without(Rule::CopyOverOwnBarrier);
+}

@@ -49,6 +49,8 @@ pub enum Step {
     RollBack,
     /// Redis replies. A register is acknowledged.
     UnBarrier,
+    /// A replace leaves its copy in place of its barrier.
+    LeaveCopy,
     /// Redis does not reply: a register is acknowledged all the same.
     UnBarrierUnanswered,
     /// The writer dies, or its late message never arrives.
@@ -140,6 +142,9 @@ impl LongCommit {
                 }
                 Stage::Committed(write, _) => {
                     may(Step::UnBarrier);
+                    if write == Write::Replace && (writer.mine || !self.keeps(Rule::CopyOverOwnBarrier)) {
+                        may(Step::LeaveCopy);
+                    }
                     if write == Write::Register && self.faults != Faults::BarriersLost {
                         may(Step::UnBarrierUnanswered);
                     }
@@ -187,6 +192,10 @@ impl LongCommit {
             }
             (Step::Commit, Stage::Dead(write)) => {
                 Self::commit(state, write);
+                Stage::Idle
+            }
+            (Step::LeaveCopy, Stage::Committed(_, version)) => {
+                state.set(Held::Entry(version));
                 Stage::Idle
             }
             (Step::UnBarrier | Step::UnBarrierUnanswered, Stage::Committed(write, version)) => {

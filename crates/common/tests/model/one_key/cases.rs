@@ -126,3 +126,13 @@ fn an_acknowledgement_before_the_un_barrier_breaks_visible() {
         "visible",
     );
 }
+
+#[test]
+fn a_copy_left_over_anothers_barrier_breaks_visible() {
+    breaks_visible_without(Rule::CopyOverOwnBarrier);
+}
+
+#[test]
+fn a_copy_left_by_a_transaction_that_was_rolled_back_breaks_linearizable() {
+    breaks_linearizable_without(Rule::CopyAfterCommit);
+}

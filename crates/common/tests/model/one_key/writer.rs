@@ -26,8 +26,8 @@ enum Stage {
     InDoubt,
     /// The un-barrier is next.
     Committed(Version),
-    /// Has ended, acknowledged or rolled back. Its un-barrier may still arrive.
-    Over,
+    /// Has ended, acknowledged or rolled back. Its un-barrier may still arrive, with this copy if there is one.
+    Over(Option<Version>),
 }
 
 /// What a writer does next, or what happens to it.
@@ -47,10 +47,13 @@ pub enum Step {
     RollBack,
     /// Redis replies, and the write is acknowledged.
     UnBarrier,
+    /// The same, and the new copy takes the barrier's place.
+    LeaveCopy,
     /// Redis does not reply by the deadline: the write is acknowledged all the same.
     UnBarrierUnanswered,
     /// That script arrives.
     LateUnBarrierArrives,
+    LateCopyArrives,
     /// The writer dies, or its late message never arrives.
     Die,
 }
@@ -116,13 +119,19 @@ impl OneKey {
                 }
                 Stage::Committed(_) => {
                     may(Step::UnBarrier);
+                    if self.may_leave_copy(*writer) {
+                        may(Step::LeaveCopy);
+                    }
                     if self.faults != Faults::BarriersLost || !self.keeps(Rule::AcknowledgeLast) {
                         may(Step::UnBarrierUnanswered);
                     }
                     may(Step::Die);
                 }
-                Stage::Over => {
+                Stage::Over(copy) => {
                     may(Step::LateUnBarrierArrives);
+                    if copy.is_some() && self.may_leave_copy(*writer) {
+                        may(Step::LateCopyArrives);
+                    }
                     may(Step::Die);
                 }
             }
@@ -158,22 +167,30 @@ impl OneKey {
                 state.committed += 1;
                 writer.stage = Stage::Idle;
             }
-            Step::RollBack => writer.stage = Stage::Over,
-            Step::UnBarrier | Step::UnBarrierUnanswered => {
-                if step == Step::UnBarrier {
-                    self.un_barrier(state, writer);
-                    writer.stage = Stage::Idle;
-                    writer.mine = false;
-                } else {
-                    writer.stage = Stage::Over;
+            Step::RollBack => {
+                let copy = (!self.keeps(Rule::CopyAfterCommit)).then_some(state.committed + 1);
+                writer.stage = Stage::Over(copy);
+            }
+            Step::UnBarrier | Step::LeaveCopy | Step::UnBarrierUnanswered => {
+                let Stage::Committed(version) = writer.stage else { unreachable!("{step:?} of {writer:?}") };
+                match step {
+                    Step::UnBarrier => self.un_barrier(state, writer),
+                    Step::LeaveCopy => state.set(Held::Entry(version)),
+                    _ => {}
                 }
-                let Stage::Committed(version) = state.writers[index].stage else {
-                    unreachable!("{step:?} of {writer:?}")
-                };
+                let answered = step != Step::UnBarrierUnanswered;
+                writer.stage = if answered { Stage::Idle } else { Stage::Over(Some(version)) };
+                writer.mine &= !answered;
                 state.history.acknowledged(version);
             }
             Step::LateUnBarrierArrives => {
                 self.un_barrier(state, writer);
+                writer.stage = Stage::Idle;
+                writer.mine = false;
+            }
+            Step::LateCopyArrives => {
+                let Stage::Over(Some(version)) = writer.stage else { unreachable!("{step:?} of {writer:?}") };
+                state.set(Held::Entry(version));
                 writer.stage = Stage::Idle;
                 writer.mine = false;
             }
@@ -184,6 +201,12 @@ impl OneKey {
             }
         }
         state.writers[index] = writer;
+    }
+
+    /// Whether the script finds this writer's barrier. (It leaves a copy only where there was one before, or removes the
+    /// barrier: both are checked.)
+    fn may_leave_copy(&self, writer: Writer) -> bool {
+        self.keeps(Rule::Leases) && (writer.mine || !self.keeps(Rule::CopyOverOwnBarrier))
     }
 
     /// The script: another writer's barrier stays, anything else is removed. (What it publishes is in the model of the

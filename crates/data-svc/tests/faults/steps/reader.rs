@@ -110,8 +110,9 @@ fn kill_at(fleet: &Fleet, read: Read, step: Step, fate: Fate) {
     let mut reads = replaced(fleet, name, fate);
     fate.apply_to(held);
     victim.wait_until_forgotten(&fleet.stack, || ());
-    // The replace has removed every lease that was there before it, but not one that arrives later.
-    let left = (step.message, step.side, fate) == (LEASE, Side::Message, Fate::Released);
+    // The replace has removed every lease that was there before it, but not one that arrives later. Where a copy was, it
+    // has left its own, and a lease takes nothing's place.
+    let left = (step.message, step.side, fate) == (LEASE, Side::Message, Fate::Released) && read == Miss;
     assert_eq!(kind(&fleet.stack, name) == "L", left);
     if left {
         assert_eq!(get(&fleet.readers[0], name).header("cache-status"), Some(BYPASS));

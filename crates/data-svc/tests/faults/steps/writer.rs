@@ -161,6 +161,8 @@ fn a_late_message_meets_a_writer(fleet: &Fleet, late: Message) {
     let states = ["old", "new", "newest"];
     let before = if late == UNBARRIER { 1 } else { 0 };
     assert_eq!(fleet.write(NOBODY, name, "old"), 201);
+    // A late un-barrier brings a copy, since there was one.
+    fleet.warm(name);
     let dead = Victim::start(&fleet.stack, fleet.stack.user_svc(), name);
     let held = dead.hold(&Step { message: late, side: Side::Message }, name);
     scope(|scope| {

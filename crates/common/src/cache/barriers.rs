@@ -25,21 +25,12 @@ pub struct Changes {
     /// Those of records that are new. No near cache holds their absence, and no row lock keeps loads from storing it.
     pub created: Vec<String>,
     /// Those of records that were there.
-    pub changed: Vec<ChangedKey>,
-}
-
-/// The Redis key of a record that was there.
-#[derive(Debug)]
-pub struct ChangedKey {
-    /// The Redis key.
-    pub key: String,
-    /// What may be left at the key after COMMIT; none: nothing.
-    pub copy: Option<Representation>,
+    pub changed: Vec<String>,
 }
 
 impl Changes {
     fn all(&self) -> impl Iterator<Item = &str> {
-        self.created.iter().chain(self.changed.iter().map(|changed| &changed.key)).map(String::as_str)
+        self.created.iter().chain(&self.changed).map(String::as_str)
     }
 }
 
@@ -117,15 +108,20 @@ impl Slow {
 
 impl Cache {
     /// Raises barriers at `keys`, over whatever is there, and publishes those that near caches may hold, in one round
-    /// trip. `tag` is that of the grant that the transaction has read: copies with this tag may be followed by new ones.
+    /// trip. Where there was a copy under the grant of `tag`, which the transaction has read, `copy` returns the new one
+    /// for that changed key, if there is one.
     ///
     /// # Errors
     /// [`CacheError`]: also if Redis has been slow for so long that it would keep every writer waiting.
-    pub async fn raise_barriers(&self, keys: Changes, tag: Option<Tag>) -> Result<Barriers, CacheError> {
+    pub async fn raise_barriers(
+        &self,
+        keys: Changes,
+        tag: Option<Tag>,
+        copy: impl Fn(usize) -> Option<Representation>,
+    ) -> Result<Barriers, CacheError> {
         let start = Instant::now();
         let all: Vec<&str> = keys.all().collect();
-        let changed: Vec<&str> = keys.changed.iter().map(|changed| changed.key.as_str()).collect();
-        let raised = self.raise(&all, &changed, tag).await?;
+        let raised = self.raise(&all, &keys.changed, tag).await?;
         self.count("raised", all.len());
         let mut slow = self.0.slow.lock();
         *slow = Slow::after(*slow, start, Instant::now(), self.0.timeout);
@@ -135,18 +131,19 @@ impl Cache {
             return Err(CacheError::Timeout);
         }
         let Raised { token, sent, process, heads, published } = raised;
-        let left = |(at, changed): (usize, &ChangedKey)| {
+        let left = |(at, head): (usize, Vec<u8>)| {
             // The clocks of both services decide, and this one's setting: no correctness depends on it.
-            let ttl = entry::ttl_of(heads.get(&at)?).min(self.0.ttl);
-            let bytes = entry::encode(tag?, Some(changed.copy.as_ref()?), Duration::ZERO, ttl);
+            let ttl = entry::ttl_of(&head).min(self.0.ttl);
+            let copy = copy(at.checked_sub(keys.created.len())?)?;
+            let bytes = entry::encode(tag?, Some(&copy), Duration::ZERO, ttl);
             (!ttl.is_zero()).then_some((at, LeftCopy { bytes, ttl }))
         };
-        let copies = (keys.created.len()..).zip(&keys.changed).filter_map(left).collect();
+        let copies = heads.into_iter().filter_map(left).collect();
         Ok(Barriers { keys, copies, token, sent, process, published })
     }
 
     /// Raises barriers at `keys`, and then publishes `changed`, if there are any.
-    async fn raise(&self, keys: &[&str], changed: &[&str], tag: Option<Tag>) -> Result<Raised, CacheError> {
+    async fn raise(&self, keys: &[&str], changed: &[String], tag: Option<Tag>) -> Result<Raised, CacheError> {
         let message = match changed {
             [] => String::new(),
             keys => serde_json::to_string(keys).unwrap_or_default(), // texts can always be written
@@ -248,7 +245,7 @@ impl Cache {
         let call = &call;
         let ask = |mut connection| async move { call.invoke_async::<()>(&mut connection).await };
         self.0.redis.call_or_connect(ask).await?;
-        if let Some(published) = self.raise(&[], &all, None).await?.published {
+        if let Some(published) = self.raise(&[], keys, None).await?.published {
             self.wait_for_acks(&published).await;
         }
         log::info!(target: "audit", count = keys.len(); "purge of users by name");

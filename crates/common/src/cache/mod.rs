@@ -28,7 +28,7 @@ use self::subscription::Channel;
 use crate::config::CacheSettings;
 use crate::metrics::CacheMetrics;
 
-pub use self::barriers::{BARRIER, Barriers, ChangedKey, Changes, Ended};
+pub use self::barriers::{BARRIER, Barriers, Changes, Ended};
 pub use self::connection::CacheError;
 pub use self::entry::Representation;
 pub use self::near::Near;

@@ -8,12 +8,14 @@
 -- and the ARGV[8] bytes of the value's head.
 local heads = {}
 for at = 2, #KEYS do
-  local head = redis.pcall('GETRANGE', KEYS[at], 0, ARGV[8] - 1)
-  if ARGV[7] ~= '' and type(head) == 'string' and string.sub(head, 1, #ARGV[7]) == ARGV[7] then
+  local held = redis.pcall('SET', KEYS[at], ARGV[1], 'PX', ARGV[2], 'GET')
+  if type(held) == 'table' then
+    -- There was no string, or Redis refuses to set one.
+    redis.call('SET', KEYS[at], ARGV[1], 'PX', ARGV[2])
+  elseif ARGV[7] ~= '' and held and string.sub(held, 1, #ARGV[7]) == ARGV[7] then
     heads[#heads + 1] = at - 2
-    heads[#heads + 1] = head
+    heads[#heads + 1] = string.sub(held, 1, ARGV[8])
   end
-  redis.call('SET', KEYS[at], ARGV[1], 'PX', ARGV[2])
 end
 if ARGV[3] == '' then
   return {heads, {}}

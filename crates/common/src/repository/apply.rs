@@ -8,7 +8,7 @@ use diesel::{PgConnection, QueryResult};
 
 use super::write::Waiter;
 use super::{CacheAside, Change};
-use crate::cache::{ChangedKey, Changes};
+use crate::cache::Changes;
 use crate::database::{LockWait, Transaction};
 use crate::error::Error;
 
@@ -28,8 +28,10 @@ pub enum Verdict {
 pub struct Applied {
     /// A verdict for each write.
     pub verdicts: Vec<Verdict>,
-    /// The Redis keys of what it has changed.
+    /// The Redis keys of what it has changed; of what was there, first those of replaced records.
     pub keys: Changes,
+    /// For each replaced record, the write whose value it holds now.
+    pub replaced_by: Vec<usize>,
     /// The transaction, and the grant that it sees; none if it has changed nothing.
     pub transaction: Option<Transaction>,
 }
@@ -41,7 +43,8 @@ enum Row<'a, V> {
     /// Another session holds it.
     Held,
     Absent,
-    Replaced(&'a V),
+    /// By this value, of this write.
+    Replaced(&'a V, usize),
     Deleted,
 }
 
@@ -75,23 +78,28 @@ fn try_to_apply<T: CacheAside>(
     let mut created = BTreeMap::new();
     let mut verdicts: Vec<Verdict> = writes
         .iter()
-        .map(|write| match (&write.value, rows.get_mut(&write.key)) {
+        .enumerate()
+        .map(|(at, write)| match (&write.value, rows.get_mut(&write.key)) {
             (Change::Create(value), _) => {
                 created.insert(&write.key, value);
                 Verdict::Done
             }
             (Change::Replace(value, condition), Some(row)) => {
-                judge::<T>(&write.key, row, condition, Row::Replaced(value))
+                judge::<T>(&write.key, row, condition, Row::Replaced(value, at))
             }
             (Change::Delete(condition), Some(row)) => judge::<T>(&write.key, row, condition, Row::Deleted),
             (Change::Replace(..) | Change::Delete(_), None) => Verdict::Refused(Error::NotFound),
         })
         .collect();
     let created: Vec<(&T::Key, &T::Value)> = created.into_iter().collect();
-    let replaced: Vec<(&T::Key, &T::Value)> = rows
-        .iter()
-        .filter_map(|(key, row)| if let Row::Replaced(value) = row { Some((*key, *value)) } else { None })
-        .collect();
+    let mut replaced: Vec<(&T::Key, &T::Value)> = Vec::new();
+    let mut replaced_by = Vec::new();
+    for (key, row) in &rows {
+        if let Row::Replaced(value, by) = row {
+            replaced.push((key, value));
+            replaced_by.push(*by);
+        }
+    }
     let deleted: Vec<&T::Key> =
         rows.iter().filter(|(_, row)| matches!(row, Row::Deleted)).map(|(key, _)| *key).collect();
 
@@ -115,17 +123,13 @@ fn try_to_apply<T: CacheAside>(
     if !deleted.is_empty() {
         changed.extend(T::delete(connection, &deleted)?);
     }
-    let replaced = replaced
-        .iter()
-        .map(|(key, value)| ChangedKey { key: T::cache_key(key), copy: Some(T::encode(key, value)) });
-    let deleted = deleted.iter().map(|key| ChangedKey { key: T::cache_key(key), copy: None });
-    keys.changed = replaced.chain(deleted).collect();
+    keys.changed = replaced.iter().map(|(key, _)| *key).chain(deleted).map(T::cache_key).collect();
     let Some((_, seen)) = changed.first() else {
-        return Ok(Ok(Applied { verdicts, keys, transaction: None }));
+        return Ok(Ok(Applied { verdicts, keys, replaced_by, transaction: None }));
     };
     let transaction = seen.as_deref().and_then(Transaction::parse);
     Ok(match transaction {
-        Some(_) => Ok(Applied { verdicts, keys, transaction }),
+        Some(_) => Ok(Applied { verdicts, keys, replaced_by, transaction }),
         None => Err(Error::Suspended),
     })
 }
@@ -169,7 +173,7 @@ fn judge<'a, T: CacheAside>(
 ) -> Verdict {
     let holds = match row {
         Row::Found(value) => T::holds(condition, key, value),
-        Row::Replaced(value) => T::holds(condition, key, value),
+        Row::Replaced(value, _) => T::holds(condition, key, value),
         Row::Held => return Verdict::Held,
         Row::Absent | Row::Deleted => return Verdict::Refused(Error::NotFound),
     };

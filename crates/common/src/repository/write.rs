@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout_at};
 use super::apply::{Applied, Verdict, apply};
 use super::{CacheAside, Change, Repository};
 use crate::cache::entry::Tag;
-use crate::cache::{BARRIER, Barriers, CacheError, Changes, Ended};
+use crate::cache::{BARRIER, Barriers, CacheError, Changes, Ended, Representation};
 use crate::database::{Batch, End, Late, LockWait, Outcome, Reason, UnderWay, Waited};
 use crate::error::Error;
 
@@ -180,8 +180,9 @@ impl<T: CacheAside> Repository<T> {
             apply(connection, &taken.get(), lock_wait)
         };
         let this = self.clone();
+        let taken = writes.clone();
         let set = guard.clone();
-        let before_commit = move |applied: Applied| this.prepare(applied, &set);
+        let before_commit = move |applied: Applied| this.prepare(&taken, applied, &set);
         let mut pending = self.0.database.write(deadline, lock_wait, change, before_commit)?;
         let result = match self.extending(guard, pending.before_deadline()).await {
             Ok(result) => {
@@ -228,8 +229,8 @@ impl<T: CacheAside> Repository<T> {
 
     /// Between change and COMMIT, on the database's thread, with the rows locked: raises barriers, and waits until near
     /// caches have no copy. Not if the cache is suspended, and no reader uses it any more.
-    fn prepare(&self, applied: Applied, guard: &Guard) -> Result<End, Error> {
-        let Applied { verdicts, keys, transaction } = applied;
+    fn prepare(&self, writes: &Writes<T>, applied: Applied, guard: &Guard) -> Result<End, Error> {
+        let Applied { verdicts, keys, replaced_by, transaction } = applied;
         let Some(transaction) = transaction else {
             guard.get_or_init(|| Prepared { verdicts, barriers: None, transaction: None, session: None });
             return Ok(End::RollBack);
@@ -239,8 +240,9 @@ impl<T: CacheAside> Repository<T> {
         let shown = known.shows(&transaction);
         // Without one, no copy is left. Not the tag that is current after COMMIT: that may be another epoch's.
         let tag = shown.then_some(known.grant.tag);
+        let copy = |changed: usize| writes.copy(*replaced_by.get(changed)?);
         let barriers = match &transaction.redis {
-            Some(granted) => Some(self.raise_barriers(keys, granted, tag).map_err(|reason| {
+            Some(granted) => Some(self.raise_barriers(keys, granted, tag, copy).map_err(|reason| {
                 database.suspend(transaction.epoch, reason);
                 database.look_beyond(known.grant.tag);
                 Error::Suspended
@@ -271,8 +273,14 @@ impl<T: CacheAside> Repository<T> {
     ///
     /// # Errors
     /// Why the grant must be suspended: no replica may use what this writer cannot guard.
-    fn raise_barriers(&self, keys: Changes, granted: &str, tag: Option<Tag>) -> Result<Barriers, Reason> {
-        match self.0.runtime.block_on(self.0.cache.raise_barriers(keys, tag)) {
+    fn raise_barriers(
+        &self,
+        keys: Changes,
+        granted: &str,
+        tag: Option<Tag>,
+        copy: impl Fn(usize) -> Option<Representation>,
+    ) -> Result<Barriers, Reason> {
+        match self.0.runtime.block_on(self.0.cache.raise_barriers(keys, tag, copy)) {
             Ok(barriers) if *barriers.process == *granted => Ok(barriers),
             Ok(_) => Err(Reason::OtherProcess),
             Err(error) => {
@@ -358,6 +366,12 @@ impl<T: CacheAside> Writes<T> {
 
     fn keys(&self) -> HashSet<T::Key> {
         self.get().into_iter().map(|write| write.key.clone()).collect()
+    }
+
+    /// A copy of the record that the replace at this place has left.
+    fn copy(&self, at: usize) -> Option<Representation> {
+        let write = *self.get().get(at)?;
+        if let Change::Replace(value, _) = &write.value { Some(T::encode(&write.key, value)) } else { None }
     }
 
     /// The keys whose rows another session holds.

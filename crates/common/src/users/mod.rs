@@ -17,7 +17,7 @@ use diesel::sql_types::{Array, Text};
 use serde::Serialize;
 
 pub use self::etag::{Conditions, entity_tag, etag};
-pub use self::model::{Info, NewInfo, NewUser, User};
+pub use self::model::{Info, NewInfo, NewUser};
 pub use self::name::UserName;
 use self::queries::{Replace, columns};
 pub use self::request::{NoIfMatch, PathName};
@@ -25,6 +25,10 @@ use crate::cache::{EDITION, Representation};
 use crate::database::schema::users;
 use crate::database::{InTransaction, LockWait, RowIsClear};
 use crate::repository::{CacheAside, Changed, Loaded, Repository};
+
+/// The entity: what the repository must know of users.
+#[derive(Debug)]
+pub enum User {}
 
 /// The users, cached.
 pub type Users = Repository<User>;

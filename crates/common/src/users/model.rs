@@ -68,10 +68,6 @@ pub struct NewInfo {
     pub info: Info,
 }
 
-/// The entity.
-#[derive(Debug)]
-pub enum User {}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -213,7 +213,8 @@ fn a_connection_reset_between_requests_is_replaced_and_no_client_notices() {
     for round in 0..5 {
         assert_eq!(register(&service, &format!("before-{round}")).status, 201);
         proxy.reset();
-        assert_eq!(register(&service, &format!("after-{round}")).status, 201);
+        let after = register(&service, &format!("after-{round}"));
+        assert_eq!(after.status, 201, "{}", after.text());
     }
 }
 

@@ -60,6 +60,7 @@ impl Barriers {
 #[derive(Debug)]
 struct LeftCopy {
     bytes: Bytes,
+    /// From when the barriers were sent.
     ttl: Duration,
 }
 
@@ -214,11 +215,13 @@ impl Cache {
     pub async fn lower_barriers(&self, barriers: &Barriers, ended: Ended) -> Result<(), CacheError> {
         let mut call = self.0.unbarrier.prepare_invoke();
         call.arg(entry::barrier(&barriers.token).as_ref());
+        // A writer that was cut off comes late: a reader that still uses its epoch is to see no copy for longer than a TTL.
+        let age = barriers.age();
         for (at, key) in barriers.keys.all().enumerate() {
             call.key(key);
             match barriers.copies.get(&at) {
-                Some(copy) if ended == Ended::Committed => {
-                    call.arg(copy.bytes.as_ref()).arg(copy.ttl.as_millis() as u64)
+                Some(copy) if ended == Ended::Committed && copy.ttl > age => {
+                    call.arg(copy.bytes.as_ref()).arg((copy.ttl - age).as_millis() as u64)
                 }
                 _ => call.arg("").arg(""),
             };

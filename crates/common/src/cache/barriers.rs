@@ -137,7 +137,7 @@ impl Cache {
             let ttl = entry::ttl_of(&head).min(self.0.ttl);
             let copy = copy(at.checked_sub(keys.created.len())?)?;
             let bytes = entry::encode(tag?, Some(&copy), Duration::ZERO, ttl);
-            (!ttl.is_zero()).then_some((at, LeftCopy { bytes, ttl }))
+            Some((at, LeftCopy { bytes, ttl }))
         };
         let copies = heads.into_iter().filter_map(left).collect();
         Ok(Barriers { keys, copies, token, sent, process, published })
@@ -239,10 +239,9 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]
     pub async fn purge(&self, keys: &[String]) -> Result<(), CacheError> {
-        let all: Vec<&str> = keys.iter().map(String::as_str).collect();
         let mut call = self.0.purge.prepare_invoke();
-        for key in &all {
-            call.key(*key);
+        for key in keys {
+            call.key(key);
         }
         call.arg(entry::barrier(&entry::token()).as_ref());
         let call = &call;

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use common::cache::{EDITION, Representation};
 use common::database::{InTransaction, LockWait};
-use common::repository::{CacheAside, Changed};
+use common::repository::{CacheAside, Changed, Loaded};
 use devstack::Stack;
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -44,7 +44,7 @@ impl CacheAside for Note {
         format!("{EDITION}note:{{{number}}}")
     }
 
-    fn load(connection: &mut PgConnection, numbers: &[&i32]) -> QueryResult<Vec<(i32, String, bool)>> {
+    fn load(connection: &mut PgConnection, numbers: &[&i32]) -> QueryResult<Loaded<i32, String>> {
         let query = sql_query("SELECT number, text FROM notes WHERE number = ANY ($1)");
         let notes: Vec<Self> = query.bind::<Array<Integer>, _>(numbers).load(connection)?;
         for number in numbers {

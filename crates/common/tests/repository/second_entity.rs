@@ -3,7 +3,7 @@
 use common::cache::{EDITION, Representation};
 use common::database::{InTransaction, LockWait, RowIsClear};
 use common::error::Error;
-use common::repository::{CacheAside, CacheStatus, Changed, Freshness, Repository};
+use common::repository::{CacheAside, CacheStatus, Changed, Freshness, Loaded, Repository};
 use devstack::Stack;
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -62,7 +62,7 @@ impl CacheAside for Country {
         capital == required
     }
 
-    fn load(connection: &mut PgConnection, numbers: &[&i32]) -> QueryResult<Vec<(i32, String, bool)>> {
+    fn load(connection: &mut PgConnection, numbers: &[&i32]) -> QueryResult<Loaded<i32, String>> {
         let query = sql_query(format!(
             "SELECT number, capital, {} AS clear FROM countries WHERE number = ANY ($1)",
             RowIsClear::SQL

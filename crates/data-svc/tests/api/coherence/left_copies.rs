@@ -30,27 +30,51 @@ fn a_replaced_user_that_was_cached_is_hit_through_every_replica() {
     }
 }
 
+/// Makes the copy of `name` one that ends in `ms`, and returns when that is, in the Unix milliseconds of Redis.
+fn end_in(fleet: &Fleet, name: &str, ms: u64) -> u64 {
+    // The expiry follows 34 bytes.
+    let script = "local v = redis.call('GET', KEYS[1]); local t = redis.call('TIME'); \
+        local ends = t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[1]; \
+        v = string.sub(v, 1, 34) .. struct.pack('>I8', ends) .. string.sub(v, 43); \
+        redis.call('SET', KEYS[1], v, 'PX', ARGV[1]); return string.format('%.0f', ends)";
+    let ends = fleet.stack.redis_cli(&["EVAL", script, "1", &format!("2:user:{{{name}}}"), &ms.to_string()]);
+    ends.trim().parse().expect("a time")
+}
+
 #[test]
 fn a_left_copy_ends_when_the_one_before_it_would_have() {
     let fleet = Fleet::start();
     fleet.register("ann", "0");
-    let ttl = |replica| {
-        let status = fleet.cache_status(replica, "ann");
-        let ttl = status.split("ttl=").nth(1).and_then(|ttl| ttl.split(';').next());
-        ttl.expect("a hit").parse::<u32>().expect("a number")
-    };
     fleet.warm_near(0, "ann");
-    let before = ttl(0);
-    // The age of a copy that was stored for a shorter time.
-    let script = "local v = redis.call('GET', KEYS[1]); local t = redis.call('TIME'); \
-        local ms = struct.pack('>I8', t[1] * 1000 + 60000); \
-        return redis.call('SET', KEYS[1], string.sub(v, 1, 34) .. ms .. string.sub(v, 43), 'EX', 60)";
-    fleet.stack.redis_cli(&["EVAL", script, "1", "2:user:{ann}"]);
+    end_in(&fleet, "ann", 60_000);
     fleet.replace("ann", "1");
     assert_eq!(left(&fleet, "ann"), "V");
-    assert!(before > 200 && ttl(1) <= 60, "by its head");
+    let status = fleet.cache_status(1, "ann");
+    let ttl = status.strip_prefix("data-svc; hit; ttl=").and_then(|ttl| ttl.split(';').next());
+    assert!(ttl.expect("a hit").parse::<u32>().expect("a number") <= 60, "by its head");
     let redis: u32 = fleet.stack.redis_cli(&["TTL", "2:user:{ann}"]).trim().parse().expect("a number");
     assert!((1..=60).contains(&redis), "{redis}");
+}
+
+/// A replica that still uses the epoch of a writer that was cut off would read it for longer than the TTL.
+#[test]
+fn nothing_is_left_by_a_replace_that_ends_after_the_copy_would_have() {
+    let fleet = Fleet::start();
+    fleet.register("ann", "old");
+    fleet.warm_near(0, "ann");
+    fleet.hold_commits();
+    let ends = end_in(&fleet, "ann", 2_000);
+    scope(|scope| {
+        let writer = scope.spawn(|| fleet.replace("ann", "new"));
+        fleet.wait_for_commit();
+        wait_until("the copy would have ended", || {
+            let time = fleet.stack.redis_cli(&["TIME"]);
+            time.lines().next().and_then(|seconds| seconds.trim().parse::<u64>().ok()) > Some(ends / 1000)
+        });
+        fleet.release_commits();
+        writer.join().expect("replaced");
+    });
+    assert_eq!(left(&fleet, "ann"), "");
 }
 
 #[test]

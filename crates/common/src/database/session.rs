@@ -15,7 +15,9 @@ use crate::error::Error;
 /// How long a transaction waits for what another session holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockWait {
-    /// Hardly: others wait behind it.
+    /// Not for rows, which are left out (`SKIP LOCKED`). For keys, which cannot be, as [`LockWait::Short`].
+    Skip,
+    /// Longer than another service's transaction takes.
     Short,
     /// As long as the setting says.
     Long,

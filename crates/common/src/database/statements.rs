@@ -18,9 +18,9 @@ use crate::config::{DatabaseSettings, Kept};
 /// longest pause within a transaction, which is a step with Redis and the near wait.
 pub const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
 
-/// How long a transaction waits for rows and keys that another session holds while other writes wait behind it: longer
-/// than another service's transaction takes.
-const SHORT_LOCK_WAIT: Duration = Duration::from_millis(50);
+/// How long a transaction waits for what another session holds, unless it may wait for long: longer than another
+/// service's transaction takes, with its wait for near caches.
+const SHORT_LOCK_WAIT: Duration = Duration::from_millis(100);
 
 /// The word that a session of ours is marked by. In another client's hands it is not that client's.
 pub const MARK: &str = "users.session";
@@ -129,7 +129,7 @@ impl Beginnings {
     /// For a transaction that writes.
     pub fn write(&self, lock_wait: LockWait) -> &str {
         match lock_wait {
-            LockWait::Short => &self.write_with_short_lock_wait,
+            LockWait::Skip | LockWait::Short => &self.write_with_short_lock_wait,
             LockWait::Long => &self.write,
         }
     }

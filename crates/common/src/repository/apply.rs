@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::{PgConnection, QueryResult};
 
-use super::write::Waiter;
+use super::writes::Waiter;
 use super::{CacheAside, Change};
 use crate::cache::Changes;
 use crate::database::{LockWait, Transaction};
@@ -48,19 +48,19 @@ enum Row<'a, V> {
     Deleted,
 }
 
-/// Does those of `writes` that can be done; several writes of one record one after the other. With [`LockWait::Short`],
+/// Does those of `writes` that can be done; several writes of one record one after the other. With [`LockWait::Skip`],
 /// rows that another session holds are left out.
 ///
 /// # Errors
-/// The database's. [`Error::Held`] if a statement for several writes fails, perhaps because of one of them: each may be
-/// tried alone. [`Error::Suspended`] if there is no grant.
+/// The database's. [`Error::Held`] if a statement fails that would not have waited for long: each write may be tried
+/// again alone. [`Error::Suspended`] if there is no grant.
 pub fn apply<T: CacheAside>(
     connection: &mut PgConnection,
     writes: &[&Waiter<T>],
     lock_wait: LockWait,
 ) -> QueryResult<Result<Applied, Error>> {
     match try_to_apply(connection, writes, lock_wait) {
-        Err(DieselError::DatabaseError(DatabaseErrorKind::Unknown, _)) if lock_wait == LockWait::Short => {
+        Err(DieselError::DatabaseError(DatabaseErrorKind::Unknown, _)) if lock_wait != LockWait::Long => {
             Ok(Err(Error::Held))
         }
         result => result,
@@ -154,7 +154,7 @@ fn lock<'a, T: CacheAside>(
     }
     let missing: Vec<&T::Key> =
         rows.iter().filter(|(_, row)| matches!(row, Row::Absent)).map(|(key, _)| *key).collect();
-    if lock_wait == LockWait::Short && !missing.is_empty() {
+    if lock_wait == LockWait::Skip && !missing.is_empty() {
         for (key, ..) in T::load(connection, &missing)? {
             if let Some(row) = rows.get_mut(&key) {
                 *row = Row::Held;

@@ -25,6 +25,7 @@ mod offer;
 mod read;
 mod singleflight;
 mod write;
+mod writes;
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -83,7 +84,7 @@ pub trait CacheAside: Send + Sync + 'static {
         keys: &[&Self::Key],
     ) -> QueryResult<Loaded<Self::Key, Self::Value>>;
 
-    /// Loads those of `keys` that exist and locks them `FOR UPDATE`, one after the other; with [`LockWait::Short`]
+    /// Loads those of `keys` that exist and locks them `FOR UPDATE`, one after the other; with [`LockWait::Skip`]
     /// without those that another session has locked (`SKIP LOCKED`).
     fn lock(
         connection: &mut PgConnection,
@@ -208,7 +209,8 @@ struct Inner<T: CacheAside> {
     database: Database,
     loads: Batcher<T::Key, Option<FillTarget>, LoadResult>,
     writes: Batcher<T::Key, Change<T>, ()>,
-    /// A permit for each transaction that waits for what another session holds.
+    /// A permit for each transaction of one record that may wait for another session: for a moment, and for long.
+    alone: Arc<Semaphore>,
     patient: Arc<Semaphore>,
     cache: Cache,
     near: Arc<Near>,
@@ -244,6 +246,7 @@ impl<T: CacheAside> Repository<T> {
         let inner = Inner {
             loads: Batcher::new(database.clone(), Repeats::Independent),
             writes: Batcher::new(database.clone(), Repeats::Rivals(Change::may_follow)),
+            alone: Arc::new(Semaphore::new(database.quarter())),
             patient: Arc::new(Semaphore::new(database.quarter())),
             reads_waiting: Semaphore::new(database.queue().max(READS_WAITING_MIN)),
             database,

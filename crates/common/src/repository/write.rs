@@ -1,7 +1,9 @@
 //! The write flow, top to bottom. Writes that wait share a transaction: the changes, the barriers, the acks of near
 //! caches, COMMIT, the un-barrier. Each caller gets the answer that it would have got alone.
 //!
-//! Nobody waits for a row or a key that another session holds: such a write is tried again alone (`apply.rs` finds it).
+//! A write whose row or key another session holds delays no other. It is tried again alone: first for as long as another
+//! service's transaction may take, then for as long as the setting says. `apply.rs` finds such a row before it waits for
+//! it. A key that is to be inserted it does not find: there the transaction fails, and all its writes are tried alone.
 
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -13,6 +15,7 @@ use prometheus::IntGauge;
 use tokio::time::{sleep, timeout_at};
 
 use super::apply::{Applied, Verdict, apply};
+use super::writes::{Settle, Writes};
 use super::{CacheAside, Change, Repository};
 use crate::cache::entry::Tag;
 use crate::cache::{BARRIER, Barriers, CacheError, Changes, Ended, Representation};
@@ -26,22 +29,6 @@ const EXTEND_INTERVAL: Duration = Duration::from_secs(3);
 /// How long to wait between attempts to lower a barrier: long enough for Redis to recover from a burst, and short
 /// beside the request's time-out.
 const UNBARRIER_PAUSE: Duration = Duration::from_millis(20);
-
-/// A write that waits.
-pub type Waiter<T> = crate::database::Waiter<<T as CacheAside>::Key, Change<T>, ()>;
-
-/// The writes of a transaction.
-struct Writes<T: CacheAside> {
-    batch: Arc<Batch<T::Key, Change<T>, ()>>,
-    /// Those of the batch that are for this key, which may wait for another session; without one, all, which do not.
-    only: Option<T::Key>,
-}
-
-impl<T: CacheAside> Clone for Writes<T> {
-    fn clone(&self) -> Self {
-        Self { batch: self.batch.clone(), only: self.only.clone() }
-    }
-}
 
 /// What a transaction's thread knows before COMMIT.
 struct Prepared {
@@ -57,6 +44,11 @@ struct Prepared {
 
 /// Set by the database's thread before COMMIT.
 type Guard = Arc<OnceLock<Prepared>>;
+
+/// A verdict for each write, once there is one.
+fn verdicts(guard: &Guard) -> &[Verdict] {
+    guard.get().map_or(&[], |prepared| &prepared.verdicts)
+}
 
 impl<T: CacheAside> Repository<T> {
     /// Creates the record of `key`. When this returns `Ok`, it is committed, and no read that starts from now on
@@ -96,25 +88,32 @@ impl<T: CacheAside> Repository<T> {
 
     async fn serve_writes(self) {
         let begin = |batch, under_way: UnderWay| {
-            tokio::spawn(self.clone().run(Writes { batch: Arc::new(batch), only: None }, under_way));
+            let writes = Writes { batch: Arc::new(batch), only: None, lock_wait: LockWait::Skip };
+            tokio::spawn(self.clone().run(writes, under_way));
         };
         self.0.writes.serve(begin).await;
     }
 
-    /// Starts a transaction for the writes of each of `keys` in `batch` alone, which may wait for another session. A
-    /// quarter of the connections are for these, and the others are free for the rest.
-    fn run_patiently(&self, batch: &Arc<Batch<T::Key, Change<T>, ()>>, keys: HashSet<T::Key>) {
+    /// Starts a transaction for the writes of each of `keys` in `batch` alone. A quarter of the connections are for those
+    /// that wait for another session for long, a quarter for those that wait shortly; the others are free for the rest.
+    fn run_alone(
+        &self,
+        batch: &Arc<Batch<T::Key, Change<T>, ()>>,
+        keys: HashSet<T::Key>,
+        lock_wait: LockWait,
+    ) {
+        let permits = if lock_wait == LockWait::Long { &self.0.patient } else { &self.0.alone };
         for key in keys {
             let this = self.clone();
-            let writes = Writes { batch: batch.clone(), only: Some(key) };
+            let permit = permits.clone().acquire_owned();
+            let writes = Writes { batch: batch.clone(), only: Some(key), lock_wait };
             let run: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
                 let waits = this.0.database.waits();
-                let permit = this.0.patient.clone().acquire_owned();
                 let permit = timeout_at(writes.batch.deadline.into(), permit).await;
                 drop(waits);
                 match permit {
                     Ok(Ok(permit)) => this.run(writes, permit.into()).await,
-                    _ => writes.settle(None, &Err(this.0.database.too_late()), Settle::All),
+                    _ => writes.settle(&[], &Err(this.0.database.too_late()), Settle::All),
                 }
             });
             tokio::spawn(run);
@@ -135,7 +134,7 @@ impl<T: CacheAside> Repository<T> {
                     deadline = self.deadline();
                 }
                 Ok(_) => {}
-                Err(error) => return writes.settle(None, &Err(error), Settle::All),
+                Err(error) => return writes.settle(&[], &Err(error), Settle::All),
             }
             let guard = Guard::default();
             let mut unfinished = None;
@@ -149,13 +148,13 @@ impl<T: CacheAside> Repository<T> {
                 _ => {}
             }
             // While it held its rows, no load stored what was before. So nothing hangs on their barriers any more.
-            writes.settle(prepared, &result, Settle::AllButCreations);
+            writes.settle(verdicts(&guard), &result, Settle::AllButCreations);
             let barriers = prepared.and_then(|prepared| prepared.barriers.as_ref());
             let ended = if result.is_ok() { Ended::Committed } else { Ended::Otherwise };
             let lowered = self.lower(barriers, ended, deadline).await;
             // A creation had no row to lock. If its barrier was lost, an absence may have been stored, which is removed
             // by now.
-            writes.settle(prepared, &result, Settle::All);
+            writes.settle(verdicts(&guard), &result, Settle::All);
             if lowered.is_err() && self.lower(barriers, ended, Instant::now() + BARRIER).await.is_err() {
                 log::warn!("barriers could not be lowered, and stand until they expire");
             }
@@ -173,7 +172,7 @@ impl<T: CacheAside> Repository<T> {
         unfinished: &mut Option<Unfinished>,
     ) -> Result<(), Error> {
         let taken = writes.clone();
-        let lock_wait = writes.lock_wait();
+        let lock_wait = writes.lock_wait;
         let until_dropped = under_way.clone();
         let change = move |connection: &mut PgConnection| {
             let _with_the_transaction = &until_dropped;
@@ -187,13 +186,13 @@ impl<T: CacheAside> Repository<T> {
         let result = match self.extending(guard, pending.before_deadline()).await {
             Ok(result) => {
                 let result = result.flatten();
-                self.go_on(writes, guard.get(), &result);
+                self.go_on(writes, guard, &result);
                 result
             }
             Err(late) => {
                 under_way.take();
                 writes.release_all_but(&HashSet::new());
-                writes.settle(guard.get(), &Err(error_of(late)), Settle::All);
+                writes.settle(verdicts(guard), &Err(error_of(late)), Settle::All);
                 writes.give_up();
                 if late == Late::Committing {
                     *unfinished = Some(Unfinished::new(&self.0.metrics.unfinished, guard));
@@ -208,7 +207,7 @@ impl<T: CacheAside> Repository<T> {
         match timeout_at(deadline.into(), &mut finding).await {
             Ok(result) => result,
             Err(_) => {
-                writes.settle(Some(prepared), &result, Settle::All);
+                writes.settle(verdicts(guard), &result, Settle::All);
                 unfinished.get_or_insert_with(|| Unfinished::new(&self.0.metrics.unfinished, guard));
                 finding.await
             }
@@ -217,14 +216,15 @@ impl<T: CacheAside> Repository<T> {
 
     /// Lets others go on after the transaction of `writes`: those that wait for its keys, and those of its own that
     /// another session holds. Not if it is to be run again.
-    fn go_on(&self, writes: &Writes<T>, prepared: Option<&Prepared>, result: &Result<(), Error>) {
-        let held = match result {
+    fn go_on(&self, writes: &Writes<T>, guard: &Guard, result: &Result<(), Error>) {
+        let again = match result {
             Err(Error::Suspended) => return,
             Err(Error::Held) => writes.keys(),
-            _ => writes.held(prepared),
+            _ => writes.held(verdicts(guard)),
         };
-        writes.release_all_but(&held);
-        self.run_patiently(&writes.batch, held);
+        let lock_wait = if writes.lock_wait == LockWait::Skip { LockWait::Short } else { LockWait::Long };
+        writes.release_all_but(&again);
+        self.run_alone(&writes.batch, again, lock_wait);
     }
 
     /// Between change and COMMIT, on the database's thread, with the rows locked: raises barriers, and waits until near
@@ -347,75 +347,12 @@ impl<T: CacheAside> Repository<T> {
     }
 }
 
-/// Which writes get their results.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Settle {
-    AllButCreations,
-    All,
-}
-
-impl<T: CacheAside> Writes<T> {
-    fn get(&self) -> Vec<&Waiter<T>> {
-        let only = self.only.as_ref();
-        self.batch.waiters().iter().filter(|write| only.is_none_or(|key| write.key == *key)).collect()
-    }
-
-    fn lock_wait(&self) -> LockWait {
-        if self.only.is_some() { LockWait::Long } else { LockWait::Short }
-    }
-
-    fn keys(&self) -> HashSet<T::Key> {
-        self.get().into_iter().map(|write| write.key.clone()).collect()
-    }
-
-    /// A copy of the record that the replace at this place has left.
-    fn copy(&self, at: usize) -> Option<Representation> {
-        let write = *self.get().get(at)?;
-        if let Change::Replace(value, _) = &write.value { Some(T::encode(&write.key, value)) } else { None }
-    }
-
-    /// The keys whose rows another session holds.
-    fn held(&self, prepared: Option<&Prepared>) -> HashSet<T::Key> {
-        let verdicts = prepared.map_or(&[][..], |prepared| &prepared.verdicts);
-        let writes = self.get().into_iter().zip(verdicts);
-        writes.filter(|(_, verdict)| **verdict == Verdict::Held).map(|(write, _)| write.key.clone()).collect()
-    }
-
-    /// Lets others write, but not what is under `keys`.
-    fn release_all_but(&self, keys: &HashSet<T::Key>) {
-        let writes = self.get();
-        self.batch.release(writes.iter().map(|write| &write.key).filter(|key| !keys.contains(key)));
-    }
-
-    /// Sends those writes that have no result yet that they have waited for too long: they were left out.
-    fn give_up(&self) {
-        for write in self.get() {
-            write.resolve(Err(Error::waited_too_long()));
-        }
-    }
-
-    /// Sends each write the result that it would have got alone, given that of the transaction. A result that was sent
-    /// stays.
-    fn settle(&self, prepared: Option<&Prepared>, result: &Result<(), Error>, settle: Settle) {
-        let verdicts = prepared.map_or(&[][..], |prepared| &prepared.verdicts);
-        for (at, write) in self.get().into_iter().enumerate() {
-            match verdicts.get(at) {
-                Some(Verdict::Refused(error)) => write.resolve(Err(error.clone())),
-                Some(Verdict::Held) => {}
-                _ if settle == Settle::AllButCreations && matches!(write.value, Change::Create(_)) => {}
-                Some(Verdict::Done) | None => write.resolve(result.clone()),
-            }
-        }
-    }
-}
-
 /// The writes of a transaction in a gauge, until it has ended.
 struct Unfinished(IntGauge, i64);
 
 impl Unfinished {
     fn new(gauge: &IntGauge, guard: &Guard) -> Self {
-        let verdicts = guard.get().map_or(&[][..], |prepared| &prepared.verdicts);
-        let writes = verdicts.iter().filter(|verdict| **verdict == Verdict::Done).count();
+        let writes = verdicts(guard).iter().filter(|verdict| **verdict == Verdict::Done).count();
         let writes = i64::try_from(writes).unwrap_or(i64::MAX);
         gauge.add(writes);
         Self(gauge.clone(), writes)

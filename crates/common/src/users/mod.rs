@@ -91,8 +91,8 @@ impl CacheAside for User {
         let users = users::table.filter(users::name.eq(any(names))).order(users::name);
         let users = users.select((users::name, users::info)).for_update();
         match lock_wait {
-            LockWait::Short => users.skip_locked().load(connection),
-            LockWait::Long => users.load(connection),
+            LockWait::Skip => users.skip_locked().load(connection),
+            LockWait::Short | LockWait::Long => users.load(connection),
         }
     }
 

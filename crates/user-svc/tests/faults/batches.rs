@@ -192,10 +192,11 @@ fn a_write_that_waits_for_another_session_delays_no_other() {
     let name = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
     scope(|scope| {
         let replace = scope.spawn(|| Replace("new").send(service, "locked"));
-        let register_held = scope.spawn(|| register(service, "held"));
+        // For the row, by itself: in a batch it would be left out.
         wait_for_locked(&stack, 1);
         let rival = scope.spawn(|| Replace("newer").send(service, "locked"));
-        // The rival, for its key. Of the other two one waits for its turn to wait, and one for the other session.
+        let register_held = scope.spawn(|| register(service, "held"));
+        // The rival for its key, and the registration for its turn to wait for the other session.
         wait_until("the queue holds only what must wait", || {
             metric(service, "database_queries_waiting") == 2
         });
@@ -214,6 +215,32 @@ fn a_write_that_waits_for_another_session_delays_no_other() {
 }
 
 #[test]
+fn what_shares_a_batch_with_a_name_that_another_session_holds_does_not_wait_for_it() {
+    let stack = Stack::shared();
+    // One connection may wait.
+    let service = &one_batch_at_a_time(&stack, "9s");
+    assert_eq!(register(service, "free").status, 201);
+    let name = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
+    let no_writes = Session::holding(&stack, NO_WRITES);
+    let waits = |count| wait_until("they wait", || metric(service, "database_queries_waiting") == count);
+    scope(|scope| {
+        let register_held = scope.spawn(|| register(service, "held"));
+        waits(1);
+        let others: Vec<_> = (0..20)
+            .map(|number| scope.spawn(move || register(service, &format!("free-{number}")).status))
+            .collect();
+        let replace = scope.spawn(|| Replace("new").send(service, "free"));
+        waits(22);
+        drop(no_writes);
+        assert!(others.into_iter().all(|other| other.join().expect("answered") == 201));
+        assert_eq!(replace.join().expect("answered").status, 200);
+        assert!(!register_held.is_finished(), "it still waits");
+        drop(name);
+        assert_eq!(register_held.join().expect("answered").status, 201);
+    });
+}
+
+#[test]
 fn writes_of_one_user_by_two_services_follow_each_other() {
     let stack = Stack::shared();
     let services = &[stack.user_svc().start(), stack.user_svc().start()];
@@ -226,6 +253,34 @@ fn writes_of_one_user_by_two_services_follow_each_other() {
                 }
             });
         }
+    });
+}
+
+#[test]
+fn writes_of_one_user_by_two_services_wait_for_no_other_user_that_another_session_holds() {
+    let stack = Stack::shared();
+    // One connection of each may wait for long.
+    let services = &[one_batch_at_a_time(&stack, "9s"), one_batch_at_a_time(&stack, "9s")];
+    for name in ["ann", "locked"] {
+        assert_eq!(register(&services[0], name).status, 201);
+    }
+    let row = Session::holding(&stack, "SELECT FROM users WHERE name = 'locked' FOR UPDATE");
+    scope(|scope| {
+        let held = services.each_ref().map(|service| scope.spawn(|| Replace("new").send(service, "locked")));
+        wait_for_locked(&stack, 2);
+        let clients: Vec<_> = (0..4)
+            .map(|client| {
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        assert_eq!(Replace("new").send(&services[client % 2], "ann").status, 200);
+                    }
+                })
+            })
+            .collect();
+        assert!(clients.into_iter().all(|client| client.join().is_ok()), "each is answered");
+        assert!(held.iter().all(|held| !held.is_finished()), "they still wait");
+        drop(row);
+        assert!(held.into_iter().all(|held| held.join().expect("answered").status == 200));
     });
 }
 

@@ -37,7 +37,7 @@ fn a_full_queue_refuses_at_once_and_what_waits_is_served() {
         let service = &service;
         let first = scope.spawn(|| register(service, "first"));
         wait_for_locked(&stack, 1);
-        // First for 50 ms, then again by itself.
+        // First shortly, then for long.
         wait_until("it waits patiently", || {
             stack.sql(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \

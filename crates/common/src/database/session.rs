@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::r2d2::{ConnectionManager, PooledConnection};
@@ -11,6 +11,10 @@ use diesel::{PgConnection, QueryResult};
 
 use super::statements::Beginnings;
 use crate::error::Error;
+
+/// How often a job that waits for a connection asks the pool for one. The pool opens a connection when it is asked, and
+/// not when one is closed while jobs wait: that one may be the last, lent to the monitor.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How long a transaction waits for what another session holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,10 +148,7 @@ impl Session {
     fn connection(&mut self, deadline: Instant) -> Result<&mut PgConnection, Error> {
         let connection = match self.connection.take() {
             Some(connection) => connection,
-            None => {
-                let timeout = deadline.saturating_duration_since(Instant::now());
-                self.pool.get_timeout(timeout).map_err(|error| Error::Unavailable(error.to_string()))?
-            }
+            None => take(&self.pool, deadline)?,
         };
         Ok(self.connection.insert(connection))
     }
@@ -167,6 +168,17 @@ impl Session {
     pub fn discard(&mut self) {
         if let Some(connection) = self.connection.take() {
             discard(connection);
+        }
+    }
+}
+
+/// A connection of `pool`, by `deadline`.
+fn take(pool: &Pool, deadline: Instant) -> Result<Pooled, Error> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match pool.get_timeout(left.min(ASK_AGAIN)) {
+            Err(_) if left > ASK_AGAIN => {}
+            result => return result.map_err(|error| Error::Unavailable(error.to_string())),
         }
     }
 }

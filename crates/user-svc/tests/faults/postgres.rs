@@ -195,11 +195,13 @@ fn while_postgres_is_known_to_be_away_no_request_waits_for_its_deadline() {
 fn a_connection_terminated_between_requests_is_replaced_and_no_client_notices() {
     let stack = Stack::shared();
     // One connection: with more, each request would get another one, which the pool has just checked.
-    let service = stack.user_svc().with_long_timeouts().env("DATABASE_CONNECTIONS", "1").start();
+    let builder = stack.user_svc().with_long_timeouts().env("DATABASE_CONNECTIONS", "1");
     for round in 0..5 {
+        // A new one: its monitor would take PostgreSQL for down if it lost two connections in a row.
+        let service = builder.start();
         assert_eq!(register(&service, &format!("before-{round}")).status, 201);
         assert!(terminate(&stack, "application_name = 'users'") > 0);
-        assert_eq!(register(&service, &format!("after-{round}")).status, 201);
+        assert_eq!(register(&service, &format!("after-{round}")).status, 201, "{}", service.log());
     }
 }
 
@@ -209,12 +211,13 @@ fn a_connection_reset_between_requests_is_replaced_and_no_client_notices() {
     let proxy = stack.postgres_proxy();
     // One connection: with more, each request would get another one, which the pool has just checked.
     let builder = stack.user_svc().with_long_timeouts().postgres_through(&proxy);
-    let service = builder.env("DATABASE_CONNECTIONS", "1").start();
+    let builder = builder.env("DATABASE_CONNECTIONS", "1");
     for round in 0..5 {
+        // As above.
+        let service = builder.start();
         assert_eq!(register(&service, &format!("before-{round}")).status, 201);
         proxy.reset();
-        let after = register(&service, &format!("after-{round}"));
-        assert_eq!(after.status, 201, "{}", after.text());
+        assert_eq!(register(&service, &format!("after-{round}")).status, 201, "{}", service.log());
     }
 }
 

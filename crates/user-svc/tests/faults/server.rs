@@ -129,6 +129,32 @@ fn the_monitors_connection_lost_beside_those_of_the_workers_is_no_outage() {
     assert_eq!(metric(&service, "cache_suspended"), 0);
 }
 
+#[test]
+fn a_request_that_waits_while_the_monitor_has_the_last_connection_gets_the_next() {
+    let stack = Stack::private();
+    let proxy = stack.postgres_proxy();
+    let service = limited(&stack, "lent", 2).postgres_through(&proxy).with_long_timeouts();
+    let service = &service.env("DATABASE_CONNECTIONS", "1").start();
+    assert_eq!(register(service, "before").status, 201);
+    // The monitor's connection is lost, cannot be had again, and so it borrows the other one.
+    let borrowed = proxy.hold_reply("has_table_privilege", 1);
+    stack.sql("ALTER ROLE lent CONNECTION LIMIT 1");
+    wait_until("the monitor's session is ended", || {
+        let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+             WHERE usename = 'lent' AND query LIKE 'SELECT pg_is_in_recovery%'";
+        stack.sql(ended) == "1"
+    });
+    borrowed.wait();
+    stack.sql("ALTER ROLE lent CONNECTION LIMIT 2");
+    scope(|scope| {
+        let waiting = scope.spawn(|| register(service, "waiting"));
+        wait_until("it waits for the connection", || metric(service, "database_connections_in_use") == 1);
+        borrowed.release();
+        let answer = waiting.join().expect("answered");
+        assert_eq!(answer.status, 201, "{}\n{}", answer.text(), service.log());
+    });
+}
+
 /// What a session of the database waits for.
 fn waiting_locks(stack: &Stack) -> String {
     stack.sql(

@@ -2,8 +2,8 @@
 //! caches, COMMIT, the un-barrier. Each caller gets the answer that it would have got alone.
 //!
 //! A write whose row or key another session holds delays no other. It is tried again alone: first for as long as another
-//! service's transaction may take, then for as long as the setting says. `apply.rs` finds such a row before it waits for
-//! it. A key that is to be inserted it does not find: there the transaction fails, and all its writes are tried alone.
+//! service's transaction may take, then for as long as the setting says. `apply.rs` finds such a row without waiting for
+//! it. An INSERT of such a key makes the transaction fail, and then all its writes are tried alone.
 
 use std::collections::HashSet;
 use std::pin::Pin;

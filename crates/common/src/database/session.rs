@@ -174,11 +174,19 @@ impl Session {
 
 /// A connection of `pool`, by `deadline`.
 fn take(pool: &Pool, deadline: Instant) -> Result<Pooled, Error> {
+    let mut reason = String::new();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match pool.get_timeout(left.min(ASK_AGAIN)) {
-            Err(_) if left > ASK_AGAIN => {}
-            result => return result.map_err(|error| Error::Unavailable(error.to_string())),
+        let error = match pool.get_timeout(left.min(ASK_AGAIN)) {
+            Ok(connection) => return Ok(connection),
+            Err(error) => error.to_string(),
+        };
+        // Only an answer that follows a failed attempt to connect has its cause, after the usual words.
+        if error.len() >= reason.len() {
+            reason = error;
+        }
+        if left <= ASK_AGAIN {
+            return Err(Error::Unavailable(reason));
         }
     }
 }
@@ -242,4 +250,20 @@ fn is_undone(error: &DieselError) -> bool {
             _
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_of_who_gets_no_connection_has_the_reason_of_an_earlier_attempt() {
+        let manager = ConnectionManager::new("postgres://127.0.0.1:1/none");
+        let pool = Pool::builder().max_size(1).min_idle(Some(0)).error_handler(Box::<Shortage>::default());
+        let pool = pool.build_unchecked(manager);
+        // The pool tries at once, and pauses for longer each time: there is no attempt shortly before the end.
+        let result = take(&pool, Instant::now() + 8 * ASK_AGAIN);
+        let Err(Error::Unavailable(reason)) = result.map(drop) else { panic!("there is no server") };
+        assert!(reason.contains("refused"), "{reason}");
+    }
 }

@@ -64,7 +64,7 @@ impl Setup {
                  PREPARE take_grant_lock_then_wait_shortly AS \
                  SELECT pg_advisory_xact_lock_shared({GRANT_LOCK}), set_config('lock_timeout', '{}', true)",
                 limits("SET", settings),
-                SHORT_LOCK_WAIT.as_millis(),
+                short_lock_wait(settings).as_millis(),
             )
         };
         Self((settings.kept == Kept::Session).then(text))
@@ -111,7 +111,7 @@ impl Beginnings {
                     "{BEGIN}; {ONLY_A_USABLE_ONE}; {DURABLE}; {limits}; \
                      SELECT pg_advisory_xact_lock_shared({GRANT_LOCK})"
                 );
-                let wait = SHORT_LOCK_WAIT.as_millis();
+                let wait = short_lock_wait(settings).as_millis();
                 Self {
                     read: Some(format!("{BEGIN} READ ONLY; {ONLY_A_USABLE_ONE}; {limits}")),
                     write_with_short_lock_wait: format!("{write}; SET LOCAL lock_timeout = {wait}"),
@@ -133,6 +133,10 @@ impl Beginnings {
             LockWait::Long => &self.write,
         }
     }
+}
+
+fn short_lock_wait(settings: &DatabaseSettings) -> Duration {
+    SHORT_LOCK_WAIT.min(settings.lock_timeout)
 }
 
 /// The server's own limits, by `set`: for the session or for the transaction.

@@ -7,10 +7,7 @@ use devstack::http::{self, Connection};
 use devstack::testing::{metric, register, wait_until};
 use devstack::{Service, ServiceBuilder, Stack};
 
-use crate::{JSON, Session, body, is_registered, unavailable, wait_for_locked};
-
-/// Keeps every write from beginning: the lock that keeps the grant from being changed meanwhile.
-const NO_WRITES: &str = "SELECT pg_advisory_xact_lock(x'6772616e74'::bigint)";
+use crate::{JSON, NO_WRITES, Session, body, is_registered, unavailable, wait_for_locked};
 
 /// A service with long time-outs, and with this one for locks.
 fn with_lock_timeout(stack: &Stack, lock_timeout: &str) -> ServiceBuilder {
@@ -220,23 +217,24 @@ fn what_shares_a_batch_with_a_name_that_another_session_holds_does_not_wait_for_
     // One connection may wait.
     let service = &one_batch_at_a_time(&stack, "9s");
     assert_eq!(register(service, "free").status, 201);
-    let name = Session::holding(&stack, "INSERT INTO users (name, info) VALUES ('held', 'uncommitted')");
+    let names = "INSERT INTO users (name, info) VALUES ('held', 'uncommitted'), ('too', 'uncommitted')";
+    let names = Session::holding(&stack, names);
     let no_writes = Session::holding(&stack, NO_WRITES);
     let waits = |count| wait_until("they wait", || metric(service, "database_queries_waiting") == count);
     scope(|scope| {
-        let register_held = scope.spawn(|| register(service, "held"));
-        waits(1);
+        let held = ["held", "too"].map(|name| scope.spawn(move || register(service, name)));
+        waits(2);
         let others: Vec<_> = (0..20)
             .map(|number| scope.spawn(move || register(service, &format!("free-{number}")).status))
             .collect();
         let replace = scope.spawn(|| Replace("new").send(service, "free"));
-        waits(22);
+        waits(23);
         drop(no_writes);
         assert!(others.into_iter().all(|other| other.join().expect("answered") == 201));
         assert_eq!(replace.join().expect("answered").status, 200);
-        assert!(!register_held.is_finished(), "it still waits");
-        drop(name);
-        assert_eq!(register_held.join().expect("answered").status, 201);
+        assert!(held.iter().all(|held| !held.is_finished()), "they still wait");
+        drop(names);
+        assert!(held.into_iter().all(|held| held.join().expect("answered").status == 201));
     });
 }
 

@@ -66,6 +66,9 @@ fn wait_for_locked(stack: &Stack, count: usize) {
     });
 }
 
+/// Keeps every write from beginning: the lock that keeps the grant from being changed meanwhile.
+const NO_WRITES: &str = "SELECT pg_advisory_xact_lock(x'6772616e74'::bigint)";
+
 /// Another session. It holds the locks of its statement until it is dropped.
 struct Session<'a> {
     stack: &'a Stack,

@@ -6,7 +6,7 @@ use std::thread::scope;
 use devstack::testing::{metric, register, wait_until};
 use devstack::{ServiceBuilder, Stack, Stores, http};
 
-use crate::{Session, unavailable};
+use crate::{NO_WRITES, Session, unavailable};
 
 /// The sessions of the role `role`; and those of them that look, as the monitor does.
 fn sessions(stack: &Stack, role: &str) -> (usize, usize) {
@@ -89,15 +89,13 @@ fn the_monitors_connection_lost_beside_those_of_the_workers_is_no_outage() {
     let stack = Stack::private();
     slow_inserts(&stack);
     let service = limited(&stack, "monitored", 4).start();
-    // Until the pool has all connections that the monitor leaves.
-    wait_until("the role has all its connections", || {
-        scope(|scope| {
-            for client in 0..16 {
-                let service = &service;
-                scope.spawn(move || register(service, &format!("{:?}-{client}", std::time::Instant::now())));
-            }
-        });
-        sessions(&stack, "monitored").0 == 4
+    // A write that waits gets one connection after the other, until the pool has all that the monitor leaves.
+    let no_writes = Session::holding(&stack, NO_WRITES);
+    scope(|scope| {
+        // Its answer does not matter: it may have waited for too long.
+        scope.spawn(|| register(&service, "first"));
+        wait_until("the role has all its connections", || sessions(&stack, "monitored").0 == 4);
+        drop(no_writes);
     });
     for round in 0..5 {
         // One less from now on, so that the monitor cannot have its connection back beside those.
@@ -153,6 +151,25 @@ fn a_request_that_waits_while_the_monitor_has_the_last_connection_gets_the_next(
         let answer = waiting.join().expect("answered");
         assert_eq!(answer.status, 201, "{}\n{}", answer.text(), service.log());
     });
+}
+
+#[test]
+fn no_write_waits_for_a_lock_for_longer_than_the_setting() {
+    let stack = Stack::shared();
+    stack.sql(
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS \
+         $$BEGIN NEW.info := current_setting('lock_timeout'); RETURN NEW; END$$; \
+         CREATE TRIGGER note BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION note()",
+    );
+    for prepared in ["auto", "false"] {
+        for (setting, first) in [("500ms", "100ms"), ("20ms", "20ms")] {
+            let builder = stack.user_svc().env("DATABASE_PREPARED", prepared);
+            let service = builder.env("DATABASE_LOCK_TIMEOUT", setting).start();
+            let name = format!("{prepared}-{setting}");
+            assert_eq!(register(&service, &name).status, 201);
+            assert_eq!(stack.sql(&format!("SELECT info FROM users WHERE name = '{name}'")), first);
+        }
+    }
 }
 
 /// What a session of the database waits for.
